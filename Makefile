@@ -1,0 +1,45 @@
+# `make run` gives a mounted ./state, `make test` checks everything; `make help` names the rest.
+
+PY := .venv/bin/python
+STATE ?= ./state
+# More arguments for pytest, e.g. make test PYTEST_ARGS="-k rename tests/mounted"
+PYTEST_ARGS ?=
+
+.PHONY: help run setup stop test check lint types layers install-helper
+
+help: ## Name the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
+
+run: setup ## Install what is missing, mount ./state, show what to do with it
+	@scripts/run.sh $(STATE)
+
+setup: ## Install what is missing and make .venv/bin/statefs
+	@scripts/setup.sh
+
+stop: ## Unmount ./state; its data stays in ./state.store
+	@scripts/stop.sh $(STATE)
+
+test: setup-tests ## Run the test suite (installs the programs that tests drive)
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+check: setup-tests ## Lint, types, layers, then the test suite
+	@$(MAKE) --no-print-directory lint types layers
+	@$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: setup-tests ## Check style and formatting
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: setup-tests ## Check types
+	@$(PY) -m mypy
+
+layers: setup-tests ## Check that each layer imports only lower ones
+	@.venv/bin/lint-imports --no-logo
+
+install-helper: setup ## As root: let mount(8) and /etc/fstab use statefs
+	@ln -sfn "$(CURDIR)/scripts/mount.fuse.statefs" /sbin/mount.fuse.statefs
+	@echo "/sbin/mount.fuse.statefs -> $(CURDIR)/scripts/mount.fuse.statefs"
+
+.PHONY: setup-tests
+setup-tests:
+	@scripts/setup.sh --tests

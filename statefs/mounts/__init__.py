@@ -1,0 +1,28 @@
+"""How a FUSE mount comes and goes on Linux, without any FUSE library."""
+
+from statefs.mounts.attach import mount_fuse, require_empty, unmount
+from statefs.mounts.options import Durability, MountOptions
+from statefs.mounts.processes import processes_using
+from statefs.mounts.table import (
+    FSTYPE,
+    MountInfo,
+    find_mount,
+    is_stale,
+    mount_containing,
+    statefs_mounts,
+)
+
+__all__ = [
+    "FSTYPE",
+    "Durability",
+    "MountInfo",
+    "MountOptions",
+    "find_mount",
+    "is_stale",
+    "mount_containing",
+    "mount_fuse",
+    "processes_using",
+    "require_empty",
+    "statefs_mounts",
+    "unmount",
+]

@@ -1,0 +1,291 @@
+"""Mounting and unmounting: mount(2) and umount2(2) as root, fusermount3 for everyone else.
+
+Speaks no FUSE protocol: the first request is still unread in the descriptor that mounting returns.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+from pathlib import Path
+from typing import Final
+
+from statefs.errors import (
+    FuseUnavailable,
+    MountBusy,
+    MountPointNotEmpty,
+    NotMounted,
+    StatefsError,
+    UsageError,
+)
+from statefs.mounts.options import MountOptions
+from statefs.mounts.processes import FUSE_DEVICE, processes_using
+from statefs.mounts.table import FSTYPE, all_mounts, statefs_mounts
+
+FUSE_CONF: Final = Path("/etc/fuse.conf")
+
+MS_RDONLY: Final = 1
+MS_NOSUID: Final = 2
+MS_NODEV: Final = 4
+MS_NOEXEC: Final = 8
+MNT_DETACH: Final = 2
+UMOUNT_NOFOLLOW: Final = 8
+
+FUSERMOUNT_SECONDS: Final = 30.0
+"""fusermount3 answers in milliseconds; umount may first have to write dirty pages."""
+HOLDERS_NAMED_MAX: Final = 5
+"""Processes named in the message of MountBusy."""
+
+
+def mount_fuse(store: Path, mount_point: Path, options: MountOptions) -> int:
+    """Mount a FUSE filesystem nobody serves yet; return the descriptor of its connection.
+
+    Root mounts with mount(2); other users through fusermount3. The first request in the
+    descriptor is the kernel's FUSE_INIT. Whoever closes the descriptor ends the connection.
+
+    Args:
+        store: what the mount table shows as the source.
+        mount_point: an existing folder.
+
+    Raises:
+        FuseUnavailable: this machine or this user cannot mount; the message names the cure.
+        UsageError: the mount point is missing, not a folder, or not the user's own.
+    """
+    _check_mount_point(mount_point)
+    _check_permitted(options)
+    if os.geteuid() == 0:
+        return _mount_as_root(store, mount_point, options)
+    return _mount_as_user(store, mount_point, options)
+
+
+def require_empty(mount_point: Path) -> None:
+    """Refuse a mount point that has files in it, because the mount would hide them.
+
+    Raises:
+        MountPointNotEmpty: names one of them, and what can be done.
+    """
+    with os.scandir(mount_point) as entries:
+        first = next(iter(entries), None)
+    if first is not None:
+        raise MountPointNotEmpty(
+            f"{mount_point} is not empty (there is {first.name}): move its files away, or import "
+            f"them with: statefs mount {mount_point} --adopt"
+        )
+
+
+def _check_mount_point(mount_point: Path) -> None:
+    try:
+        mode = mount_point.stat().st_mode
+    except OSError as error:
+        raise UsageError(f"cannot mount on {mount_point}: {error.strerror}") from error
+    if not stat.S_ISDIR(mode):
+        raise UsageError(f"cannot mount on {mount_point}: it is not a folder")
+
+
+def _check_permitted(options: MountOptions) -> None:
+    if not FUSE_DEVICE.exists():
+        raise FuseUnavailable(
+            f"{FUSE_DEVICE} is missing: run `modprobe fuse` as root, or give the container the "
+            f"option --device {FUSE_DEVICE}"
+        )
+    if os.geteuid() == 0:
+        return
+    if shutil.which("fusermount3") is None:
+        raise FuseUnavailable(
+            "fusermount3 is missing, and only root can mount without it: apt install fuse3"
+        )
+    if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
+        raise FuseUnavailable(
+            f"{FUSE_DEVICE} may not be opened by this user: run `chmod 666 {FUSE_DEVICE}` as root"
+        )
+    if (options.allow_other or options.allow_root) and not _allow_other_is_permitted():
+        raise FuseUnavailable(
+            "allow_other is not permitted for ordinary users here: "
+            f"add the line `user_allow_other` to {FUSE_CONF}, or mount as root"
+        )
+
+
+def _allow_other_is_permitted() -> bool:
+    try:
+        lines = FUSE_CONF.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # fusermount3 can read what we cannot; its own answer will do
+    return any(line.strip() == "user_allow_other" for line in lines)
+
+
+def _mount_as_root(store: Path, mount_point: Path, options: MountOptions) -> int:
+    try:
+        fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise FuseUnavailable(
+            f"{FUSE_DEVICE} cannot be opened ({error.strerror}): run `modprobe fuse`, or give the "
+            f"container the option --device {FUSE_DEVICE}"
+        ) from error
+    flags = (
+        (MS_RDONLY if options.read_only else 0)
+        | (0 if options.suid else MS_NOSUID)
+        | (0 if options.dev else MS_NODEV)
+        | (MS_NOEXEC if options.noexec else 0)
+    )
+    mode = stat.S_IFMT(mount_point.stat().st_mode)
+    data = f"fd={fd},rootmode={mode:o},user_id={os.geteuid()},group_id={os.getegid()}"
+    data += ",default_permissions"
+    if options.allow_other or options.allow_root:
+        data += ",allow_other"
+    try:
+        _libc_call(
+            "mount", os.fsencode(store), os.fsencode(mount_point), FSTYPE.encode(), flags, data
+        )
+    except OSError as error:
+        os.close(fd)
+        raise _mount_refused(mount_point, error) from error
+    return fd
+
+
+def _mount_refused(mount_point: Path, error: OSError) -> StatefsError:
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return FuseUnavailable(
+            f"mounting on {mount_point} is not permitted, though this is root: a container needs "
+            "--cap-add SYS_ADMIN (and on some hosts --security-opt apparmor=unconfined)"
+        )
+    if error.errno == errno.ENODEV:
+        return FuseUnavailable("this kernel has no FUSE: run `modprobe fuse`")
+    return FuseUnavailable(f"cannot mount on {mount_point}: {error.strerror}")
+
+
+def _libc_call(function: str, *arguments: bytes | int | str) -> None:
+    """Call a function of the C library that returns 0 or sets errno."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    converted = [
+        ctypes.c_ulong(each)
+        if isinstance(each, int)
+        else ctypes.c_char_p(each.encode() if isinstance(each, str) else each)
+        for each in arguments
+    ]
+    if getattr(libc, function)(*converted) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _mount_as_user(store: Path, mount_point: Path, options: MountOptions) -> int:
+    words = [f"fsname={_fusermount_word(store)}", "subtype=statefs", "default_permissions"]
+    words += ["nosuid", "nodev"]
+    words += ["allow_other"] if options.allow_other or options.allow_root else []
+    words += ["ro"] if options.read_only else []
+    words += ["noexec"] if options.noexec else []
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, theirs:
+        # fusermount3 sends the descriptor over a socket whose number it finds in this variable.
+        process = subprocess.run(
+            ["fusermount3", "-o", ",".join(words), "--", str(mount_point)],
+            env=os.environ | {"_FUSE_COMMFD": str(theirs.fileno()), "LC_ALL": "C"},
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            timeout=FUSERMOUNT_SECONDS,
+            check=False,
+        )
+        if process.returncode != 0:
+            raise FuseUnavailable(f"cannot mount on {mount_point}: {_last_line(process.stderr)}")
+        return _received_fd(ours)
+
+
+def _fusermount_word(store: Path) -> str:
+    """Return a path as fusermount3 reads it: a comma or backslash has a backslash before it."""
+    return re.sub(r"([\\,])", r"\\\1", str(store))
+
+
+def _received_fd(channel: socket.socket) -> int:
+    """Return the descriptor that fusermount3 has sent. Source: unix(7), SCM_RIGHTS."""
+    fds = array.array("i")
+    room = socket.CMSG_LEN(fds.itemsize)
+    _, messages, _, _ = channel.recvmsg(1, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    for level, kind, content in messages:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            fds.frombytes(content[: fds.itemsize])
+    if not fds:
+        raise FuseUnavailable("fusermount3 mounted, but sent no descriptor")
+    os.set_inheritable(fds[0], False)
+    return fds[0]
+
+
+def _last_line(output: bytes) -> str:
+    lines = output.decode(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("fusermount3: ") if lines else "fusermount3 failed silently"
+
+
+def unmount(mount_point: Path, *, lazy: bool = False) -> None:
+    """Unmount. The daemon ends by itself a moment later; its lock tells when.
+
+    Args:
+        mount_point: as the mount table has it.
+        lazy: take it out of the tree now, and end it when the last program lets go.
+
+    Raises:
+        MountBusy: programs use it; they are named.
+        NotMounted: nothing is mounted there.
+        FuseUnavailable: this user may not unmount it.
+    """
+    if os.geteuid() == 0:
+        _unmount_as_root(mount_point, lazy)
+    else:
+        _unmount_as_user(mount_point, lazy)
+
+
+def _unmount_as_root(mount_point: Path, lazy: bool) -> None:
+    flags = UMOUNT_NOFOLLOW | (MNT_DETACH if lazy else 0)
+    try:
+        _libc_call("umount2", os.fsencode(mount_point), flags)
+    except OSError as error:
+        if error.errno == errno.EBUSY:
+            raise _busy(mount_point) from error
+        if error.errno in (errno.EINVAL, errno.ENOENT):
+            raise NotMounted(f"nothing is mounted at {mount_point}") from error
+        raise FuseUnavailable(f"cannot unmount {mount_point}: {error.strerror}") from error
+
+
+def _unmount_as_user(mount_point: Path, lazy: bool) -> None:
+    if shutil.which("fusermount3") is None:
+        raise FuseUnavailable("fusermount3 is missing: apt install fuse3, or unmount as root")
+    process = subprocess.run(
+        ["fusermount3", "-u", *(["-z"] if lazy else []), "--", str(mount_point)],
+        env=os.environ | {"LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        timeout=FUSERMOUNT_SECONDS,
+        check=False,
+    )
+    if process.returncode == 0:
+        return
+    said = _last_line(process.stderr)
+    if "busy" in said.lower():
+        raise _busy(mount_point)
+    if "not found in" in said or "not mounted" in said:
+        if any(mount.mount_point == mount_point for mount in statefs_mounts()):
+            raise FuseUnavailable(f"{mount_point} belongs to another user: unmount it as root")
+        raise NotMounted(f"nothing is mounted at {mount_point}")
+    raise FuseUnavailable(f"cannot unmount {mount_point}: {said}")
+
+
+def _busy(mount_point: Path) -> MountBusy:
+    inner = [m.mount_point for m in all_mounts() if mount_point in m.mount_point.parents]
+    holders = [*(f"a mount at {path}" for path in inner), *processes_using(mount_point)]
+    named = ", ".join(holders[:HOLDERS_NAMED_MAX]) or "a program this user cannot see"
+    more = (
+        f" and {len(holders) - HOLDERS_NAMED_MAX} more" if len(holders) > HOLDERS_NAMED_MAX else ""
+    )
+    return MountBusy(
+        f"{mount_point} is in use by {named}{more}: end that, or detach it all the same with: "
+        f"statefs umount --lazy {mount_point}"
+    )

@@ -1,0 +1,64 @@
+"""`statefs init`: make a store, without mounting it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from statefs.cli import backend
+from statefs.cli.explained import ExplainedCommand
+from statefs.cli.options import state_argument, store_option
+from statefs.cli.output import print_line
+from statefs.cli.prepare import (
+    choose_store,
+    link_store,
+    make_mount_point,
+    make_store,
+    refuse_overlap,
+)
+from statefs.cli.target import Target, mount_of_store, require_state, store_exists
+from statefs.errors import UsageError
+
+
+@click.command(
+    cls=ExplainedCommand,
+    short_help="Make a store for a state, without mounting it.",
+    examples=[
+        "statefs init state",
+        "statefs init state --app-id com.example.shop",
+        "statefs init /srv/app/state --store /data/app.store",
+    ],
+)
+@state_argument
+@store_option
+@click.option("--app-id", metavar="ID", help="The application whose state this is.")
+def command(state: Path | None, store: Path | None, app_id: str | None) -> None:
+    """Make the folder STATE and its store, STATE.store.
+
+    'statefs mount' does the same where there is no store. With --store the store lies elsewhere
+    and STATE.store becomes a link to it. Harmless where there is a store already.
+    """
+    mount_point = require_state(state)
+    chosen = choose_store(mount_point, store)
+    refuse_overlap(mount_point, chosen)
+    if store_exists(chosen):
+        require_same_app(mount_point, chosen, app_id)
+        print_line(f"{mount_point} has a store already: {chosen}")
+        return
+    make_mount_point(mount_point)
+    make_store(chosen, app_id)
+    print_line(f"made the store {chosen}")
+    warning = link_store(mount_point, chosen)
+    if warning:
+        click.echo(f"statefs: warning: {warning}", err=True)
+
+
+def require_same_app(state: Path, store: Path, app_id: str | None) -> None:
+    """Raise UsageError where --app-id asks for another application than the store's."""
+    if app_id is None:
+        return
+    with backend.open_backend(Target(state, store, mount_of_store(store))) as opened:
+        present = opened.status().get("app_id")
+    if present != app_id:
+        raise UsageError(f"{store} belongs to the application '{present}', not '{app_id}'")

@@ -1,0 +1,44 @@
+"""`statefs list`: the snapshots of a state."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from statefs.cli import backend
+from statefs.cli.explained import ExplainedCommand
+from statefs.cli.options import json_option, state_argument, store_option
+from statefs.cli.output import print_json
+from statefs.cli.snapshot_view import print_list
+from statefs.cli.target import find_target
+
+
+@click.command(
+    cls=ExplainedCommand,
+    short_help="List the snapshots, the newest last.",
+    examples=[
+        "statefs list state",
+        "cd state/current && statefs list",
+        "statefs list state --json | jq -r '.snapshots[].name'",
+        "statefs list --store /backup/app.store",
+    ],
+)
+@state_argument
+@store_option
+@json_option
+def command(state: Path | None, store: Path | None, as_json: bool) -> None:
+    """List the snapshots of STATE, the newest last.
+
+    Times are local; columns that are empty in every row are left out.
+    """
+    with backend.open_backend(find_target(state, store)) as opened:
+        snapshots = opened.list_snapshots()
+    if as_json:
+        print_json({"snapshots": snapshots})
+    elif snapshots:
+        print_list(snapshots, time.time())
+    else:
+        # On standard error, so that a script that counts lines counts none.
+        click.echo("no snapshots yet: 'statefs save' takes one", err=True)

@@ -1,0 +1,94 @@
+"""The arguments and options that several commands share. Reads the command line, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import click
+from click.shell_completion import CompletionItem
+
+from statefs.errors import UsageError
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_PAIR: Final = 2
+
+
+class FolderPath(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """A folder's path, which is not looked at: a mount without a daemon would hang the look."""
+
+    name = "folder"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Path:
+        """Return the path as given; an empty word (an unset shell variable) is refused."""
+        if not str(value):
+            self.fail("a path cannot be empty", param, ctx)
+        return Path(value)
+
+    def shell_complete(
+        self, _ctx: click.Context, _param: click.Parameter, incomplete: str
+    ) -> list[CompletionItem]:
+        """Let the shell complete folders."""
+        return [CompletionItem(incomplete, type="dir")]
+
+
+FOLDER: Final = FolderPath()
+
+state_argument: Final[Decorator] = click.argument(
+    "state", required=False, type=FOLDER, metavar="[STATE]"
+)
+
+store_option: Final[Decorator] = click.option(
+    "--store",
+    type=FOLDER,
+    metavar="DIR",
+    help="The store, where it is not STATE.store beside the mount point.",
+)
+
+json_option: Final[Decorator] = click.option(
+    "--json", "as_json", is_flag=True, help="Print JSON, stable between versions."
+)
+
+
+def complete_snapshot(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the snapshots of the state named so far, or folders where none is named."""
+    from statefs.cli.target import known_snapshot_names
+
+    named = ctx.params.get("words") or ()
+    state = Path(named[0]) if named else None
+    try:
+        names = known_snapshot_names(state, ctx.params.get("store"))
+    except Exception:  # completion must never print an error into the user's command line
+        names = []
+    items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
+    if not named:
+        items.append(CompletionItem(incomplete, type="dir"))
+    return items
+
+
+snapshot_argument: Final[Decorator] = click.argument(
+    "words", nargs=-1, metavar="[STATE] SNAPSHOT", shell_complete=complete_snapshot
+)
+
+
+def split_snapshot(words: tuple[str, ...], command: str) -> tuple[Path | None, str]:
+    """Return the state (None: left out) and the snapshot of a `[STATE] SNAPSHOT` pair.
+
+    Args:
+        words: what stood on the command line.
+        command: the command's name, for the message.
+
+    Raises:
+        UsageError: there is no word, an empty one, or more than two.
+    """
+    if len(words) == 1 and words[0]:
+        return None, words[0]
+    if len(words) == _PAIR and all(words):
+        return Path(words[0]), words[1]
+    raise UsageError(
+        f"give one snapshot: statefs {command} STATE SNAPSHOT (a name, a label, latest, @-2h)"
+    )

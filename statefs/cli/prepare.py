@@ -1,0 +1,142 @@
+"""What `init` and `mount` do before there is a mount: the folder, the store, the link between them.
+
+Opens no store that exists; the daemon does that.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from statefs.cli.target import store_exists
+from statefs.cli.units import size_text
+from statefs.errors import MountPointNotEmpty, NoSpace, NoSuchStore, UsageError
+from statefs.layout import default_store
+
+NEW_STORE_FREE_BYTES: Final = 16 << 20
+"""A new store needs about 1 MiB; with less than this around it, it would be full at once."""
+MOUNT_FREE_BYTES: Final = 4 << 20
+"""SQLite's log grows to some MiB before a checkpoint; with less, the first writes would fail."""
+
+_NAMED_FILES: Final = 3
+"""How many of the files under a mount point a message names."""
+
+
+def make_mount_point(state: Path) -> None:
+    """Make the folder of a mount point, with its parents, where it is not there.
+
+    Raises:
+        UsageError: something that is no folder is in the way.
+    """
+    try:
+        state.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UsageError(f"{state} is not a folder; name a folder to mount on") from None
+
+
+def choose_store(state: Path, named: Path | None) -> Path:
+    """Return the store to use for `state`: the one named, else what STATE.store is or leads to.
+
+    Raises:
+        UsageError: STATE.store is there and is another store than the one named.
+        NoSuchStore: STATE.store is a link that leads nowhere.
+    """
+    beside = default_store(state)
+    if named is None:
+        if beside.is_symlink() and not beside.exists():
+            raise NoSuchStore(
+                f"{beside} leads to {beside.resolve()}, which is not there; "
+                f"bring it back, or remove {beside} to start anew"
+            )
+        return beside.resolve()
+    store = named.resolve()
+    if (beside.exists() or beside.is_symlink()) and beside.resolve() != store:
+        raise UsageError(
+            f"{state} has a store already, {beside.resolve()}; "
+            f"leave --store out, or move {beside} away"
+        )
+    return store
+
+
+def refuse_overlap(state: Path, store: Path) -> None:
+    """Raise UsageError where the mount would cover its own store."""
+    if store == state or state in store.parents:
+        raise UsageError(f"the store {store} cannot lie in its own mount point {state}")
+
+
+def make_store(store: Path, app_id: str | None) -> None:
+    """Make a new store.
+
+    Raises:
+        NoSpace: its filesystem is nearly full.
+    """
+    require_space(store, NEW_STORE_FREE_BYTES)
+    store.parent.mkdir(parents=True, exist_ok=True)
+    from statefs.maintenance.store import init_store
+
+    init_store(store, app_id)
+
+
+def ensure_store(store: Path, app_id: str | None) -> bool:
+    """Make the store where there is none; return whether it was made."""
+    if store_exists(store):
+        return False
+    make_store(store, app_id)
+    return True
+
+
+def link_store(state: Path, store: Path) -> str | None:
+    """Make STATE.store lead to a store elsewhere, so that --store is needed only once.
+
+    Returns:
+        None, or a warning: the link could not be made.
+    """
+    beside = default_store(state)
+    if beside == store or beside.is_symlink() or beside.exists():
+        return None
+    try:
+        beside.symlink_to(store)
+    except OSError as error:
+        return (
+            f"cannot make the link {beside} ({error.strerror}): "
+            f"give --store {store} with each command while {state} is not mounted"
+        )
+    return None
+
+
+def require_space(store: Path, needed_bytes: int) -> None:
+    """Raise NoSpace where the filesystem that holds `store`, or will, has too little room."""
+    place = store
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    free_bytes = _free_bytes(place)
+    if free_bytes < needed_bytes:
+        raise NoSpace(
+            f"only {size_text(free_bytes)} free where {store} lies, {size_text(needed_bytes)} "
+            "needed: free some, or choose another place with --store DIR"
+        )
+
+
+def _free_bytes(place: Path) -> int:
+    usage = os.statvfs(place)
+    return usage.f_bavail * usage.f_frsize
+
+
+def covered_files(state: Path) -> list[str]:
+    """Return the names in the folder `state`, which is not mounted, in order."""
+    return sorted(os.listdir(state))
+
+
+def refuse_covered_files(state: Path) -> None:
+    """Raise MountPointNotEmpty where files lie in the folder that a mount would hide."""
+    names = covered_files(state)
+    if not names:
+        return
+    shown = ", ".join(names[:_NAMED_FILES])
+    more = len(names) - _NAMED_FILES
+    listing = f"{shown} and {more} more" if more > 0 else shown
+    raise MountPointNotEmpty(
+        f"{state} is not mounted and holds files that a mount would hide ({listing}): "
+        f"'statefs mount --adopt {state}' brings them into current/, or move them away"
+    )

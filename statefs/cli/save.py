@@ -1,0 +1,95 @@
+"""`statefs save`: take a snapshot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from statefs.cli import backend
+from statefs.cli.explained import ExplainedCommand
+from statefs.cli.options import json_option, state_argument, store_option
+from statefs.cli.output import print_json, print_line
+from statefs.cli.target import find_target
+from statefs.errors import UsageError
+
+REASONS = (
+    "manual",
+    "autosave",
+    "turn",
+    "shutdown",
+    "before-upgrade",
+    "before-restore",
+    "before-migration",
+    "hook",
+)
+"""What may stand as a snapshot's reason (docs/on-disk-format.md)."""
+
+
+def parse_labels(
+    _ctx: click.Context, _parameter: click.Parameter, words: tuple[str, ...]
+) -> dict[str, str]:
+    """Return `K=V` words as a mapping.
+
+    Raises:
+        UsageError: a word has no `=`, no key, or a key stands twice.
+    """
+    labels: dict[str, str] = {}
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not key or not equals:
+            raise UsageError(f"a label is KEY=VALUE, not '{word}' (for example --label name=v1)")
+        if key in labels:
+            raise UsageError(f"the label '{key}' is given twice; a key has one value")
+        labels[key] = value
+    return labels
+
+
+@click.command(
+    cls=ExplainedCommand,
+    short_help="Take a snapshot and print its name.",
+    examples=[
+        "statefs save state",
+        'statefs save state -m "before the import" --label name=clean',
+        'ls "state/snapshots/$(statefs save state)"',
+        "statefs save state --reason before-upgrade --json",
+    ],
+)
+@state_argument
+@store_option
+@click.option("-m", "--message", default="", metavar="TEXT", help="What this snapshot is about.")
+@click.option(
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="K=V",
+    callback=parse_labels,
+    help="A label, any number of them; name=NAME makes snapshots/NAME lead to the snapshot.",
+)
+@click.option(
+    "--reason",
+    type=click.Choice(REASONS),
+    default="manual",
+    show_default=True,
+    help="Why it is taken.",
+)
+@json_option
+def command(
+    state: Path | None,
+    store: Path | None,
+    message: str,
+    labels: dict[str, str],
+    reason: str,
+    as_json: bool,
+) -> None:
+    """Take a snapshot of STATE/current and print its name.
+
+    The snapshot is a read-only folder, STATE/snapshots/NAME, there at once and for ever.
+    Works whether STATE is mounted or not.
+    """
+    with backend.open_backend(find_target(state, store)) as opened:
+        snapshot = opened.save(message, reason, labels)
+    if as_json:
+        print_json(snapshot)
+    else:
+        print_line(snapshot["name"])

@@ -1,0 +1,47 @@
+"""`statefs show`: all that is known of one snapshot."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import click
+
+from statefs.cli import backend
+from statefs.cli.explained import ExplainedCommand
+from statefs.cli.options import json_option, snapshot_argument, split_snapshot, store_option
+from statefs.cli.output import print_json
+from statefs.cli.snapshot_view import print_snapshot
+from statefs.cli.target import find_target
+
+
+@click.command(
+    cls=ExplainedCommand,
+    short_help="Show one snapshot.",
+    examples=[
+        "statefs show state latest",
+        "statefs show state 2026-03-13",
+        "cd state && statefs show @-2h",
+        "statefs show state clean --json | jq -r .stateDigest",
+    ],
+)
+@snapshot_argument
+@store_option
+@json_option
+def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> None:
+    """Show one snapshot of STATE.
+
+    SNAPSHOT is a name or the beginning of one, a label, latest, latest~2 (two before the latest),
+    @-2h (the newest that is at least two hours old) or @2026-03-13T12:00.
+    """
+    state, name = split_snapshot(words, "show")
+    target = find_target(state, store)
+    with backend.open_backend(target) as opened:
+        snapshot = opened.show(name)
+    if as_json:
+        print_json(snapshot)
+        return
+    folder = ""
+    if target.mount is not None:
+        folder = str(target.mount.mount_point / "snapshots" / snapshot["name"])
+    print_snapshot(snapshot, folder, time.time())

@@ -1,0 +1,113 @@
+"""How a snapshot's document is shown to people: as a row of a list, as facts, in one phrase."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from statefs.cli.output import Column, print_facts, print_table
+from statefs.cli.units import count_text, local_text, since_text, size_text
+
+LIST_COLUMNS = (
+    Column("snapshot", style="bold cyan"),
+    Column("taken"),
+    Column("age"),
+    Column("files", align_right=True),
+    Column("size", align_right=True),
+    Column("reason"),
+    Column("labels", style="green", may_shorten=True),
+    Column("message", may_shorten=True),
+)
+
+_VOLUME_COLUMNS = (
+    Column("volume", style="bold"),
+    Column("consistency"),
+    Column("format"),
+    Column("size", align_right=True),
+    Column("digest", may_shorten=True),
+)
+
+
+def labels_text(labels: Mapping[str, str] | None) -> str:
+    """Return labels as they are typed: `name=first, k=v`."""
+    return ", ".join(f"{key}={value}" for key, value in (labels or {}).items())
+
+
+def list_row(snapshot: Mapping[str, Any], now_seconds: float) -> list[str]:
+    """Return the cells of one snapshot, in the order of LIST_COLUMNS."""
+    message = str(snapshot.get("message") or "")
+    return [
+        str(snapshot["name"]),
+        local_text(snapshot["timestamp"]),
+        since_text(snapshot["timestamp"], now_seconds),
+        count_text(snapshot["files"]),
+        size_text(snapshot["bytes"]),
+        str(snapshot.get("reason") or ""),
+        labels_text(snapshot.get("labels")),
+        message.split("\n", 1)[0],
+    ]
+
+
+def print_list(snapshots: Sequence[Mapping[str, Any]], now_seconds: float) -> None:
+    """Print snapshots as a table, in the order given."""
+    print_table(LIST_COLUMNS, [list_row(snapshot, now_seconds) for snapshot in snapshots])
+
+
+def print_snapshot(snapshot: Mapping[str, Any], folder: str, now_seconds: float) -> None:
+    """Print all that is known of one snapshot.
+
+    Args:
+        snapshot: its document.
+        folder: where its files are to be seen now; empty where nothing is mounted.
+        now_seconds: the present, in seconds since 1970.
+    """
+    timestamp = snapshot["timestamp"]
+    age = since_text(timestamp, now_seconds)
+    print_facts(
+        [
+            ("Snapshot", str(snapshot["name"])),
+            ("Taken", f"{local_text(timestamp, with_zone=True)}" + (f" ({age})" if age else "")),
+            ("Reason", str(snapshot.get("reason") or "")),
+            ("Message", str(snapshot.get("message") or "")),
+            ("Labels", labels_text(snapshot.get("labels"))),
+            ("Files", count_text(snapshot["files"])),
+            ("Size", size_text(snapshot["bytes"])),
+            ("Folder", folder),
+            ("Id", str(snapshot["snapshotId"])),
+            ("Parent", str(snapshot.get("parentSnapshotId") or "")),
+            ("Digest", str(snapshot.get("stateDigest") or "")),
+            ("Sealed", "yes" if snapshot.get("sealed") else "not yet"),
+            ("App version", str(snapshot.get("appVersion") or "")),
+            ("Format", str(snapshot.get("formatVersion") or "")),
+        ]
+    )
+    volumes = _volume_rows(snapshot.get("volumeManifests"))
+    if volumes:
+        print_facts([("Volumes", str(len(volumes)))])
+        print_table(_VOLUME_COLUMNS, volumes)
+
+
+def _volume_rows(manifests: Any) -> list[list[str]]:
+    named = manifests.items() if isinstance(manifests, Mapping) else ()
+    return [
+        [
+            str(name),
+            str(manifest.get("consistency") or ""),
+            str(manifest.get("format") or ""),
+            size_text(manifest["bytes"]) if isinstance(manifest.get("bytes"), int) else "",
+            str(manifest.get("digest") or ""),
+        ]
+        for name, manifest in named
+    ]
+
+
+def phrase(snapshot: Mapping[str, Any]) -> str:
+    """Return one phrase that names a snapshot and says what it held."""
+    details = [f"{count_text(snapshot['files'])} files", size_text(snapshot["bytes"])]
+    labels = labels_text(snapshot.get("labels"))
+    if labels:
+        details.append(labels)
+    message = str(snapshot.get("message") or "").split("\n", 1)[0]
+    if message:
+        details.append(f'"{message}"')
+    return f"{snapshot['name']} ({', '.join(details)})"

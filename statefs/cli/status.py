@@ -1,0 +1,83 @@
+"""`statefs status`: what a state, its store and its daemon are doing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from statefs.cli import backend
+from statefs.cli.explained import ExplainedCommand
+from statefs.cli.options import json_option, state_argument, store_option
+from statefs.cli.output import print_facts, print_json
+from statefs.cli.target import Target, find_target
+from statefs.cli.units import count_text, local_text, since_text, size_text
+
+
+@click.command(
+    cls=ExplainedCommand,
+    short_help="Show what the state, its store and its daemon are doing.",
+    examples=[
+        "statefs status state",
+        "statefs status state --json | jq .mounted",
+    ],
+)
+@state_argument
+@store_option
+@json_option
+def command(state: Path | None, store: Path | None, as_json: bool) -> None:
+    """Show whether STATE is mounted, since when, how full it is and who serves it."""
+    target = find_target(state, store)
+    with backend.open_backend(target) as opened:
+        status = opened.status()
+    # Only this side sees a mount whose daemon is gone: the store itself was opened without one.
+    status["stale"] = target.mount is not None and not status["mounted"]
+    if as_json:
+        print_json(status)
+    else:
+        print_status(status, target, time.time())
+
+
+def mounted_text(status: Mapping[str, Any], target: Target) -> str:
+    """Return the answer to "is it mounted?", with what to do about a stale mount."""
+    if status["stale"] and target.mount is not None:
+        point = target.mount.mount_point
+        return f"stale: its daemon is gone; 'statefs mount --repair {point}' mounts it again"
+    if not status["mounted"]:
+        return "no"
+    return str(status.get("mount_point") or target.state or "yes")
+
+
+def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) -> None:
+    """Print a status document for people."""
+    since = status.get("since")
+    since_facts = ""
+    if since:
+        since_facts = f"{local_text(since, with_zone=True)} ({since_text(since, now_seconds)})"
+    daemon = status.get("worker_pid")
+    free = status.get("free_bytes")
+    print_facts(
+        [
+            ("Mounted", mounted_text(status, target)),
+            ("Since", since_facts),
+            ("Daemon", f"pid {daemon}" if daemon else ""),
+            ("Durability", str(status.get("durability") or "")),
+            ("Store", str(status["store"])),
+            ("Application", str(status.get("app_id") or "")),
+            ("Files", count_text(status["files"])),
+            ("Size", size_text(status["bytes"])),
+            ("On disk", _optional_size(status.get("store_bytes"))),
+            ("Free", _optional_size(free)),
+            ("Snapshots", count_text(status["snapshots"])),
+            ("Latest", str(status.get("latest") or "")),
+            ("Epoch", str(status["epoch"])),
+            ("Version", str(status.get("version") or "")),
+        ]
+    )
+
+
+def _optional_size(size_bytes: int | None) -> str:
+    return "" if size_bytes is None else size_text(size_bytes)

@@ -1,0 +1,166 @@
+"""Which state and which store a command means. Looks at paths and the mount table, opens nothing.
+
+A mount whose daemon died or hangs blocks whoever touches it, so nothing here looks below a mount:
+the mount table of the kernel is asked instead.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from statefs.errors import NoSuchStore, UsageError
+from statefs.layout import StoreLayout, default_store
+
+if TYPE_CHECKING:
+    from statefs.mounts import MountInfo
+
+STATE_VARIABLE: Final = "STATEFS_STATE"
+"""The environment variable that stands for STATE where it is left out."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a command works on.
+
+    Args:
+        state: the mount point, mounted or not; None where only a store is known.
+        store: the store's folder, absolute; it need not exist.
+        mount: the mount that shows the store, None where it is not mounted.
+    """
+
+    state: Path | None
+    store: Path
+    mount: MountInfo | None
+
+    @property
+    def layout(self) -> StoreLayout:
+        """The paths inside the store."""
+        return StoreLayout(self.store)
+
+
+def store_exists(store: Path) -> bool:
+    """Return whether there is a store at `store`."""
+    return StoreLayout(store).meta_db.exists()
+
+
+def absolute_state(path: Path) -> Path:
+    """Return the absolute path of a state, mounted or not, without looking inside a mount."""
+    from statefs.mounts import find_mount, mount_containing
+
+    mount = find_mount(path)
+    if mount is not None:
+        return mount.mount_point
+    inside = mount_containing(path) is not None
+    return Path(os.path.abspath(path)) if inside else path.resolve()
+
+
+def find_state(given: Path | None) -> Path | None:
+    """Return the state that is meant: named, else STATEFS_STATE, else the mount around the cwd."""
+    if given is not None:
+        return absolute_state(given)
+    from_environment = os.environ.get(STATE_VARIABLE)
+    if from_environment:
+        return absolute_state(Path(from_environment))
+    from statefs.mounts import mount_containing
+
+    try:
+        around = mount_containing(Path.cwd())
+    except FileNotFoundError:  # the working directory was removed
+        return None
+    return None if around is None else around.mount_point
+
+
+def require_state(given: Path | None) -> Path:
+    """Return the state that is meant.
+
+    Raises:
+        UsageError: none is named and none can be inferred.
+    """
+    state = find_state(given)
+    if state is None:
+        raise UsageError(
+            f"which state? name it (for example ./state), set {STATE_VARIABLE}, "
+            "or change into a mounted one"
+        )
+    return state
+
+
+def find_target(given: Path | None, store: Path | None) -> Target:
+    """Return the state, store and mount a command means; the store exists.
+
+    Args:
+        given: STATE of the command line, None where it was left out.
+        store: --store of the command line.
+
+    Raises:
+        UsageError: neither a state nor a store is named or can be inferred.
+        NoSuchStore: there is no store where it should be.
+    """
+    if store is not None and given is None:
+        target = _target_of_store(store.resolve())
+    else:
+        target = _target_of_state(require_state(given), store)
+    if not store_exists(target.store):
+        raise NoSuchStore(_no_store_text(target))
+    return target
+
+
+def _target_of_store(store: Path) -> Target:
+    mount = mount_of_store(store)
+    return Target(None if mount is None else mount.mount_point, store, mount)
+
+
+def _target_of_state(state: Path, store: Path | None) -> Target:
+    from statefs.mounts import find_mount, mount_containing
+
+    mount = find_mount(state)
+    if mount is None and store is None and not _is_present(default_store(state)):
+        mount = mount_containing(state)
+    if mount is None:
+        named = default_store(state) if store is None else store
+        return Target(state, named.resolve(), mount_of_store(named.resolve()))
+    mounted_store = Path(mount.source)
+    if store is not None and store.resolve() != mounted_store:
+        raise UsageError(f"{mount.mount_point} shows the store {mounted_store}; leave --store out")
+    return Target(mount.mount_point, mounted_store, mount)
+
+
+def mount_of_store(store: Path) -> MountInfo | None:
+    """Return a mount that shows `store` (an absolute path without symbolic links)."""
+    from statefs.mounts import statefs_mounts
+
+    return next((mount for mount in statefs_mounts() if Path(mount.source) == store), None)
+
+
+def _is_present(path: Path) -> bool:
+    return path.exists() or path.is_symlink()
+
+
+def _no_store_text(target: Target) -> str:
+    if target.state is None:
+        return f"{target.store} is not a store"
+    link = default_store(target.state)
+    if link.is_symlink() and link.resolve() == target.store:
+        return f"{link} leads to {target.store}, where there is no store; name it with --store DIR"
+    return (
+        f"no store for {target.state}: run 'statefs init {target.state}', "
+        "or name the store with --store DIR"
+    )
+
+
+def known_snapshot_names(given: Path | None, store: Path | None) -> list[str]:
+    """Return names and labels of snapshots for shell completion, from the store's index.json."""
+    import json
+
+    target = find_target(given, store)
+    index = json.loads(target.layout.index_json.read_text(encoding="utf-8"))
+    names = ["latest"]
+    for snapshot in reversed(index.get("snapshots", [])):
+        names.append(snapshot["name"])
+        label = (snapshot.get("labels") or {}).get("name")
+        if label:
+            names.append(label)
+    return names

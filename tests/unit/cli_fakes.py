@@ -1,0 +1,180 @@
+"""What the command line's tests share: a store that is only a list, and a pretended mount table.
+
+The fake stands in at `statefs.cli.backend.open_backend`, the one door to real stores.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from statefs.cli.app import run
+from statefs.cli.target import Target
+from statefs.errors import NoSuchSnapshot
+
+Document = dict[str, Any]
+
+FIRST: Final[Document] = {
+    "snapshotId": "0d7f1a52-6a0e-4f4e-9b8e-0a3c1f5f7a11",
+    "name": "2026-03-13T12-00-00Z",
+    "timestamp": "2026-03-13T12:00:00Z",
+    "parentSnapshotId": None,
+    "reason": "manual",
+    "message": "before the import",
+    "labels": {"name": "clean"},
+    "appVersion": None,
+    "formatVersion": 1,
+    "stateDigest": None,
+    "volumeManifests": {},
+    "files": 1234,
+    "bytes": 5 << 20,
+    "sealed": False,
+}
+
+
+@dataclass
+class FakeBackend:
+    """A store that keeps documents in a list and remembers what it was asked.
+
+    Args:
+        snapshots: what it holds.
+        problems: what verify finds.
+        failure: raised by every call instead of an answer.
+        mounted: what its status says.
+    """
+
+    snapshots: list[Document] = field(default_factory=list)
+    problems: list[Document] = field(default_factory=list)
+    failure: Exception | None = None
+    mounted: bool = False
+    targets: list[Target] = field(default_factory=list)
+    asked: list[str] = field(default_factory=list)
+
+    def _ask(self, what: str) -> None:
+        self.asked.append(what)
+        if self.failure is not None:
+            raise self.failure
+
+    def save(self, message: str, reason: str, labels: Mapping[str, str]) -> Document:
+        """Add a snapshot."""
+        self._ask("save")
+        snapshot = FIRST | {"message": message, "reason": reason, "labels": dict(labels)}
+        self.snapshots.append(snapshot)
+        return snapshot
+
+    def list_snapshots(self) -> list[Document]:
+        """Return the list."""
+        self._ask("list")
+        return self.snapshots
+
+    def show(self, snapshot: str) -> Document:
+        """Find a snapshot by its whole name or its label."""
+        self._ask(f"show {snapshot}")
+        for each in self.snapshots:
+            if snapshot in (each["name"], each["labels"].get("name")):
+                return each
+        raise NoSuchSnapshot(f"no snapshot '{snapshot}': 'statefs list' shows what there is")
+
+    def delete(self, snapshot: str) -> Document:
+        """Take a snapshot out of the list."""
+        found = self.show(snapshot)
+        self.snapshots.remove(found)
+        return found
+
+    def status(self) -> Document:
+        """Return a status with every key."""
+        self._ask("status")
+        return {
+            "mounted": self.mounted,
+            "mount_point": "/srv/state" if self.mounted else None,
+            "store": "/srv/state.store",
+            "store_id": "6d8a2c4e-1111-4222-8333-444455556666",
+            "app_id": "com.example.shop",
+            "epoch": 3,
+            "snapshots": 2,
+            "latest": "2026-03-13T12-00-00Z",
+            "worker_pid": 4711 if self.mounted else None,
+            "supervisor_pid": 4711 if self.mounted else None,
+            "since": "2026-03-13T11:00:00Z" if self.mounted else None,
+            "bytes": 5 << 20,
+            "files": 1234,
+            "durability": "close",
+            "version": "0.1.0",
+            "store_bytes": 6 << 20,
+            "free_bytes": 7 << 30,
+        }
+
+    def verify(self) -> list[Document]:
+        """Return the problems."""
+        self._ask("verify")
+        return self.problems
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Stand in for every store from here to the end of the test."""
+
+        @contextmanager
+        def opened(target: Target) -> Iterator[FakeBackend]:
+            self.targets.append(target)
+            yield self
+
+        monkeypatch.setattr("statefs.cli.backend.open_backend", opened)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command line did: its exit code and what it wrote."""
+
+    exit_code: int
+    out: str
+    err: str
+
+
+def call(capsys: pytest.CaptureFixture[str], *words: str | Path) -> Outcome:
+    """Run `statefs WORDS...` in this process."""
+    exit_code = run([str(word) for word in words])
+    captured = capsys.readouterr()
+    return Outcome(exit_code, captured.out, captured.err)
+
+
+def call_process(*words: str | Path, env: Mapping[str, str] | None = None) -> Outcome:
+    """Run `python -m statefs WORDS...` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "statefs", *(str(word) for word in words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        env=env,
+    )
+    return Outcome(done.returncode, done.stdout, done.stderr)
+
+
+def make_empty_store(store: Path) -> Path:
+    """Make what looks like a store from outside: a folder with a meta.db. Return it."""
+    store.mkdir()
+    (store / "meta.db").touch()
+    return store
+
+
+def pretend_mounts(
+    monkeypatch: pytest.MonkeyPatch, table: Path, mounts: Mapping[Path, Path]
+) -> None:
+    """Let the mount table show statefs mounts that do not exist.
+
+    Args:
+        monkeypatch: of the test.
+        table: a file to write the table to.
+        mounts: mount points, each with its store.
+    """
+    lines = [
+        f"{100 + i} 1 0:{50 + i} / {point} rw,nosuid,nodev - fuse.statefs {store} rw\n"
+        for i, (point, store) in enumerate(mounts.items())
+    ]
+    table.write_text("".join(lines))
+    monkeypatch.setattr("statefs.mounts.table.MOUNTINFO", table)

@@ -1,0 +1,266 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from statefs.cli.app import COMMANDS
+from statefs.cli.options import split_snapshot
+from statefs.errors import UsageError
+from tests.unit.cli_fakes import FIRST, FakeBackend, call, make_empty_store, pretend_mounts
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackend:
+    """Stand in for every store; `state` beside the working directory has one."""
+    monkeypatch.delenv("STATEFS_STATE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    pretend_mounts(monkeypatch, tmp_path / "mountinfo", {})
+    make_empty_store(tmp_path / "state.store")
+    fake = FakeBackend()
+    fake.install(monkeypatch)
+    return fake
+
+
+def test_save_prints_the_name_and_nothing_else(backend: FakeBackend, capsys: Capture) -> None:
+    """So that a script can use it: ls state/snapshots/$(statefs save state)."""
+    done = call(capsys, "save", "state", "-m", "hello", "--label", "name=v1", "--label", "k=a=b")
+    assert (done.exit_code, done.out, done.err) == (0, f"{FIRST['name']}\n", "")
+    assert backend.snapshots[0]["message"] == "hello"
+    assert backend.snapshots[0]["labels"] == {"name": "v1", "k": "a=b"}
+    assert backend.snapshots[0]["reason"] == "manual"
+
+
+def test_save_json_is_the_document(backend: FakeBackend, capsys: Capture) -> None:
+    """The whole metadata of the new snapshot."""
+    done = call(capsys, "save", "state", "--reason", "hook", "--json")
+    assert json.loads(done.out) == FIRST | {"message": "", "reason": "hook", "labels": {}}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--label", "novalue"], "a label is KEY=VALUE, not 'novalue'"),
+        (["--label", "=v"], "a label is KEY=VALUE"),
+        (["--label", "a=1", "--label", "a=2"], "the label 'a' is given twice"),
+        (["--reason", "whim"], "'whim' is not one of 'manual', 'autosave'"),
+    ],
+)
+def test_save_refuses_bad_labels_and_reasons(
+    backend: FakeBackend, capsys: Capture, words: list[str], complaint: str
+) -> None:
+    """Before anything is saved."""
+    done = call(capsys, "save", "state", *words)
+    assert done.exit_code == 2
+    assert complaint in done.err
+    assert backend.asked == []
+
+
+def test_list_shows_a_row_for_each_snapshot(backend: FakeBackend, capsys: Capture) -> None:
+    """The newest is last, next to the prompt."""
+    backend.snapshots = [FIRST, FIRST | {"name": "2026-03-14T12-00-00Z", "message": "later"}]
+    lines = call(capsys, "list", "state").out.splitlines()
+    assert lines[0].split() == [
+        "SNAPSHOT", "TAKEN", "AGE", "FILES", "SIZE", "REASON", "LABELS", "MESSAGE",
+    ]  # fmt: skip
+    assert lines[1].startswith("2026-03-13T12-00-00Z  2026-03-1")
+    assert "1,234  5.0 MiB  manual  name=clean  before the import" in lines[1]
+    assert lines[2].startswith("2026-03-14T12-00-00Z") and lines[2].endswith("later")
+
+
+def test_list_json_has_every_document(backend: FakeBackend, capsys: Capture) -> None:
+    """Under the key `snapshots`, oldest first."""
+    backend.snapshots = [FIRST]
+    assert json.loads(call(capsys, "list", "state", "--json").out) == {"snapshots": [FIRST]}
+
+
+def test_an_empty_list_leaves_standard_output_empty(backend: FakeBackend, capsys: Capture) -> None:
+    """The hint goes to standard error; JSON is still a document."""
+    done = call(capsys, "list", "state")
+    assert (done.exit_code, done.out) == (0, "")
+    assert "no snapshots yet" in done.err
+    assert json.loads(call(capsys, "list", "state", "--json").out) == {"snapshots": []}
+
+
+def test_show_prints_facts(backend: FakeBackend, capsys: Capture) -> None:
+    """What is not known is left out."""
+    backend.snapshots = [FIRST]
+    facts = dict(
+        line.split(maxsplit=1) for line in call(capsys, "show", "state", "clean").out.splitlines()
+    )
+    assert facts["Snapshot"] == FIRST["name"]
+    assert facts["Files"] == "1,234"
+    assert facts["Size"] == "5.0 MiB"
+    assert facts["Labels"] == "name=clean"
+    assert facts["Sealed"] == "not yet"
+    assert "Digest" not in facts and "Folder" not in facts
+
+
+def test_show_names_the_folder_of_a_mounted_state(
+    backend: FakeBackend, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that it can be pasted after ls; inside the mount no state need be named."""
+    backend.snapshots = [FIRST]
+    state = tmp_path / "state"
+    state.mkdir()
+    pretend_mounts(monkeypatch, tmp_path / "mountinfo", {state: tmp_path / "state.store"})
+    monkeypatch.chdir(state)
+    assert f"{state}/snapshots/{FIRST['name']}" in call(capsys, "show", "clean").out
+    assert backend.asked == ["show clean"]
+
+
+def test_show_lists_volumes(backend: FakeBackend, capsys: Capture) -> None:
+    """One row for each volume manifest."""
+    manifest = {"consistency": "app-consistent", "format": "postgres", "bytes": 1024}
+    backend.snapshots = [FIRST | {"volumeManifests": {"dbdata": manifest}}]
+    lines = call(capsys, "show", "state", "clean").out.splitlines()
+    assert lines[-1].split() == ["dbdata", "app-consistent", "postgres", "1.0", "KiB"]
+
+
+def test_show_json_is_the_document(backend: FakeBackend, capsys: Capture) -> None:
+    """Unchanged."""
+    backend.snapshots = [FIRST]
+    assert json.loads(call(capsys, "show", "state", "clean", "--json").out) == FIRST
+
+
+def test_a_snapshot_alone_uses_the_state_of_the_environment(
+    backend: FakeBackend, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """STATEFS_STATE stands in for STATE."""
+    backend.snapshots = [FIRST]
+    monkeypatch.setenv("STATEFS_STATE", "state")
+    assert call(capsys, "show", "clean").exit_code == 0
+
+
+def test_a_snapshot_alone_without_any_state_is_refused(
+    backend: FakeBackend, capsys: Capture
+) -> None:
+    """The message asks for the state."""
+    done = call(capsys, "show", "clean")
+    assert done.exit_code == 2
+    assert "which state?" in done.err
+
+
+@pytest.mark.parametrize("words", [(), ("a", "b", "c"), ("",), ("a", ""), ("", "a")])
+def test_a_snapshot_takes_one_or_two_words(words: tuple[str, ...]) -> None:
+    """Nothing, too much and empty words are refused with the usage."""
+    with pytest.raises(UsageError, match="statefs delete STATE SNAPSHOT"):
+        split_snapshot(words, "delete")
+
+
+def test_delete_says_what_was_deleted(backend: FakeBackend, capsys: Capture) -> None:
+    """Name, size, label and message, so that a mistake is noticed."""
+    backend.snapshots = [FIRST]
+    done = call(capsys, "delete", "state", "clean")
+    assert done.out == (
+        f'deleted {FIRST["name"]} (1,234 files, 5.0 MiB, name=clean, "before the import")\n'
+    )
+    assert backend.snapshots == []
+
+
+def test_delete_json_is_the_document(backend: FakeBackend, capsys: Capture) -> None:
+    """Of the snapshot that is gone."""
+    backend.snapshots = [FIRST]
+    assert json.loads(call(capsys, "delete", "state", "clean", "--json").out) == FIRST
+
+
+def test_deleting_what_is_not_there_fails(backend: FakeBackend, capsys: Capture) -> None:
+    """Exit code 7 and one line."""
+    done = call(capsys, "delete", "state", "nothing")
+    assert (done.exit_code, done.out) == (7, "")
+    assert done.err == (
+        "statefs: error: no snapshot 'nothing': 'statefs list' shows what there is\n"
+    )
+
+
+def test_status_of_an_unmounted_state(backend: FakeBackend, capsys: Capture) -> None:
+    """It says no, and leaves the daemon's facts out."""
+    out = call(capsys, "status", "state").out
+    assert "Mounted      no\n" in out
+    assert "Daemon" not in out
+    assert "Application  com.example.shop\n" in out
+
+
+def test_status_of_a_mounted_state(
+    backend: FakeBackend, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where, since when and by whom."""
+    backend.mounted = True
+    pretend_mounts(
+        monkeypatch, tmp_path / "mountinfo", {tmp_path / "state": tmp_path / "state.store"}
+    )
+    out = call(capsys, "status", "state").out
+    assert "Mounted      /srv/state\n" in out
+    assert "Daemon       pid 4711\n" in out
+    assert "Free         7.0 GiB\n" in out
+
+
+def test_status_names_a_stale_mount_and_its_cure(
+    backend: FakeBackend, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The mount table shows a mount, the store says that nobody serves it."""
+    pretend_mounts(
+        monkeypatch, tmp_path / "mountinfo", {tmp_path / "state": tmp_path / "state.store"}
+    )
+    assert f"statefs mount --repair {tmp_path}/state" in call(capsys, "status", "state").out
+    assert json.loads(call(capsys, "status", "state", "--json").out)["stale"] is True
+
+
+def test_status_json_has_what_is_promised(backend: FakeBackend, capsys: Capture) -> None:
+    """Scripts rely on these keys."""
+    status = json.loads(call(capsys, "status", "state", "--json").out)
+    assert status.keys() >= {
+        "mounted", "store", "epoch", "snapshots", "worker_pid", "supervisor_pid", "since",
+        "bytes", "files", "stale",
+    }  # fmt: skip
+    assert status["mounted"] is False
+
+
+def test_verify_of_a_sound_store(backend: FakeBackend, capsys: Capture, tmp_path: Path) -> None:
+    """One line, exit code 0."""
+    done = call(capsys, "verify", "state")
+    assert (done.exit_code, done.out) == (0, f"{tmp_path}/state.store: no problems found\n")
+
+
+def test_verify_names_each_problem(backend: FakeBackend, capsys: Capture) -> None:
+    """One line each, the count on standard error, exit code 20."""
+    backend.problems = [
+        {"rule": "R7", "message": "object 1f is missing", "ino": 12},
+        {"rule": "R2", "message": "no parent"},
+    ]
+    done = call(capsys, "verify", "state")
+    assert done.exit_code == 20
+    assert done.out == "R7: object 1f is missing (ino 12)\nR2: no parent\n"
+    assert "2 problems found" in done.err
+
+
+def test_verify_json_has_all_of_each_problem(
+    backend: FakeBackend, capsys: Capture, tmp_path: Path
+) -> None:
+    """The exit code is the same."""
+    backend.problems = [{"rule": "R7", "message": "m"}]
+    done = call(capsys, "verify", "state", "--json")
+    assert done.exit_code == 20
+    assert json.loads(done.out) == {
+        "store": str(tmp_path / "state.store"),
+        "ok": False,
+        "problems": backend.problems,
+    }
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_explains_itself_with_examples(name: str, capsys: Capture) -> None:
+    """--help ends in examples, each of which calls that command."""
+    done = call(capsys, name, "--help")
+    assert done.exit_code == 0
+    _, _, examples = done.out.partition("Examples:\n")
+    assert examples and all(f"statefs {name}" in line for line in examples.splitlines())
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_fits_a_terminal(name: str, capsys: Capture) -> None:
+    """No line of --help is longer than 100 characters."""
+    assert max(len(line) for line in call(capsys, name, "--help").out.splitlines()) <= 100

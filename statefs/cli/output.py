@@ -9,11 +9,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import click
 
-_GAP = "  "
+_GAP: Final = "  "
+_LEAST_CELLS: Final = 12
+"""A column that is cut shorter than this tells nothing; another column is left out instead."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +26,16 @@ class Column:
         title: shown in capitals above it.
         style: how rich draws its cells; no effect in plain text.
         align_right: for numbers.
-        may_shorten: on a narrow terminal this column gives way first.
+        may_shorten: on a narrow terminal its cells are cut, with an ellipsis.
+        drop_rank: on a terminal that is narrower still, columns go away in the order of this
+            rank, 1 first; 0 stays.
     """
 
     title: str
     style: str = ""
     align_right: bool = False
     may_shorten: bool = False
+    drop_rank: int = 0
 
 
 def printable(text: str) -> str:
@@ -91,29 +96,66 @@ def _write_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> N
 
 
 def _draw_table(columns: Sequence[Column], cells: Sequence[Sequence[str]]) -> None:
+    from rich.cells import cell_len
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    console = Console(highlight=False)
+    needed = [
+        max(len(column.title), *(cell_len(line[i]) for line in cells))
+        for i, column in enumerate(columns)
+    ]
+    widths = fit_widths(columns, needed, console.width)
+    shown = [i for i, width in enumerate(widths) if width]
     table = Table(box=None, pad_edge=False, padding=(0, len(_GAP), 0, 0), header_style="bold")
-    for column in columns:
+    for i in shown:
         table.add_column(
-            column.title.upper(),
-            style=column.style,
-            justify="right" if column.align_right else "left",
+            columns[i].title.upper(),
+            style=columns[i].style,
+            justify="right" if columns[i].align_right else "left",
             no_wrap=True,
             overflow="ellipsis",
-            # Without a ratio rich takes width from every column; names and times must stay whole.
-            min_width=None if column.may_shorten else _width(columns, cells, column),
+            width=widths[i],
         )
     for line in cells:
-        table.add_row(*(Text(cell) for cell in line))
-    Console(highlight=False).print(table)
+        table.add_row(*(Text(line[i]) for i in shown))
+    console.print(table)
 
 
-def _width(columns: Sequence[Column], cells: Sequence[Sequence[str]], column: Column) -> int:
-    index = columns.index(column)
-    return max([len(column.title), *(len(line[index]) for line in cells)])
+def fit_widths(columns: Sequence[Column], needed: Sequence[int], available: int) -> list[int]:
+    """Return the width of each column on a terminal, 0 for one that is left out.
+
+    Args:
+        columns: n columns.
+        needed: the n widths that would show everything, in cells.
+        available: the width of the terminal, in cells.
+    """
+    dropped: set[int] = set()
+    ranked = sorted((column.drop_rank, i) for i, column in enumerate(columns) if column.drop_rank)
+    for _, i in ranked:
+        if _least_width(columns, needed, dropped) <= available:
+            break
+        dropped.add(i)
+    widths = [0 if i in dropped else width for i, width in enumerate(needed)]
+    shrinking = [i for i, width in enumerate(widths) if width and columns[i].may_shorten]
+    gaps = len(_GAP) * (len(widths) - len(dropped) - 1)
+    left = available - gaps - sum(widths) + sum(widths[i] for i in shrinking)
+    # The smallest first, so that what it does not need goes to the others.
+    for position, i in enumerate(sorted(shrinking, key=lambda i: widths[i])):
+        share = max(1, left // (len(shrinking) - position))
+        widths[i] = min(widths[i], share)
+        left -= widths[i]
+    return widths
+
+
+def _least_width(columns: Sequence[Column], needed: Sequence[int], dropped: set[int]) -> int:
+    least = [
+        min(width, _LEAST_CELLS) if columns[i].may_shorten else width
+        for i, width in enumerate(needed)
+        if i not in dropped
+    ]
+    return sum(least) + len(_GAP) * (len(least) - 1)
 
 
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:

@@ -10,11 +10,11 @@ from statefs.cli.units import count_text, local_text, since_text, size_text
 
 LIST_COLUMNS = (
     Column("snapshot", style="bold cyan"),
-    Column("taken"),
+    Column("taken", drop_rank=2),
     Column("age"),
-    Column("files", align_right=True),
-    Column("size", align_right=True),
-    Column("reason"),
+    Column("files", align_right=True, drop_rank=3),
+    Column("size", align_right=True, drop_rank=4),
+    Column("reason", drop_rank=1),
     Column("labels", style="green", may_shorten=True),
     Column("message", may_shorten=True),
 )

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from statefs.cli.output import (
     Column,
+    fit_widths,
     one_line,
     print_facts,
     print_json,
@@ -86,3 +88,46 @@ def test_a_line_is_printed_safely(capsys: pytest.CaptureFixture[str]) -> None:
     """A state's path may hold anything."""
     print_line("mounted /tmp/\x1b[2J")
     assert capsys.readouterr().out == "mounted /tmp/\\x1b[2J\n"
+
+
+FITTED = (
+    Column("name"),
+    Column("taken", drop_rank=2),
+    Column("reason", drop_rank=1),
+    Column("labels", may_shorten=True),
+    Column("message", may_shorten=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("available", "widths"),
+    [
+        (200, [20, 19, 8, 10, 60]),  # everything fits
+        (125, [20, 19, 8, 10, 60]),  # exactly
+        (124, [20, 19, 8, 10, 59]),  # the message is cut first: it needs the most
+        (77, [20, 19, 8, 10, 12]),  # the least that says anything
+        (76, [20, 19, 0, 10, 21]),  # better to leave the reason out
+        (66, [20, 0, 0, 10, 32]),
+        (30, [20, 0, 0, 3, 3]),  # nothing more can go
+    ],
+)
+def test_a_narrow_terminal_cuts_and_then_drops_columns(available: int, widths: list[int]) -> None:
+    """The name stays whole, and what is shown fits."""
+    assert fit_widths(FITTED, [20, 19, 8, 10, 60], available) == widths
+    shown = [width for width in widths if width]
+    assert sum(shown) + 2 * (len(shown) - 1) <= available
+
+
+def test_a_terminal_gets_the_same_rows_drawn(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Markup in a message is text, not a command to the library that draws."""
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    print_table(COLUMNS, [["a", "5", "[bold]x[/bold]"], ["b", "6", "m" * 100]])
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", capsys.readouterr().out)
+    lines = [line.rstrip() for line in plain.splitlines()]
+    assert lines[1] == "a         5  [bold]x[/bold]"
+    assert lines[2].startswith("b         6  mmm") and lines[2].endswith("…")
+    assert max(len(line) for line in lines) <= 40

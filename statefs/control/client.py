@@ -1,0 +1,162 @@
+"""Asks the daemon of a store to do something. Blocking, and light to import: no engine, no trio."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+import msgspec
+
+from statefs.control.address import socket_address
+from statefs.control.messages import (
+    SILENCE_SECONDS,
+    Reply,
+    Request,
+    decode_reply,
+    encode,
+    raised_error,
+)
+from statefs.errors import DaemonUnreachable
+from statefs.layout import StoreLayout
+from statefs.locking import read_owner
+
+CONNECT_SECONDS: Final = 10.0
+"""A daemon that is starting has the lock a moment before it has the socket."""
+_POLL_SECONDS: Final = 0.02
+_RECEIVE_BYTES: Final = 1 << 16
+
+
+class ControlClient:
+    """A connection to the daemon that has a store open.
+
+    Args:
+        layout: of the store.
+        connect_seconds: how long to wait for a daemon that holds the lock but has no socket yet.
+    """
+
+    def __init__(self, layout: StoreLayout, connect_seconds: float = CONNECT_SECONDS) -> None:
+        self._layout = layout
+        self._connect_seconds = connect_seconds
+        self._socket: socket.socket | None = None
+        self._received = b""
+        self._last_id = 0
+
+    def connect(self) -> None:
+        """Connect, if that is not done; call() does it by itself.
+
+        Raises:
+            DaemonUnreachable: nobody listens on the socket.
+        """
+        give_up = time.monotonic() + self._connect_seconds
+        while self._socket is None:
+            try:
+                self._socket = self._connected()
+            except PermissionError as error:
+                raise DaemonUnreachable(
+                    f"the daemon of {self._layout.root} belongs to another user: "
+                    "run this as that user or as root"
+                ) from error
+            except OSError as error:
+                owner = read_owner(self._layout)
+                if owner is None or not owner.alive:
+                    raise DaemonUnreachable(
+                        f"no daemon has {self._layout.root} open; if one has just ended, try again"
+                    ) from error
+                if time.monotonic() >= give_up:
+                    raise DaemonUnreachable(
+                        f"the daemon of {self._layout.root} (pid {owner.pid}) does not answer: "
+                        f"see {self._layout.log}"
+                    ) from error
+                time.sleep(_POLL_SECONDS)
+
+    def _connected(self) -> socket.socket:
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.settimeout(SILENCE_SECONDS)
+            with socket_address(self._layout.control_socket) as address:
+                connection.connect(address)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def call(
+        self,
+        op: str,
+        args: Mapping[str, Any],
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
+    ) -> Any:
+        """Have the daemon do one operation and return its result.
+
+        Args:
+            op: the operation (statefs/control/messages.py lists them).
+            args: its arguments, by name.
+            on_progress: called with each progress document that is not empty.
+
+        Raises:
+            StatefsError: the daemon refused; of the class that the daemon raised.
+            DaemonUnreachable: there is no daemon, or it went silent or away.
+        """
+        self.connect()
+        assert self._socket is not None
+        self._last_id += 1
+        try:
+            self._socket.sendall(encode(Request(self._last_id, op, dict(args))))
+            while True:
+                reply = self._next_reply()
+                if reply.error is not msgspec.UNSET:
+                    raise raised_error(reply.error)
+                if reply.progress is msgspec.UNSET:
+                    return reply.result
+                if reply.progress and on_progress is not None:
+                    on_progress(reply.progress)
+        except (OSError, msgspec.MsgspecError) as error:
+            self.close()
+            raise DaemonUnreachable(self._silence_text(op, error)) from error
+
+    def _next_reply(self) -> Reply:
+        """Return the next reply to the last request, or to no request at all (a refusal)."""
+        while True:
+            reply = decode_reply(self._next_line())
+            if reply.id in (self._last_id, 0):
+                return reply
+
+    def _next_line(self) -> bytes:
+        assert self._socket is not None
+        while b"\n" not in self._received:
+            chunk = self._socket.recv(_RECEIVE_BYTES)
+            if not chunk:
+                raise ConnectionResetError("the daemon closed the connection")
+            self._received += chunk
+        line, _, self._received = self._received.partition(b"\n")
+        return line
+
+    def _silence_text(self, op: str, error: Exception) -> str:
+        if isinstance(error, TimeoutError):
+            what = f"was silent for {SILENCE_SECONDS:.0f} s"
+        else:
+            what = "went away"
+        return (
+            f"the daemon of {self._layout.root} {what} during '{op}': what it did can be seen "
+            f"with 'statefs list', why in {self._layout.log}"
+        )
+
+    def close(self) -> None:
+        """Close the connection; the next call() makes a new one."""
+        if self._socket is not None:
+            self._socket.close()
+        self._socket, self._received = None, b""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()

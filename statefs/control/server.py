@@ -1,0 +1,211 @@
+"""The daemon's side of `control.sock`: who may ask, one request after the other, one reply each.
+
+Knows the form of requests, not what the operations do: that is the `Handler` it is given.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import struct
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Any, Final
+
+import trio
+
+from statefs.control.address import socket_address
+from statefs.control.messages import (
+    ALIVE_SECONDS,
+    REQUEST_BYTES_MAX,
+    ErrorBody,
+    Reply,
+    Request,
+    decode_request,
+    encode,
+    error_body,
+)
+from statefs.errors import StatefsError, UsageError
+from statefs.layout import StoreLayout
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+"""Does one operation: its name and arguments to its result, or a StatefsError."""
+
+CONNECTIONS_MAX: Final = 64
+"""More at a time are closed at once: they could only be a mistake."""
+IDLE_SECONDS: Final = 300.0
+"""A connection on which nothing is asked for so long is closed."""
+SEND_SECONDS: Final = 10.0
+"""A client that does not read its reply for so long is given up."""
+_BACKLOG: Final = 16
+_RECEIVE_BYTES: Final = 1 << 16
+_CREDENTIALS: Final = struct.Struct("3i")
+"""struct ucred: pid, uid, gid. Source: unix(7), SO_PEERCRED."""
+
+
+class ControlServer:
+    """Serves the control socket of one store.
+
+    Args:
+        layout: of the store, whose lock the caller holds.
+        handle: does the operations. It may be cancelled only by cancelling serve().
+    """
+
+    def __init__(self, layout: StoreLayout, handle: Handler) -> None:
+        self._layout = layout
+        self._handle = handle
+        self._is_closing = False
+        self._waits: set[trio.CancelScope] = set()
+        self._connections = 0
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Listen and answer until finish() is called and the last reply is out.
+
+        Raises:
+            OSError: the socket cannot be made.
+        """
+        path = self._layout.control_socket
+        path.unlink(missing_ok=True)  # of a daemon that crashed: the caller has the lock
+        with trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM) as listener:
+            with socket_address(path) as address:
+                await listener.bind(address)
+            path.chmod(0o600)
+            listener.listen(_BACKLOG)
+            try:
+                async with trio.open_nursery() as nursery:
+                    task_status.started()
+                    await self._accept_all(listener, nursery)
+            finally:
+                path.unlink(missing_ok=True)
+
+    def finish(self) -> None:
+        """Accept nothing more; serve() returns when the requests that run now are answered."""
+        self._is_closing = True
+        for scope in self._waits:
+            scope.cancel()
+
+    async def _accept_all(self, listener: trio.socket.SocketType, nursery: trio.Nursery) -> None:
+        while not self._is_closing:
+            with trio.CancelScope() as scope:
+                self._waits.add(scope)
+                try:
+                    connection, _ = await listener.accept()
+                except OSError as error:
+                    # Out of descriptors: those in use become free; this one is tried again.
+                    log.warning("cannot accept a connection: %s", error)
+                    await trio.sleep(ALIVE_SECONDS)
+                    continue
+                finally:
+                    self._waits.discard(scope)
+                nursery.start_soon(self._serve_connection, trio.SocketStream(connection))
+
+    async def _serve_connection(self, stream: trio.SocketStream) -> None:
+        self._connections += 1
+        try:
+            async with stream:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    if not _is_permitted(stream.socket):
+                        await _refuse(stream, StatefsError("only the owner of the store may ask"))
+                    elif self._connections > CONNECTIONS_MAX:
+                        await _refuse(stream, StatefsError("the daemon has too many connections"))
+                    else:
+                        await self._answer_all(stream)
+        finally:
+            self._connections -= 1
+
+    async def _answer_all(self, stream: trio.SocketStream) -> None:
+        buffer = bytearray()
+        while not self._is_closing:
+            try:
+                line = await self._next_line(stream, buffer)
+            except UsageError as error:
+                await _refuse(stream, error)
+                return
+            if line is None:
+                return
+            try:
+                request = decode_request(line)
+            except UsageError as error:
+                await _send(stream, Reply(0, error=error_body(error)))
+                continue
+            await self._answer(stream, request)
+
+    async def _next_line(self, stream: trio.SocketStream, buffer: bytearray) -> bytes | None:
+        """Return the next line, or None when there will be none.
+
+        Raises:
+            UsageError: the line is longer than REQUEST_BYTES_MAX.
+        """
+        with trio.move_on_after(IDLE_SECONDS) as scope:
+            self._waits.add(scope)
+            try:
+                while (end := buffer.find(b"\n")) < 0:
+                    if len(buffer) > REQUEST_BYTES_MAX:
+                        raise UsageError(f"a request is longer than {REQUEST_BYTES_MAX} bytes")
+                    chunk = await stream.receive_some(_RECEIVE_BYTES)
+                    if not chunk:
+                        return None
+                    buffer += chunk
+            finally:
+                self._waits.discard(scope)
+            line = bytes(buffer[:end])
+            del buffer[: end + 1]
+            return line
+        return None
+
+    async def _answer(self, stream: trio.SocketStream, request: Request) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_show_signs_of_life, stream, request.id)
+            line = await self._reply_line(request)
+            nursery.cancel_scope.cancel()
+        await _send_line(stream, line)
+
+    async def _reply_line(self, request: Request) -> bytes:
+        try:
+            result = await self._handle(request.op, request.args)
+            return encode(Reply(request.id, result=result))
+        except StatefsError as error:
+            return encode(Reply(request.id, error=error_body(error)))
+        except Exception:
+            log.exception("the operation '%s' failed", request.op)
+            body = ErrorBody(
+                StatefsError.__name__,
+                f"internal error in the daemon during '{request.op}': see {self._layout.log}",
+                StatefsError.exit_code,
+            )
+            return encode(Reply(request.id, error=body))
+
+
+async def _show_signs_of_life(stream: trio.SocketStream, request_id: int) -> None:
+    """Tell the client again and again that its request is worked on."""
+    # A client that has gone away changes nothing: what it asked for is done all the same.
+    with suppress(trio.BrokenResourceError):
+        while True:
+            await trio.sleep(ALIVE_SECONDS)
+            await _send(stream, Reply(request_id, progress={}))
+
+
+async def _refuse(stream: trio.SocketStream, error: StatefsError) -> None:
+    await _send(stream, Reply(0, error=error_body(error)))
+
+
+async def _send(stream: trio.SocketStream, reply: Reply) -> None:
+    await _send_line(stream, encode(reply))
+
+
+async def _send_line(stream: trio.SocketStream, line: bytes) -> None:
+    # Shielded, because half a line would garble the one after it.
+    with trio.move_on_after(SEND_SECONDS, shield=True) as scope:
+        await stream.send_all(line)
+    if scope.cancelled_caught:
+        raise trio.BrokenResourceError("the client does not read its replies")
+
+
+def _is_permitted(connection: trio.socket.SocketType) -> bool:
+    """Return whether the other end is the owner of this process, or root."""
+    packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    _, uid, _ = _CREDENTIALS.unpack(packed)
+    return uid in (0, os.geteuid())

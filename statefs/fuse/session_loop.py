@@ -309,5 +309,10 @@ async def serve(
 
 
 def stop() -> None:
-    """End serve() after the handlers that run now; from the thread of the loop only."""
-    pyfuse3.terminate()
+    """End serve() after the handlers that run now; harmless when it has ended.
+
+    From the thread of the loop only.
+    """
+    # Without a session libfuse would read through a null pointer.
+    if isinstance(pyfuse3.trio, SessionLoop):  # type: ignore[attr-defined]
+        pyfuse3.terminate()

@@ -1,6 +1,6 @@
 """How a FUSE mount comes and goes on Linux, without any FUSE library."""
 
-from statefs.mounts.attach import mount_fuse, require_empty, unmount
+from statefs.mounts.attach import mount_fuse, require_empty, unmount, write_back
 from statefs.mounts.options import Durability, MountOptions
 from statefs.mounts.processes import processes_using
 from statefs.mounts.table import (
@@ -25,4 +25,5 @@ __all__ = [
     "require_empty",
     "statefs_mounts",
     "unmount",
+    "write_back",
 ]

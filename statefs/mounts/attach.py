@@ -278,6 +278,21 @@ def _unmount_as_user(mount_point: Path, lazy: bool) -> None:
     raise FuseUnavailable(f"cannot unmount {mount_point}: {said}")
 
 
+def write_back(mount_point: Path) -> None:
+    """Have the kernel hand over what programs changed through shared mappings.
+
+    Unmounting does that by itself; a mount that is only detached, and then ended, does not.
+
+    Raises:
+        OSError: the mount does not answer.
+    """
+    fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _libc_call("syncfs", fd)
+    finally:
+        os.close(fd)
+
+
 def _busy(mount_point: Path) -> MountBusy:
     inner = [m.mount_point for m in all_mounts() if mount_point in m.mount_point.parents]
     holders = [*(f"a mount at {path}" for path in inner), *processes_using(mount_point)]

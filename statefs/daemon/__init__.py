@@ -1,0 +1,1 @@
+"""The process that serves a mount: how it starts, what it wires together, how it ends."""

@@ -1,0 +1,178 @@
+"""Starting the daemon in the background, and what it says to the one who started it.
+
+The daemon writes one JSON line into a pipe: that the mount is usable, or why it will not be. If the
+pipe closes without a line, the daemon has died.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+import statefs
+from statefs.control.messages import ErrorBody, error_body, raised_error
+from statefs.errors import StatefsError
+from statefs.layout import StoreLayout
+from statefs.mounts import MountOptions
+
+READY_VARIABLE: Final = "STATEFS_READY_FD"
+"""Names, in the daemon's environment, the descriptor that it tells of its readiness."""
+READY_SECONDS: Final = 60.0
+"""Starting takes a fraction of a second; recovery after a crash of a large store takes longer."""
+END_SECONDS: Final = 10.0
+"""How long a daemon that was not ready in time may take to end before it is killed."""
+LOG_BYTES_MAX: Final = 8 << 20
+"""A log larger than this is set aside as statefs.log.1 when a daemon starts."""
+_DAEMON: Final = (sys.executable, "-P", "-m", "statefs.daemon")
+"""`-P`: the working directory, which may be anybody's, stays out of the import path."""
+_LINE_BYTES_MAX: Final = 1 << 16
+
+
+class Readiness(msgspec.Struct, omit_defaults=True):
+    """The line in the pipe: an error, or none when the mount is usable."""
+
+    error: ErrorBody | None = None
+
+
+class ReadyNotice:
+    """The daemon's end of the pipe; says one thing, and nothing when nobody asked.
+
+    Args:
+        fd: the descriptor to write to, or None.
+    """
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    @classmethod
+    def from_environment(cls) -> ReadyNotice:
+        """Take the descriptor that start_background() has passed on, so that no child gets it."""
+        word = os.environ.pop(READY_VARIABLE, "")
+        if not word.isdecimal():
+            return cls(None)
+        os.set_inheritable(int(word), False)
+        return cls(int(word))
+
+    def succeed(self) -> None:
+        """Say that the mount is usable."""
+        self._say(Readiness())
+
+    def fail(self, error: StatefsError) -> None:
+        """Say why the mount will not be usable."""
+        self._say(Readiness(error_body(error)))
+
+    def _say(self, readiness: Readiness) -> None:
+        if self._fd is None:
+            return
+        fd, self._fd = self._fd, None
+        try:
+            os.write(fd, msgspec.json.encode(readiness) + b"\n")
+        except BrokenPipeError:
+            pass  # whoever started us has gone; the mount is usable all the same
+        finally:
+            os.close(fd)
+
+
+def start_background(state: Path, store: Path, options: MountOptions) -> None:
+    """Start a daemon for `state` and return when the mount is usable.
+
+    Args:
+        state: the mount point, an existing folder.
+        store: an existing store; the daemon's log is written there.
+        options: of the mount.
+
+    Raises:
+        StatefsError: what the daemon raised, or that it died, or was not ready in time.
+    """
+    layout = StoreLayout(store.absolute())
+    reader, writer = os.pipe()
+    try:
+        with os.fdopen(_open_log(layout), "ab") as log:
+            process = subprocess.Popen(
+                [*_DAEMON, str(state.absolute()), str(layout.root), options.text()],
+                env=os.environ | _import_path() | {READY_VARIABLE: str(writer)},
+                pass_fds=[writer],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        os.close(writer)
+        writer = -1
+        try:
+            _await_readiness(reader, process, layout)
+        except BaseException:
+            _end(process)
+            raise
+    finally:
+        os.close(reader)
+        if writer >= 0:
+            os.close(writer)
+    process.returncode = 0  # it lives on; Popen need not warn that nobody waits for it
+
+
+def _open_log(layout: StoreLayout) -> int:
+    try:
+        if layout.log.stat().st_size > LOG_BYTES_MAX:
+            layout.log.rename(layout.log.with_name(layout.log.name + ".1"))
+    except FileNotFoundError:
+        pass
+    return os.open(layout.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+
+
+def _import_path() -> dict[str, str]:
+    """Return what lets the daemon import statefs when it is run from its source folder."""
+    root = Path(statefs.__file__).resolve().parent.parent
+    if root.name in ("site-packages", "dist-packages"):
+        return {}
+    known = os.environ.get("PYTHONPATH")
+    return {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else str(root)}
+
+
+def _await_readiness(reader: int, process: subprocess.Popen[bytes], layout: StoreLayout) -> None:
+    give_up = time.monotonic() + READY_SECONDS
+    line = b""
+    while not line.endswith(b"\n"):
+        left = give_up - time.monotonic()
+        if left <= 0 or not select.select([reader], [], [], left)[0]:
+            raise StatefsError(
+                f"the daemon was not ready within {READY_SECONDS:.0f} s: see {layout.log}"
+            )
+        chunk = os.read(reader, _LINE_BYTES_MAX)
+        if not chunk:
+            raise StatefsError(
+                f"the daemon ended before the mount was usable{_ending(process)}: "
+                f"see the end of {layout.log}"
+            )
+        line += chunk
+    readiness = msgspec.json.decode(line, type=Readiness)
+    if readiness.error is not None:
+        raise raised_error(readiness.error)
+
+
+def _ending(process: subprocess.Popen[bytes]) -> str:
+    try:
+        code = process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        return ""
+    if code < 0:
+        return f" (killed by {signal.Signals(-code).name})"
+    return f" (exit code {code})"
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """End a daemon that has failed or is not wanted any more, and wait for it."""
+    process.terminate()
+    try:
+        process.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()

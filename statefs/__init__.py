@@ -1,3 +1,3 @@
-"""A filesystem for application state: programs write as ever, every snapshot is a folder."""
+"""statefs: a versioned filesystem for the state of applications."""
 
 __version__ = "0.1.0"

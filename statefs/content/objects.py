@@ -1,0 +1,246 @@
+"""Object files: reading, writing, syncing and freeing them. Knows no names and no epochs.
+
+Descriptors are shared by all who use an object and closed least recently used first, because a
+program may have more files open than the daemon may have descriptors. Methods may be called from
+several threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ctypes.util
+import errno
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+from statefs.durable import sync_folder
+from statefs.ids import ObjectId
+from statefs.layout import StoreLayout
+
+MAX_DESCRIPTORS: Final = 256
+"""Open object files kept at hand; below the usual limit of 1024 with room for everything else."""
+FOLDERS: Final = 256
+"""objects/00 to objects/ff."""
+
+_FALLOC_FL_KEEP_SIZE: Final = 1
+_FALLOC_FL_PUNCH_HOLE: Final = 2
+_libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+class _Descriptor:
+    """An open object file, how many calls use it now, and whether the last one must close it."""
+
+    __slots__ = ("fd", "is_removed", "users")
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self.users = 0
+        self.is_removed = False
+
+
+class _Unsynced:
+    """How many writes an object has had, and how many of them are durable."""
+
+    __slots__ = ("lock", "synced", "writes")
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.writes = 0
+        self.synced = 0
+
+
+class ObjectFiles:
+    """The folder objects/ of one store."""
+
+    def __init__(self, layout: StoreLayout) -> None:
+        self._layout = layout
+        self._open: OrderedDict[int, _Descriptor] = OrderedDict()
+        self._lock = threading.Lock()
+        self._unsynced: dict[int, _Unsynced] = {}
+        self._unsynced_names: set[int] = set()
+
+    @contextmanager
+    def _descriptor(self, object_id: int, create: bool = False) -> Iterator[int]:
+        entry = self._acquire(object_id, create)
+        try:
+            yield entry.fd
+        finally:
+            with self._lock:
+                entry.users -= 1
+                if entry.is_removed and entry.users == 0:
+                    os.close(entry.fd)
+
+    def _acquire(self, object_id: int, create: bool) -> _Descriptor:
+        with self._lock:
+            entry = self._open.get(object_id)
+            if entry is not None:
+                self._open.move_to_end(object_id)
+            else:
+                entry = _Descriptor(self._open_file(object_id, create))
+                self._open[object_id] = entry
+                self._close_surplus()
+            entry.users += 1
+            return entry
+
+    def _open_file(self, object_id: int, create: bool) -> int:
+        path = self._layout.object_path(ObjectId(object_id))
+        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
+        return os.open(path, flags, 0o600)
+
+    def _close_surplus(self) -> None:
+        surplus = len(self._open) - MAX_DESCRIPTORS
+        if surplus <= 0:
+            return
+        idle = [key for key, entry in self._open.items() if entry.users == 0][:surplus]
+        for key in idle:
+            os.close(self._open.pop(key).fd)
+
+    def create(self, object_id: ObjectId) -> None:
+        """Make an empty object file; its name is durable after `sync`.
+
+        Raises:
+            OSError: it exists, or the disk refused.
+        """
+        with self._descriptor(object_id, create=True):
+            self._unsynced_names.add(object_id)
+            self._unsynced[object_id] = _Unsynced()
+
+    def write(self, object_id: int, data: bytes | memoryview, offset: int) -> None:
+        """Write all of `data` at `offset`.
+
+        Raises:
+            OSError: the disk refused; a part may have been written.
+        """
+        self._count_write(object_id)
+        with self._descriptor(object_id) as fd:
+            written = os.pwrite(fd, data, offset)
+            while written < len(data):
+                written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+
+    def read(self, object_id: int, offset: int, size: int) -> bytes:
+        """Return `size` bytes at `offset`; what lies beyond the object's end reads as zeros."""
+        with self._descriptor(object_id) as fd:
+            data = os.pread(fd, size, offset)
+            while len(data) < size:
+                more = os.pread(fd, size - len(data), offset + len(data))
+                if not more:
+                    return data + bytes(size - len(data))
+                data += more
+            return data
+
+    def read_cached(self, object_id: int, offset: int, size: int) -> bytes | None:
+        """Return the bytes if the host has all of them in memory, else None without waiting.
+
+        Source: preadv2(2), RWF_NOWAIT.
+        """
+        buffer = bytearray(size)
+        with self._descriptor(object_id) as fd:
+            try:
+                count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+            except OSError as error:
+                if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
+                    return None
+                raise
+        return bytes(buffer) if count == size else None
+
+    def truncate(self, object_id: int, size: int) -> None:
+        """Make the object file `size` bytes long."""
+        self._count_write(object_id)
+        with self._descriptor(object_id) as fd:
+            os.ftruncate(fd, size)
+
+    def _count_write(self, object_id: int) -> None:
+        state = self._unsynced.get(object_id)
+        if state is None:
+            state = self._unsynced[object_id] = _Unsynced()
+        state.writes += 1
+
+    def is_synced(self, object_id: int) -> bool:
+        """Whether every write to the object that has returned is durable."""
+        return object_id not in self._unsynced
+
+    def stat(self, object_id: int) -> os.stat_result:
+        """Return the object file's attributes. Raises FileNotFoundError when it is missing."""
+        with self._descriptor(object_id) as fd:
+            return os.fstat(fd)
+
+    def sync(self, object_id: int) -> None:
+        """Make the object's bytes, and its name when it is new, durable. May be slow.
+
+        Callers who wait for the same object share one sync.
+
+        Raises:
+            OSError: the disk refused; the bytes may be lost even if a later call succeeds.
+        """
+        state = self._unsynced.get(object_id)
+        if state is None:
+            return
+        wanted = state.writes
+        with state.lock:
+            if state.synced >= wanted > 0:
+                return
+            reached = state.writes
+            with self._descriptor(object_id) as fd:
+                os.fdatasync(fd)
+            if object_id in self._unsynced_names:
+                sync_folder(self._layout.object_path(ObjectId(object_id)).parent)
+                self._unsynced_names.discard(object_id)
+            state.synced = reached
+            with self._lock:
+                if state.writes == reached:
+                    self._unsynced.pop(object_id, None)
+
+    def sync_now(self, object_id: int) -> None:
+        """Make an object's bytes durable whether or not this process wrote them."""
+        with self._descriptor(object_id) as fd:
+            os.fsync(fd)
+        sync_folder(self._layout.object_path(ObjectId(object_id)).parent)
+
+    def exists(self, object_id: int) -> bool:
+        """Whether there is an object file of that number."""
+        return self._layout.object_path(ObjectId(object_id)).exists()
+
+    def punch(self, object_id: int, start: int, end: int) -> None:
+        """Give the space of [start, end) back to the host; it reads as zeros afterwards.
+
+        Where the host cannot punch holes (EOPNOTSUPP) the space stays taken.
+        Source: fallocate(2), FALLOC_FL_PUNCH_HOLE.
+        """
+        with self._descriptor(object_id) as fd:
+            mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+            if _libc.fallocate(fd, mode, start, end - start) != 0:
+                code = ctypes.get_errno()
+                if code != errno.EOPNOTSUPP:
+                    raise OSError(code, os.strerror(code))
+
+    def remove(self, object_id: int) -> None:
+        """Delete an object file; one that is gone already is fine."""
+        with self._lock:
+            entry = self._open.pop(object_id, None)
+            if entry is not None and entry.users == 0:
+                os.close(entry.fd)
+            elif entry is not None:
+                entry.is_removed = True
+            self._unsynced.pop(object_id, None)
+            self._unsynced_names.discard(object_id)
+        self._layout.object_path(ObjectId(object_id)).unlink(missing_ok=True)
+
+    def present(self) -> set[int]:
+        """Return the numbers of all object files, by listing the folders."""
+        return {
+            int(entry.name, 16)
+            for folder in os.scandir(self._layout.objects)
+            for entry in os.scandir(folder.path)
+        }
+
+    def close(self) -> None:
+        """Close all descriptors."""
+        with self._lock:
+            for entry in self._open.values():
+                os.close(entry.fd)
+            self._open.clear()

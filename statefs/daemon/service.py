@@ -1,0 +1,208 @@
+"""The engine as the daemon runs it: saves, deletes and background work beside the requests.
+
+Everything that waits for the disk runs in threads; everything that touches the tree runs on the
+loop's thread, between requests. A save ends the epoch in one critical section (snapshots/catalog.py)
+and waits for the disk after it, so the mount goes on meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pyfuse3
+import trio
+
+from statefs.errors import NoSuchSnapshot, PosixError, UsageError
+from statefs.fuse import invalidation
+from statefs.fuse.durability import Durability
+from statefs.fuse.operations import Operations
+from statefs.ids import INDEX_JSON, SNAPSHOTS_DIR, TREE_ROOT, node_id
+from statefs.maintenance.store import Store, document_of
+from statefs.mounts import statefs_mounts, write_back
+from statefs.snapshots.catalog import Snapshot
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 1.0
+"""How often what is owed to the disk is paid: the most that durability=fsync can lose."""
+WAL_PAGES_MAX: Final = 4096
+"""A log of 16 MiB is moved into meta.db."""
+WAL_PAGES_RESTART: Final = 4 * WAL_PAGES_MAX
+"""A log of 64 MiB is started anew even if that holds commits up for a moment."""
+WRITE_BACK_SECONDS: Final = 30.0
+"""How long a save waits for the kernel to hand over dirty pages of shared memory maps."""
+
+
+class Service:
+    """One mounted store.
+
+    Args:
+        store: opened under its lock.
+        durability: the mount's mode: "close", "fsync" or "write".
+    """
+
+    def __init__(self, store: Store, durability: str) -> None:
+        self._store = store
+        self._durability = Durability(store.volume, durability)
+        self._save_lock = trio.Lock()
+        self._work = trio.Event()
+        self.operations: pyfuse3.Operations = Operations(
+            store.volume, store.namespace, self._durability, self, str(store.layout.root)
+        )
+        self._commands: dict[str, Callable[..., Awaitable[Any]]] = {
+            "save": self._command_save,
+            "list": self._command_list,
+            "show": self._command_show,
+            "delete": self._command_delete,
+            "status": self._command_status,
+            "verify": self._command_verify,
+        }
+
+    async def handle(self, op: str, args: dict[str, Any]) -> Any:
+        """Do one operation of the control socket.
+
+        Raises:
+            UsageError: an unknown operation or wrong arguments. StatefsError: as the operation.
+        """
+        command = self._commands.get(op)
+        if command is None:
+            raise UsageError(f"unknown operation {op!r}: this daemon is of another version")
+        try:
+            return await command(**args)
+        except PosixError as error:
+            raise OSError(error.errno, os.strerror(error.errno)) from error
+
+    async def _command_save(self, message: str, reason: str, labels: dict[str, str]) -> Any:
+        return document_of(await self.save(reason, message, labels))
+
+    async def _command_list(self) -> Any:
+        return {"snapshots": self._store.list_snapshots()}
+
+    async def _command_show(self, snapshot: str) -> Any:
+        return self._store.show(snapshot)
+
+    async def _command_delete(self, snapshot: str) -> Any:
+        return document_of(await self.delete(self._store.catalog.choose(snapshot)))
+
+    async def _command_status(self) -> Any:
+        return self._store.status()
+
+    async def _command_verify(self) -> Any:
+        self._store.volume.data.settle(self._store.volume.table.stale_nodes())
+        return await trio.to_thread.run_sync(self._store.verify_files)
+
+    async def save(self, reason: str, message: str, labels: dict[str, str]) -> Snapshot:
+        """Take a snapshot of everything that was written before the call.
+
+        Raises:
+            UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
+        """
+        store = self._store
+        async with self._save_lock:
+            store.catalog.check_request(reason, message, labels)
+            await self._write_back()
+            snapshot = store.catalog.begin(reason, message, labels)
+            await trio.to_thread.run_sync(store.sync)
+            snapshot = store.catalog.complete(snapshot)
+            await trio.to_thread.run_sync(store.database.sync)
+            await self._publish()
+            return snapshot
+
+    async def _write_back(self) -> None:
+        """Have the kernel hand over dirty pages of shared memory maps, which it alone knows of."""
+        root = str(self._store.layout.root)
+        for mount in statefs_mounts():
+            if mount.source == root:
+                with trio.move_on_after(WRITE_BACK_SECONDS) as scope:
+                    await trio.to_thread.run_sync(
+                        write_back, mount.mount_point, abandon_on_cancel=True
+                    )
+                if scope.cancelled_caught:
+                    log.warning("the kernel did not write memory maps back in time")
+                return
+
+    async def _publish(self) -> None:
+        """Write the documents of the store and have the kernel forget the old ones."""
+        documents = self._store.documents()
+        await trio.to_thread.run_sync(self._store.write_files, documents)
+        self._forget(invalidation.attributes_of(SNAPSHOTS_DIR))
+        self._forget(invalidation.content_of(INDEX_JSON))
+
+    def _forget(self, notice: Callable[[], None]) -> None:
+        """Send the kernel a notice from a thread: a handler that sends one may deadlock."""
+        trio.lowlevel.spawn_system_task(self._send, notice)
+
+    async def _send(self, notice: Callable[[], None]) -> None:
+        with trio.move_on_after(WRITE_BACK_SECONDS):
+            await trio.to_thread.run_sync(notice, abandon_on_cancel=True)
+
+    async def save_labelled(self, label: str) -> int:
+        """Take a snapshot for mkdir(2) in snapshots/; return the node of its folder."""
+        snapshot = await self.save("manual", "", {"name": label})
+        return node_id(snapshot.label_view, TREE_ROOT)
+
+    async def delete(self, snapshot: Snapshot) -> Snapshot:
+        """Delete a snapshot: gone at once, its space given back in the background."""
+        self._store.catalog.begin_delete(snapshot.epoch)
+        await trio.to_thread.run_sync(self._store.database.sync)
+        await self._publish()
+        for name in (snapshot.name, snapshot.label):
+            if name is not None:
+                self._forget(invalidation.entry(SNAPSHOTS_DIR, os.fsencode(name)))
+        self._work.set()
+        return snapshot
+
+    async def delete_folder(self, name: str) -> None:
+        """Delete a snapshot for rmdir(2) in snapshots/."""
+        found = self._store.catalog.by_folder(name)
+        if found is None:
+            raise NoSuchSnapshot(f"no snapshot {name!r}")
+        await self.delete(found[0])
+
+    async def run(self) -> None:
+        """Pay what is owed to the disk, free space and move the log, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._pay)
+            nursery.start_soon(self._collect)
+
+    async def _pay(self) -> None:
+        """Make all that was acknowledged durable about once a second, if something was."""
+        database = self._store.database
+        while True:
+            await trio.sleep(TICK_SECONDS)
+            try:
+                await self._durability.sync_everything()
+                if database.wal_pages > WAL_PAGES_MAX:
+                    await self._checkpoint()
+            except (OSError, PosixError) as error:
+                log.error("the disk refuses what the store owes it: %s", error)
+            self._work.set()
+
+    async def _checkpoint(self) -> None:
+        database = self._store.database
+        pages = database.wal_pages
+        await trio.to_thread.run_sync(database.checkpoint, pages > WAL_PAGES_RESTART)
+        log.debug("moved %d pages of the log into the database", pages)
+
+    async def _collect(self) -> None:
+        """Free what nothing refers to, a step at a time."""
+        collector = self._store.collector
+        while True:
+            await self._work.wait()
+            self._work = trio.Event()
+            try:
+                while collector.delete_rows():
+                    await trio.sleep(0)
+                while candidates := collector.candidates():
+                    await trio.to_thread.run_sync(self._store.sync)
+                    collector.free(candidates)
+                    await trio.sleep(0)
+            except (OSError, PosixError) as error:
+                log.error("space could not be given back: %s", error)
+
+    def close(self, *, clean: bool) -> None:
+        """Close the store."""
+        self._store.close(clean=clean)

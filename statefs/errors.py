@@ -1,0 +1,162 @@
+"""Every error statefs raises on purpose, as one tree.
+
+    StatefsError                    exit 1   EIO
+    ├── UsageError                  exit 2   EINVAL   bad input; says what to type instead
+    ├── NoSuchStore                 exit 3   ENOENT   no store at that place
+    ├── NotMounted                  exit 4   ENOENT   the state is not mounted
+    ├── AlreadyMounted              exit 5   EBUSY    the state is mounted already
+    ├── StoreLocked                 exit 6   EBUSY    another process has the store open
+    ├── NoSuchSnapshot              exit 7   ENOENT   no snapshot of that name
+    ├── AmbiguousSnapshot           exit 8   EINVAL   a prefix that fits several snapshots
+    ├── FuseUnavailable             exit 9   ENODEV   /dev/fuse, fusermount3 or a permission is missing
+    ├── MountPointNotEmpty          exit 10  ENOTEMPTY  files lie under the mount point
+    ├── NoSpace                     exit 11  ENOSPC   the store's filesystem is full
+    ├── NewerStore                  exit 12  EPROTO   the store was written by a newer statefs
+    ├── StaleMount                  exit 13  ENOTCONN a crash left a mount without a daemon
+    ├── MountBusy                   exit 14  EBUSY    programs still use the mount
+    ├── SnapshotExists              exit 15  EEXIST   the name or label is taken
+    ├── DaemonUnreachable           exit 16  ECONNREFUSED  mounted, but the daemon does not answer
+    ├── CorruptStore                exit 20  EIO      damage was found
+    └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
+
+The drawing is checked against the classes by tests/unit/test_errors.py.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+import os
+
+
+class StatefsError(Exception):
+    """Something statefs could not do; the message is one line that says what to do about it."""
+
+    exit_code = 1
+    errno = _errno.EIO
+
+
+class UsageError(StatefsError):
+    """The input cannot be right; the message says what to type instead."""
+
+    exit_code = 2
+    errno = _errno.EINVAL
+
+
+class NoSuchStore(StatefsError):
+    """There is no store at the place named."""
+
+    exit_code = 3
+    errno = _errno.ENOENT
+
+
+class NotMounted(StatefsError):
+    """The state is not mounted, and the command needs it to be."""
+
+    exit_code = 4
+    errno = _errno.ENOENT
+
+
+class AlreadyMounted(StatefsError):
+    """The state, or its store, is mounted already."""
+
+    exit_code = 5
+    errno = _errno.EBUSY
+
+
+class StoreLocked(StatefsError):
+    """Another living process has the store open."""
+
+    exit_code = 6
+    errno = _errno.EBUSY
+
+
+class NoSuchSnapshot(StatefsError):
+    """No snapshot has that name, prefix or label."""
+
+    exit_code = 7
+    errno = _errno.ENOENT
+
+
+class AmbiguousSnapshot(StatefsError):
+    """A prefix fits more than one snapshot."""
+
+    exit_code = 8
+    errno = _errno.EINVAL
+
+
+class FuseUnavailable(StatefsError):
+    """This machine or this user cannot mount: /dev/fuse, fusermount3 or a permission is missing."""
+
+    exit_code = 9
+    errno = _errno.ENODEV
+
+
+class MountPointNotEmpty(StatefsError):
+    """Files lie under the mount point and would be hidden by the mount."""
+
+    exit_code = 10
+    errno = _errno.ENOTEMPTY
+
+
+class NoSpace(StatefsError):
+    """The filesystem that holds the store is full."""
+
+    exit_code = 11
+    errno = _errno.ENOSPC
+
+
+class NewerStore(StatefsError):
+    """The store was written by a newer statefs than this one."""
+
+    exit_code = 12
+    errno = _errno.EPROTO
+
+
+class StaleMount(StatefsError):
+    """A crash left a mount behind that no daemon serves."""
+
+    exit_code = 13
+    errno = _errno.ENOTCONN
+
+
+class MountBusy(StatefsError):
+    """Programs still use the mount, so it cannot be unmounted."""
+
+    exit_code = 14
+    errno = _errno.EBUSY
+
+
+class SnapshotExists(StatefsError):
+    """A snapshot with that name or label exists."""
+
+    exit_code = 15
+    errno = _errno.EEXIST
+
+
+class DaemonUnreachable(StatefsError):
+    """The store is held by a daemon that does not answer on its socket."""
+
+    exit_code = 16
+    errno = _errno.ECONNREFUSED
+
+
+class CorruptStore(StatefsError):
+    """The store breaks a rule of docs/on-disk-format.md."""
+
+    exit_code = 20
+    errno = _errno.EIO
+
+
+class PosixError(StatefsError):
+    """An operation on the tree failed in the way POSIX names; carries that errno.
+
+    Args:
+        errno: a code of the `errno` module.
+    """
+
+    def __init__(self, errno: int) -> None:
+        super().__init__(errno)
+        self.errno = errno
+
+    def __str__(self) -> str:
+        return os.strerror(self.errno)

@@ -1,0 +1,83 @@
+"""When an operation may be acknowledged: waiting for the disk, without holding others up.
+
+Bytes before names: the object files of a file are synced before the commit that tells its new
+size, and that before the log. Syncs run in threads; those who wait for the same thing share one.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+import trio
+
+from statefs.volume.table import Node
+from statefs.volume.volume import Volume
+
+CLOSE: Final = "close"
+FSYNC: Final = "fsync"
+WRITE: Final = "write"
+
+
+class Durability:
+    """Makes files and names durable as the mount's mode and the tree's attributes ask.
+
+    Args:
+        volume: the living tree.
+        mode: the mount's mode: "close", "fsync" or "write".
+    """
+
+    def __init__(self, volume: Volume, mode: str) -> None:
+        self._volume = volume
+        self._table = volume.table
+        self._database = volume.table.database
+        self.mode = mode
+
+    def of(self, node: Node) -> str:
+        """Return the mode in force for a file."""
+        return self._volume.attributes.durability(node, self.mode)
+
+    async def sync_bytes(self, ino: int) -> None:
+        """Make the bytes of a file durable.
+
+        Raises:
+            OSError: the disk refused; from then on nothing is accepted.
+        """
+        waiting = self._table.unsynced.get(ino)
+        for number in list(waiting or ()):
+            try:
+                await trio.to_thread.run_sync(self._table.objects.sync, number)
+            except FileNotFoundError:
+                pass  # the object lost its last reference meanwhile: nothing is owed for it
+            except OSError as error:
+                self._database.fail(error)
+                raise
+            if self._table.objects.is_synced(number):
+                self._forget(ino, number)
+
+    def _forget(self, ino: int, number: int) -> None:
+        waiting = self._table.unsynced.get(ino)
+        if waiting is not None:
+            waiting.discard(number)
+            if not waiting:
+                del self._table.unsynced[ino]
+
+    async def sync_names(self) -> None:
+        """Make every commit so far durable."""
+        if not self._database.is_synced:
+            await trio.to_thread.run_sync(self._database.sync)
+
+    async def sync_file(self, node: Node) -> None:
+        """Make a file's bytes, attributes and name durable, as fsync(2) promises."""
+        if node.ino in self._table.unsynced:
+            await self.sync_bytes(node.ino)
+        if node.is_stale:
+            self._volume.data.settle([node])
+        if not self._database.is_commit_synced(node.changed):
+            await self.sync_names()
+
+    async def sync_everything(self) -> None:
+        """Make all that was acknowledged durable."""
+        for ino in list(self._table.unsynced):
+            await self.sync_bytes(ino)
+        self._volume.data.settle(self._table.stale_nodes())
+        await self.sync_names()

@@ -1,0 +1,60 @@
+"""The door between handlers and the kernel: every exception becomes an errno, none ends the mount.
+
+pyfuse3 lets only FUSEError through to the caller; anything else would stop the session loop.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Awaitable, Callable
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+import apsw
+import pyfuse3
+
+from statefs.errors import PosixError, StatefsError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+S = TypeVar("S")
+
+log = logging.getLogger(__name__)
+
+
+def errno_of(error: BaseException) -> int:
+    """Return the errno that stands for an exception; EIO for what nobody foresaw."""
+    if isinstance(error, (PosixError, StatefsError)):
+        return error.errno
+    if isinstance(error, OSError) and error.errno:
+        return error.errno
+    if isinstance(error, apsw.FullError):
+        return errno.ENOSPC
+    return errno.EIO
+
+
+def is_expected(error: BaseException) -> bool:
+    """Whether an exception is an answer rather than a fault worth a traceback in the log."""
+    return isinstance(error, PosixError) or (
+        isinstance(error, StatefsError) and error.errno != errno.EIO
+    )
+
+
+def answers(
+    handler: Callable[Concatenate[S, P], Awaitable[T]],
+) -> Callable[Concatenate[S, P], Awaitable[T]]:
+    """Make a handler raise FUSEError with an errno, whatever goes wrong in it."""
+
+    @wraps(handler)
+    async def answering(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return await handler(self, *args, **kwargs)
+        except PosixError as error:
+            raise pyfuse3.FUSEError(error.errno) from None
+        except Exception as error:
+            if not is_expected(error):
+                log.exception("%s failed", handler.__name__)
+            raise pyfuse3.FUSEError(errno_of(error)) from error
+
+    return answering

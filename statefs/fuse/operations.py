@@ -1,0 +1,439 @@
+"""The FUSE handlers: each turns one request into one call of the tree and one reply.
+
+Nothing is decided here but where a node lies (current/ or elsewhere) and when a reply may be sent
+(`Durability`). There is no `await` between two calls of the tree, so a handler is a critical
+section (docs/concurrency.md).
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
+
+import pyfuse3
+import trio
+
+from statefs.content.objects import ObjectFiles
+from statefs.errors import PosixError
+from statefs.fuse.attributes import absent, entry_attributes
+from statefs.fuse.durability import FSYNC, WRITE, Durability
+from statefs.fuse.errno_map import answers
+from statefs.fuse.handles import NODE_MASK, SYNCED, WRITABLE, handle
+from statefs.ids import INO_BITS, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
+from statefs.metadata.entries import living_entry
+from statefs.snapshots.namespace import FOREVER, METADATA_NAME, Found, Namespace
+from statefs.volume import acl
+from statefs.volume.attributes import AttributeChange
+from statefs.volume.names import Creator
+from statefs.volume.table import Node
+from statefs.volume.volume import Volume
+
+LISTING_BATCH: Final = 64
+"""Entries read from the database at a time; a reply of one page holds about 25."""
+_CURRENT_LIMIT: Final = 1 << INO_BITS
+_XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", acl.ACCESS, acl.DEFAULT)
+
+
+class SnapshotDoor(Protocol):
+    """What `mkdir` and `rmdir` in snapshots/ need of whoever takes and deletes snapshots."""
+
+    async def save_labelled(self, label: str) -> int:
+        """Take a snapshot with a label; return the node of its folder."""
+
+    async def delete_folder(self, name: str) -> None:
+        """Delete the snapshot whose folder has this name."""
+
+
+def _is_current(node: int) -> bool:
+    return TREE_ROOT <= node < _CURRENT_LIMIT
+
+
+def _current(node: int) -> int:
+    """Return the inode number of a node in current/, where alone anything may be changed."""
+    if not TREE_ROOT <= node < _CURRENT_LIMIT:
+        raise PosixError(errno.EROFS)
+    return node
+
+
+class Operations(pyfuse3.Operations):
+    """Answers requests of the kernel.
+
+    Args:
+        volume: the living tree.
+        namespace: everything else in the mount.
+        durability: when replies may be sent.
+        door: takes and deletes snapshots for mkdir and rmdir.
+        store_root: a path on the filesystem whose free space statfs tells.
+    """
+
+    supports_dot_lookup = False
+    enable_writeback_cache = False
+    enable_acl = True
+
+    def __init__(
+        self,
+        volume: Volume,
+        namespace: Namespace,
+        durability: Durability,
+        door: SnapshotDoor,
+        store_root: str,
+    ) -> None:
+        super().__init__()
+        self._table = volume.table
+        self._names = volume.names
+        self._data = volume.data
+        self._attributes = volume.attributes
+        self._namespace = namespace
+        self._durability = durability
+        self._door = door
+        self._store_root = store_root
+
+    @property
+    def _objects(self) -> ObjectFiles:
+        return self._table.objects
+
+    def _reply(self, node: Node) -> pyfuse3.EntryAttributes:
+        reply = node.reply
+        if reply is None:
+            if node.is_stale:
+                node.blocks = self._data.blocks(node)
+            reply = node.reply = entry_attributes(node.ino, node, FOREVER, FOREVER)
+        return reply
+
+    @staticmethod
+    def _found_reply(found: Found) -> pyfuse3.EntryAttributes:
+        return entry_attributes(*found)
+
+    @answers
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Answer LOOKUP; "there is no such name" is an answer that the kernel may keep."""
+        if _is_current(parent):
+            entry = living_entry(self._table.database, parent, name)
+            if entry is not None:
+                return self._reply(self._table.node(entry.ino))
+            if len(name) > 255:
+                raise PosixError(errno.ENAMETOOLONG)
+            return absent(FOREVER)
+        if parent == MOUNT_ROOT and name == b"current":
+            return self._reply(self._table.node(TREE_ROOT))
+        return self._found_reply(self._namespace.lookup(parent, name))
+
+    @answers
+    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Answer GETATTR."""
+        if _is_current(inode):
+            return self._reply(self._table.node(inode))
+        return self._found_reply(self._namespace.node(inode))
+
+    @answers
+    async def setattr(
+        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Answer SETATTR: truncate, chmod, chown, utimens."""
+        ino = _current(inode)
+        if fields.update_size:
+            node = self._data.truncate(ino, attr.st_size)
+        wanted = AttributeChange(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+        )
+        if wanted != AttributeChange() or not fields.update_size:
+            node = self._attributes.set(ino, wanted)
+        return self._reply(node)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        """Note which inodes the kernel dropped. Never fails: nobody would hear of it."""
+        for inode, _ in inode_list:
+            if _is_current(inode):
+                self._table.forget(inode)
+
+    @answers
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        """Answer READLINK."""
+        if _is_current(inode):
+            return self._data.target(inode)
+        return self._namespace.target(inode)
+
+    def _create(
+        self, parent: int, name: bytes, mode: int, ctx: Any, rdev: int = 0, target: bytes | None = None
+    ) -> Node:
+        ino = _current(parent)
+        if ino == TREE_ROOT and name == METADATA_NAME:
+            raise PosixError(errno.EPERM)
+        return self._names.create(ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target)
+
+    @answers
+    async def mknod(
+        self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Answer MKNOD: files, fifos, sockets and devices."""
+        return self._reply(self._create(parent, name, mode, ctx, rdev))
+
+    @answers
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        """Answer MKDIR; in snapshots/ it takes a snapshot with that label."""
+        if parent == SNAPSHOTS_DIR:
+            node = await self._door.save_labelled(os.fsdecode(name))
+            return self._found_reply(self._namespace.node(node))
+        return self._reply(self._create(parent, name, mode, ctx))
+
+    @answers
+    async def symlink(
+        self, parent: int, name: bytes, target: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Answer SYMLINK."""
+        mode = stat.S_IFLNK | 0o777
+        return self._reply(self._create(parent, name, mode, ctx, target=target))
+
+    @answers
+    async def link(
+        self, inode: int, new_parent: int, new_name: bytes, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        """Answer LINK; between current/ and a snapshot it fails as between two filesystems."""
+        if not _is_current(inode):
+            raise PosixError(errno.EXDEV if _is_current(new_parent) else errno.EROFS)
+        return self._reply(self._names.link(inode, _current(new_parent), new_name))
+
+    @answers
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Answer UNLINK."""
+        self._names.unlink(_current(parent), name)
+
+    @answers
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        """Answer RMDIR; in snapshots/ it deletes that snapshot."""
+        if parent == SNAPSHOTS_DIR:
+            await self._door.delete_folder(os.fsdecode(name))
+            return
+        self._names.rmdir(_current(parent), name)
+
+    @answers
+    async def rename(
+        self,
+        parent_old: int,
+        name_old: bytes,
+        parent_new: int,
+        name_new: bytes,
+        flags: int,
+        ctx: Any,
+    ) -> None:
+        """Answer RENAME. Bytes before names: a file's bytes are durable before it replaces one."""
+        if _is_current(parent_old) != _is_current(parent_new):
+            raise PosixError(errno.EROFS)
+        old, new = _current(parent_old), _current(parent_new)
+        if new == TREE_ROOT and name_new == METADATA_NAME:
+            raise PosixError(errno.EPERM)
+        database = self._table.database
+        if self._table.unsynced and living_entry(database, new, name_new) is not None:
+            source = living_entry(database, old, name_old)
+            if source is not None and source.ino in self._table.unsynced:
+                await self._durability.sync_bytes(source.ino)
+        self._names.rename(old, name_old, new, name_new, flags)
+
+    @answers
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        """Answer OPEN; with O_TRUNC it cuts the file."""
+        if not _is_current(inode):
+            if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
+                raise PosixError(errno.EROFS)
+            found = self._namespace.node(inode)
+            return pyfuse3.FileInfo(fh=inode, keep_cache=found.attribute_seconds > 0)
+        node = self._table.node(inode)
+        if flags & os.O_TRUNC and node.is_file:
+            self._data.truncate(inode, 0)
+        self._table.opened(inode)
+        return pyfuse3.FileInfo(fh=handle(inode, flags))
+
+    @answers
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        """Answer CREATE; a file that exists after all is opened unless O_EXCL forbids it."""
+        entry = living_entry(self._table.database, _current(parent), name)
+        if entry is not None and not flags & os.O_EXCL:
+            node = self._table.node(entry.ino)
+            if flags & os.O_TRUNC and node.is_file:
+                self._data.truncate(node.ino, 0)
+        else:
+            node = self._create(parent, name, mode | stat.S_IFREG, ctx)
+        self._table.opened(node.ino)
+        return pyfuse3.FileInfo(fh=handle(node.ino, flags) | WRITABLE), self._reply(node)
+
+    @answers
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        """Answer READ: all bytes up to the end of the file, for fewer would mean its end."""
+        node = fh & NODE_MASK
+        source = self._data if _is_current(node) else self._namespace
+        plan = source.plan_read(node, off, size)
+        if isinstance(plan, bytes):
+            return plan
+        try:
+            return await self._read_pieces(plan)
+        except FileNotFoundError:  # the object was freed while we waited: look again, once
+            plan = source.plan_read(node, off, size)
+            return plan if isinstance(plan, bytes) else await self._read_pieces(plan)
+
+    async def _read_pieces(self, pieces: list[tuple[int, int, int]]) -> bytes:
+        parts = []
+        for start, end, number in pieces:
+            if number == 0:
+                parts.append(bytes(end - start))
+                continue
+            data = self._objects.read_cached(number, start, end - start)
+            if data is None:
+                data = await trio.to_thread.run_sync(
+                    self._objects.read, number, start, end - start
+                )
+            parts.append(data)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    @answers
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        """Answer WRITE."""
+        node = self._data.write(_current(fh & NODE_MASK), off, buf)
+        if fh & SYNCED or self._durability.of(node) == WRITE:
+            await self._durability.sync_file(node)
+        return len(buf)
+
+    @answers
+    async def flush(self, fh: int) -> None:
+        """Answer FLUSH, sent by each close(2): where the mode says so, wait for the disk."""
+        if not fh & WRITABLE:
+            return
+        node = self._table.node(fh & NODE_MASK)
+        if node.nlink and self._durability.of(node) != FSYNC:
+            await self._durability.sync_file(node)
+
+    @answers
+    async def release(self, fh: int) -> None:
+        """Answer RELEASE, sent when the last descriptor of an open file is gone."""
+        ino = fh & NODE_MASK
+        if not _is_current(ino):
+            return
+        node = self._table.nodes.get(ino)
+        if node is not None and node.is_stale and node.nlink:
+            self._data.settle([node])
+        self._table.closed(ino)
+
+    @answers
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        """Answer FSYNC."""
+        await self._durability.sync_file(self._table.node(_current(fh & NODE_MASK)))
+
+    @answers
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        """Answer OPENDIR."""
+        return inode
+
+    @answers
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        """Answer READDIRPLUS: entries after the cookie `start_id`, as many as the reply holds."""
+        after = start_id
+        if after < 2 and not self._reply_dots(fh, after, token):
+            return
+        after = max(after, 2)
+        while True:
+            batch = self._listing(fh, after)
+            for cookie, name, reply in batch:
+                if not pyfuse3.readdir_reply(token, name, reply, cookie):
+                    return
+                after = cookie
+            if len(batch) < LISTING_BATCH:
+                return
+
+    def _reply_dots(self, folder: int, after: int, token: Any) -> bool:
+        """Reply "." and ".."; the kernel takes only their numbers and types."""
+        parent = self._parent(folder)
+        for cookie, name, node in ((1, b".", folder), (2, b"..", parent)):
+            if cookie <= after:
+                continue
+            dot = pyfuse3.EntryAttributes()
+            dot.st_ino = node
+            dot.st_mode = stat.S_IFDIR
+            if not pyfuse3.readdir_reply(token, name, dot, cookie):
+                return False
+        return True
+
+    def _parent(self, folder: int) -> int:
+        if not _is_current(folder):
+            return self._namespace.parent(folder)
+        return MOUNT_ROOT if folder == TREE_ROOT else self._table.node(folder).parent
+
+    def _listing(
+        self, folder: int, after: int
+    ) -> list[tuple[int, bytes, pyfuse3.EntryAttributes]]:
+        if _is_current(folder):
+            rows = self._names.listing(folder, after, LISTING_BATCH)
+            return [(cookie, name, self._reply(node)) for cookie, name, node in rows]
+        listing = self._namespace.listing(folder, after, LISTING_BATCH)
+        return [(cookie, name, self._listed(found)) for cookie, name, found in listing]
+
+    def _listed(self, found: Found) -> pyfuse3.EntryAttributes:
+        if isinstance(found.inode, Node):
+            return self._reply(found.inode)
+        return self._found_reply(found)
+
+    @answers
+    async def releasedir(self, fh: int) -> None:
+        """Answer RELEASEDIR."""
+
+    @answers
+    async def fsyncdir(self, fh: int, datasync: bool) -> None:
+        """Answer FSYNCDIR: the names in the folder are durable, and with them all others."""
+        await self._durability.sync_names()
+
+    @answers
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        """Answer STATFS with what is free where the store lies."""
+        host = os.statvfs(self._store_root)
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = host.f_bsize
+        data.f_frsize = host.f_frsize
+        data.f_blocks = host.f_blocks
+        data.f_bfree = host.f_bfree
+        data.f_bavail = host.f_bavail
+        data.f_files = host.f_files
+        data.f_ffree = host.f_ffree
+        data.f_favail = host.f_favail
+        data.f_namemax = 255
+        return data
+
+    @answers
+    async def access(self, inode: int, mode: int, ctx: Any) -> bool:
+        """Answer ACCESS; the kernel does not ask, as it checks permissions itself."""
+        return True
+
+    @answers
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        """Answer SETXATTR."""
+        if not name.startswith(_XATTR_SPACES):
+            raise PosixError(errno.EOPNOTSUPP)
+        self._attributes.set_xattr(_current(inode), name, value)
+
+    @answers
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        """Answer GETXATTR."""
+        if _is_current(inode):
+            return self._attributes.xattr(inode, name)
+        return self._namespace.xattr(inode, name)
+
+    @answers
+    async def listxattr(self, inode: int, ctx: Any) -> list[bytes]:
+        """Answer LISTXATTR; trusted ones are root's to see."""
+        source = self._attributes if _is_current(inode) else self._namespace
+        names: list[bytes] = source.xattr_names(inode)
+        if ctx.uid != 0:
+            names = [name for name in names if not name.startswith(b"trusted.")]
+        return names
+
+    @answers
+    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+        """Answer REMOVEXATTR."""
+        self._attributes.remove_xattr(_current(inode), name)
+

@@ -1,0 +1,96 @@
+"""Giving space back: rows of deleted snapshots, and bytes of objects that nothing refers to.
+
+Work comes in steps that are short enough to run between requests. Bytes are freed only when the
+deletion of every row that referred to them is durable: a power cut must not bring a row back whose
+bytes are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from statefs.content.objects import ObjectFiles
+from statefs.ids import LIVING
+from statefs.metadata.connection import Database
+from statefs.snapshots.catalog import Catalog
+
+ROWS_PER_STEP: Final = 500
+"""Rows deleted of each table at a time: some milliseconds."""
+OBJECTS_PER_STEP: Final = 16
+"""Objects looked at in one step."""
+
+Ranges = list[tuple[int, int]]
+
+
+def unreferenced(referenced: Sequence[tuple[int, int]], size: int) -> Ranges:
+    """Return the ranges of [0, size) that none of `referenced` (any order) touches."""
+    free: Ranges = []
+    position = 0
+    for start, end in sorted(referenced):
+        if start > position:
+            free.append((position, min(start, size)))
+        position = max(position, end)
+        if position >= size:
+            return free
+    free.append((position, size))
+    return free
+
+
+class Collector:
+    """Frees what a store no longer needs.
+
+    Args:
+        database: the store's database.
+        objects: its object files.
+        catalog: its snapshots.
+    """
+
+    def __init__(self, database: Database, objects: ObjectFiles, catalog: Catalog) -> None:
+        self._database = database
+        self._objects = objects
+        self._catalog = catalog
+
+    def delete_rows(self) -> bool:
+        """Delete some rows of snapshots being deleted; return whether there is more to do."""
+        for epoch in self._catalog.deleting():
+            self._catalog.delete_rows(epoch, ROWS_PER_STEP)
+            return True
+        return False
+
+    def candidates(self) -> dict[int, Ranges]:
+        """Return objects that may hold unreferenced bytes, with the ranges referred to now.
+
+        Make the database durable (`Database.sync`) before passing them to `free`.
+        """
+        rows = self._database.rows("SELECT object FROM garbage LIMIT ?", (OBJECTS_PER_STEP,))
+        return {row[0]: self._references(row[0]) for row in rows}
+
+    def _references(self, number: int) -> Ranges:
+        return self._database.rows(
+            'SELECT DISTINCT start, "end" FROM extents WHERE object = ?', (number,)
+        )
+
+    def free(self, candidates: dict[int, Ranges]) -> None:
+        """Free the bytes of objects that neither `candidates` nor any row refers to.
+
+        Raises:
+            OSError: the disk refused; the object stays a candidate.
+        """
+        for number, before in candidates.items():
+            now = self._references(number)
+            if not before and not now:
+                with self._database.transaction():
+                    self._database.execute("DELETE FROM objects WHERE id = ?", (number,))
+                self._objects.remove(number)
+            else:
+                self._punch(number, [*before, *now])
+            with self._database.transaction():
+                self._database.execute("DELETE FROM garbage WHERE object = ?", (number,))
+
+    def _punch(self, number: int, referenced: Ranges) -> None:
+        size = self._objects.stat(number).st_size
+        if any(end == LIVING and start == 0 for start, end in referenced):
+            return
+        for start, end in unreferenced(referenced, size):
+            self._objects.punch(number, start, end)

@@ -1,0 +1,70 @@
+"""Bringing an older store to the current format: a backup of meta.db, then one transaction.
+
+Each step takes the database from one format version to the next and stamps it in the same
+transaction. Format 1 is the first, so there is no step yet; what is here is the way they are taken.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+import apsw
+
+from statefs.durable import sync_folder
+from statefs.errors import CorruptStore
+from statefs.layout import StoreLayout
+from statefs.metadata.connection import Database
+from statefs.metadata.schema import FORMAT_VERSION
+
+log = logging.getLogger(__name__)
+
+Step = Callable[[Database], None]
+STEPS: Final[Mapping[int, Step]] = {}
+"""Format version -> what turns it into the next one."""
+
+
+def migrate(
+    layout: StoreLayout, steps: Mapping[int, Step] = STEPS, wanted: int = FORMAT_VERSION
+) -> None:
+    """Bring a store to format `wanted`, after a backup; nothing to do for a current one.
+
+    Raises:
+        NewerStore: the store is newer than this program.
+        CorruptStore: no step leads on from its version.
+    """
+    database = Database(layout.meta_db, newest=wanted)
+    try:
+        version = database.format_version
+        if version < wanted:
+            back_up(layout, version)
+        while version < wanted:
+            step = steps.get(version)
+            if step is None:
+                raise CorruptStore(f"the store has format {version}, which no statefs wrote")
+            with database.transaction():
+                step(database)
+                database.execute(f"PRAGMA user_version = {version + 1}")
+            version += 1
+            log.info("the store is now in format %d", version)
+    finally:
+        database.close()
+
+
+def back_up(layout: StoreLayout, version: int) -> None:
+    """Copy meta.db to backups/ with SQLite's backup API, durably."""
+    layout.backups.mkdir(mode=0o700, exist_ok=True)
+    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
+    target = layout.backups / f"meta-v{version}-{moment}.db"
+    source, copy = apsw.Connection(str(layout.meta_db)), apsw.Connection(str(target))
+    try:
+        with copy.backup("main", source, "main") as backup:
+            backup.step()
+    finally:
+        copy.close()
+        source.close()
+    target.chmod(0o600)
+    sync_folder(layout.backups)
+    log.info("backed the database up to %s", target.name)

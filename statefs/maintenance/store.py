@@ -1,0 +1,292 @@
+"""A store as a whole: making one, opening one, and the work that needs no mount.
+
+`open_store` expects the caller to hold the store's lock (locking.py). The object it returns is what
+the daemon serves from, and what a command uses when no daemon runs.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from statefs import __version__
+from statefs.clock import Clock, SystemClock
+from statefs.content.objects import FOLDERS, ObjectFiles
+from statefs.durable import sync_folder, write_file
+from statefs.errors import NoSuchStore
+from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
+from statefs.layout import CURRENT_FOLDERS, StoreLayout
+from statefs.maintenance.gc import Collector
+from statefs.maintenance.migrations import migrate
+from statefs.maintenance.recovery import recover
+from statefs.maintenance.verify import verify
+from statefs.metadata.connection import Database, create_database
+from statefs.snapshots.catalog import Catalog, Snapshot
+from statefs.snapshots.documents import encode
+from statefs.snapshots.namespace import Namespace
+from statefs.volume.names import Creator
+from statefs.volume.volume import Volume
+
+FOLDER_MODE: Final = stat.S_IFDIR | 0o755
+STORE_MODE: Final = 0o700
+
+
+def init_store(root: Path, app_id: str | None = None, clock: Clock | None = None) -> None:
+    """Make a new store at `root`, whole or not at all.
+
+    Args:
+        root: where; its parent exists, it does not (or is an empty folder).
+        app_id: what the application calls itself; goes into index.json.
+
+    Raises:
+        OSError: the disk refused, or `root` is not empty.
+    """
+    building = root.with_name(f".{root.name}.{os.getpid()}.new")
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir(mode=STORE_MODE)
+    try:
+        _fill(StoreLayout(building), app_id, clock or SystemClock())
+        for folder in (building / "objects", building):
+            sync_folder(folder)
+        os.rename(building, root)
+    except BaseException:
+        shutil.rmtree(building, ignore_errors=True)
+        raise
+    sync_folder(root.parent)
+
+
+def _fill(layout: StoreLayout, app_id: str | None, clock: Clock) -> None:
+    layout.objects.mkdir(mode=STORE_MODE)
+    layout.snapshots.mkdir(mode=STORE_MODE)
+    for number in range(FOLDERS):
+        (layout.objects / f"{number:02x}").mkdir(mode=STORE_MODE)
+    create_database(layout.meta_db)
+    database = Database(layout.meta_db)
+    now = clock.now_ns()
+    values = {
+        "uuid": str(uuid.uuid4()),
+        "lineage": str(uuid.uuid4()),
+        "app_id": app_id,
+        "created_ns": now,
+        "epoch": 1,
+        "next_id": FIRST_FREE_INO,
+        "last_slot": 0,
+        "clean": 1,
+        "files": 0,
+        "bytes": 0,
+    }
+    owner = (os.getuid(), os.getgid())
+    with database.transaction():
+        for item in values.items():
+            database.execute("INSERT INTO store VALUES (?, ?)", item)
+        database.execute(
+            "INSERT INTO inodes (ino, valid_to, valid_from, mode, nlink, uid, gid, rdev, size,"
+            " blocks, atime_ns, mtime_ns, ctime_ns, btime_ns, parent, flags)"
+            " VALUES (?, ?, 1, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, ?, ?, 0)",
+            (TREE_ROOT, LIVING, FOLDER_MODE, *owner, now, now, now, now, TREE_ROOT),
+        )
+    database.close()
+    store = Store(layout, clock)
+    try:
+        for name in CURRENT_FOLDERS:
+            store.volume.names.create(TREE_ROOT, name.encode(), FOLDER_MODE, Creator(*owner))
+        store.write_documents()
+    finally:
+        store.close()
+
+
+def open_store(root: Path, clock: Clock | None = None) -> Store:
+    """Open a store, recovering it if it was not closed cleanly.
+
+    Raises:
+        NoSuchStore: nothing is there. NewerStore: it needs a newer statefs. CorruptStore: its
+            database cannot be read.
+    """
+    layout = StoreLayout(root)
+    if not layout.meta_db.exists():
+        raise NoSuchStore(f"no store at {root}: make one with `statefs init`")
+    return Store(layout, clock or SystemClock())
+
+
+class Store:
+    """An open store; the caller holds its lock.
+
+    `was_clean` says whether the last close was.
+    """
+
+    def __init__(self, layout: StoreLayout, clock: Clock) -> None:
+        self.layout = layout
+        self.clock = clock
+        migrate(layout)
+        self.database = Database(layout.meta_db)
+        self.objects = ObjectFiles(layout)
+        self.was_clean = bool(self._value("clean"))
+        if not self.was_clean:
+            recover(self.database, self.objects)
+        with self.database.transaction():
+            self.database.execute("UPDATE store SET value = 0 WHERE key = 'clean'")
+        self.volume = Volume(self.database, self.objects, clock)
+        self.catalog = Catalog(self.volume)
+        self.collector = Collector(self.database, self.objects, self.catalog)
+        owner = layout.root.stat()
+        self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
+
+    def _value(self, key: str) -> Any:
+        return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
+
+    # What a save consists of; the daemon runs the parts that wait in threads.
+
+    def sync(self) -> None:
+        """Make everything acknowledged so far durable: bytes first, then names.
+
+        Raises:
+            OSError: the disk refused; the store accepts nothing from then on.
+        """
+        for numbers in list(self.volume.table.unsynced.values()):
+            for number in list(numbers):
+                self._sync_object(number)
+        self.database.sync()
+
+    def _sync_object(self, number: int) -> None:
+        try:
+            self.objects.sync(number)
+        except FileNotFoundError:
+            pass  # it lost its last reference meanwhile: nothing is owed for it
+        except OSError as error:
+            self.database.fail(error)
+            raise
+
+    def write_documents(self) -> None:
+        """Write index.json and the metadata.json files of the store, where they are missing."""
+        self.write_files(self.documents())
+
+    def documents(self) -> dict[Path, bytes]:
+        """Return what the plain files of documents in the store should hold."""
+        folder = self.layout.snapshots
+        wanted = {
+            folder / f"{snapshot.name}.json": encode(snapshot.document())
+            for snapshot in self.catalog.snapshots
+        }
+        wanted[self.layout.index_json] = self.namespace.index_bytes()
+        return wanted
+
+    def write_files(self, wanted: dict[Path, bytes]) -> None:
+        """Write the documents that are not there yet, index.json last, and remove surplus ones."""
+        for path, data in wanted.items():
+            if path == self.layout.index_json or not path.exists():
+                write_file(path, data)
+        for path in self.layout.snapshots.glob("*.json"):
+            if path not in wanted:
+                path.unlink()
+
+    # What commands use when no daemon runs.
+
+    def save(self, message: str, reason: str, labels: dict[str, str]) -> dict[str, Any]:
+        """Take a snapshot and return its document.
+
+        Raises:
+            UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
+        """
+        snapshot = self.catalog.begin(reason, message, labels)
+        self.sync()
+        snapshot = self.catalog.complete(snapshot)
+        self.database.sync()
+        self.write_documents()
+        return document_of(snapshot)
+
+    def list_snapshots(self) -> list[dict[str, Any]]:
+        """Return the documents of all snapshots, oldest first."""
+        return [document_of(snapshot) for snapshot in self.catalog.snapshots]
+
+    def show(self, selector: str) -> dict[str, Any]:
+        """Return the document of one snapshot."""
+        return document_of(self.catalog.choose(selector))
+
+    def delete(self, selector: str) -> dict[str, Any]:
+        """Delete a snapshot and give its space back; return its document."""
+        snapshot = self.catalog.choose(selector)
+        self.catalog.begin_delete(snapshot.epoch)
+        self.write_documents()
+        self.collect()
+        return document_of(snapshot)
+
+    def collect(self) -> None:
+        """Free everything that nothing refers to, now."""
+        while self.collector.delete_rows():
+            pass
+        while candidates := self.collector.candidates():
+            self.sync()
+            self.collector.free(candidates)
+
+    def status(self) -> dict[str, Any]:
+        """Return what is known of the store; a daemon adds what it knows of the mount."""
+        table = self.volume.table
+        newest = self.catalog.snapshots[-1].name if self.catalog.snapshots else None
+        free = os.statvfs(self.layout.root)
+        return {
+            "mounted": False,
+            "mount_point": None,
+            "store": str(self.layout.root),
+            "store_id": self._value("uuid"),
+            "app_id": self._value("app_id"),
+            "epoch": table.epoch,
+            "snapshots": len(self.catalog.snapshots),
+            "latest": newest,
+            "worker_pid": None,
+            "supervisor_pid": None,
+            "since": None,
+            "files": table.files,
+            "bytes": table.bytes,
+            "durability": None,
+            "free_bytes": free.f_bavail * free.f_frsize,
+            "version": __version__,
+        }
+
+    def verify(self) -> list[dict[str, Any]]:
+        """Check every rule of docs/on-disk-format.md; return the problems found."""
+        self.volume.data.settle(self.volume.table.stale_nodes())
+        return self.verify_files()
+
+    def verify_files(self) -> list[dict[str, Any]]:
+        """Check the store as it lies on disk; may run in a thread while the mount goes on."""
+        return [msgspec.to_builtins(problem) for problem in verify(self.layout)]
+
+    def close(self, *, clean: bool = True) -> None:
+        """Settle what is newer in memory, make it durable and close.
+
+        Args:
+            clean: False leaves the store to be recovered when it is opened next.
+        """
+        try:
+            if clean and self.database.failure is None:
+                self._close_cleanly()
+        finally:
+            self.objects.close()
+            self.database.close()
+
+    def _close_cleanly(self) -> None:
+        table = self.volume.table
+        for (ino,) in self.database.rows("SELECT ino FROM orphans"):
+            table.reap(ino)
+        self.volume.data.settle(table.stale_nodes())
+        self.sync()
+        with self.database.transaction():
+            for key, value in (("files", table.files), ("bytes", table.bytes), ("clean", 1)):
+                self.database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))
+            self.database.execute(
+                "UPDATE store SET value = ? WHERE key = 'next_id'", (table.next_id,)
+            )
+        self.database.sync()
+
+
+def document_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot's document as plain values."""
+    document: dict[str, Any] = msgspec.to_builtins(snapshot.document())
+    return document
+

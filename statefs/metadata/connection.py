@@ -1,0 +1,219 @@
+"""The one connection to meta.db: transactions, and making what was committed durable.
+
+A commit writes to the log (`meta.db-wal`) and survives a kill -9 of the daemon. To survive a loss
+of power the log must be synced; `Database.sync` does that for every commit made before it was
+called. Both are told apart by counting commits. Checkpoints run on a connection of their own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+
+from statefs.errors import CorruptStore, NewerStore, NoSuchStore, PosixError
+from statefs.metadata import schema
+
+CACHE_KIB: Final = 32 * 1024
+"""SQLite's page cache: holds the hot part of a million inodes, well under the 200 MB goal."""
+BUSY_MS: Final = 10_000
+"""How long a commit waits for another process's read (verify, backup) to let go of a lock."""
+STATEMENTS_CACHED: Final = 256
+"""More than the distinct statements of the code, so none is parsed twice."""
+
+
+def _configured(path: Path, flags: int) -> apsw.Connection:
+    connection = apsw.Connection(str(path), flags=flags, statementcachesize=STATEMENTS_CACHED)
+    connection.set_busy_timeout(BUSY_MS)
+    connection.pragma("synchronous", "NORMAL")
+    connection.pragma("wal_autocheckpoint", 0)
+    return connection
+
+
+class Database:
+    """meta.db, open for the one process that holds the store's lock.
+
+    Args:
+        path: of meta.db.
+        newest: the newest format version that may be opened.
+
+    Used from one thread, except `sync` and `checkpoint`, which any thread may call.
+
+    Raises:
+        NoSuchStore: there is no database at `path`.
+        NewerStore: its format is newer than this program's.
+        CorruptStore: it is not a statefs database.
+    """
+
+    def __init__(self, path: Path, newest: int = schema.FORMAT_VERSION) -> None:
+        if not path.exists():
+            raise NoSuchStore(f"no store at {path.parent}: make one with `statefs init`")
+        self.path = path
+        self.connection = _configured(path, apsw.SQLITE_OPEN_READWRITE)
+        self.execute = self.connection.execute
+        self.commits = 0
+        self.wal_pages = 0
+        self.failure: OSError | None = None
+        self._synced_commits = 0
+        self._sync_lock = threading.Lock()
+        self._check_identity(newest)
+        self.connection.set_wal_hook(self._note_wal_pages)
+        self.connection.pragma("cache_size", -CACHE_KIB)
+        self.connection.pragma("temp_store", "MEMORY")
+        self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+
+    def _check_identity(self, newest: int) -> None:
+        try:
+            identity = self.connection.pragma("application_id")
+            version = self.connection.pragma("user_version")
+        except apsw.Error as error:
+            raise CorruptStore(f"{self.path} cannot be read as a database: {error}") from error
+        if identity != schema.APPLICATION_ID:
+            raise CorruptStore(f"{self.path} is not the database of a statefs store")
+        if version > newest:
+            raise NewerStore(
+                f"the store {self.path.parent} has format {version}, this statefs knows up to"
+                f" {newest}: install a newer statefs"
+            )
+
+    def _note_wal_pages(self, _: apsw.Connection, __: str, pages: int) -> int:
+        self.wal_pages = pages
+        return apsw.SQLITE_OK
+
+    @property
+    def format_version(self) -> int:
+        """The format the database is in; older than `schema.FORMAT_VERSION` until migrated."""
+        return int(self.connection.pragma("user_version"))
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Commit what the block does, or nothing of it when it raises.
+
+        Raises:
+            PosixError: as `begin` and `commit` do.
+        """
+        self.begin()
+        try:
+            yield
+            self.commit()
+        except BaseException:
+            self.roll_back()
+            raise
+
+    def begin(self) -> None:
+        """Begin a transaction.
+
+        Raises:
+            PosixError: EIO once a sync has failed: nothing may be promised after that.
+        """
+        if self.failure is not None:
+            raise PosixError(errno.EIO)
+        self.execute("BEGIN IMMEDIATE")
+
+    def commit(self) -> None:
+        """Commit: from now on a kill -9 does not undo it.
+
+        Raises:
+            PosixError: ENOSPC or EDQUOT when the host's disk is full, EIO for other I/O errors;
+                call `roll_back` then.
+        """
+        try:
+            self.execute("COMMIT")
+        except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError) as error:
+            raise PosixError(self.errno_of(error)) from error
+        self.commits += 1
+
+    def roll_back(self) -> None:
+        """Undo what the transaction did, if one is open."""
+        if self.connection.in_transaction:
+            self.execute("ROLLBACK")
+
+    def errno_of(self, error: apsw.Error) -> int:
+        """Return the errno that a failed statement stands for."""
+        if isinstance(error, apsw.FullError):
+            return errno.ENOSPC
+        code = self.connection.system_errno
+        return code if code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else errno.EIO
+
+    def rows(self, statement: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
+        return self.execute(statement, tuple(parameters)).fetchall()
+
+    def value(self, statement: str, parameters: tuple[Any, ...] = ()) -> Any:
+        """Return the first column of the first row of a query, or None."""
+        row = self.execute(statement, parameters).fetchone()
+        return None if row is None else row[0]
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether every commit so far is on stable storage."""
+        return self._synced_commits == self.commits
+
+    def is_commit_synced(self, number: int) -> bool:
+        """Whether the commit that made `commits` reach `number` is on stable storage."""
+        return self._synced_commits >= number
+
+    def sync(self) -> None:
+        """Make every commit made so far durable; callers who wait meanwhile share one sync.
+
+        Raises:
+            OSError: the disk refused; from then on no transaction is accepted.
+        """
+        wanted = self.commits
+        with self._sync_lock:
+            if self._synced_commits >= wanted:
+                return
+            if self.failure is not None:
+                raise self.failure
+            reached = self.commits
+            try:
+                os.fdatasync(self._wal_fd)
+            except OSError as error:
+                self.failure = error
+                raise
+            self._synced_commits = reached
+
+    def fail(self, error: OSError) -> None:
+        """Accept no more transactions: a sync of an object file failed."""
+        self.failure = self.failure or error
+
+    def checkpoint(self, restart: bool = False) -> None:
+        """Move the log's pages into meta.db, from any thread.
+
+        Args:
+            restart: also make the next commit start the log anew, holding it up meanwhile.
+        """
+        connection = _configured(self.path, apsw.SQLITE_OPEN_READWRITE)
+        try:
+            mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
+            connection.wal_checkpoint(mode=mode)
+        finally:
+            connection.close()
+
+    def close(self) -> None:
+        """Close the connection; SQLite checkpoints and removes the log."""
+        os.close(self._wal_fd)
+        self.connection.close()
+
+
+def create_database(path: Path) -> None:
+    """Make an empty meta.db with the current schema.
+
+    Raises:
+        OSError: `path` exists or cannot be made.
+    """
+    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    connection = apsw.Connection(str(path))
+    try:
+        connection.pragma("page_size", schema.PAGE_BYTES)
+        connection.pragma("journal_mode", "WAL")
+        with connection:
+            schema.create_tables(connection)
+    finally:
+        connection.close()

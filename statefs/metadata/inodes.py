@@ -1,0 +1,140 @@
+"""Rows of `inodes`: reading them at any epoch, and what their `flags` mean."""
+
+from __future__ import annotations
+
+import stat
+from enum import IntFlag
+from typing import Any, Final
+
+from statefs.ids import LIVING, Epoch
+from statefs.metadata.connection import Database
+
+
+class InodeFlag(IntFlag):
+    """What an inode has besides its attributes, so that nothing is looked for in vain."""
+
+    XATTRS = 1
+    """It has rows in `xattrs`."""
+    ACCESS_ACL = 2
+    """One of them is system.posix_acl_access."""
+    DEFAULT_ACL = 4
+    """One of them is system.posix_acl_default."""
+    CAPABILITY = 8
+    """One of them is security.capability, which a write must drop."""
+    DURABILITY = 16
+    """One of them is user.statefs.durability."""
+    EXTENTS = 32
+    """The content lies in object files; without it, in `inline` (or there is none)."""
+
+
+_COLUMNS: Final = (
+    "ino, valid_from, mode, nlink, uid, gid, rdev, size, blocks,"
+    " atime_ns, mtime_ns, ctime_ns, btime_ns, parent, flags"
+)
+LIVING_SQL: Final = f"SELECT {_COLUMNS} FROM inodes WHERE ino = ? AND valid_to = {LIVING}"
+PAST_SQL: Final = (
+    f"SELECT {_COLUMNS} FROM inodes WHERE ino = ? AND valid_to > ? ORDER BY valid_to LIMIT 1"
+)
+
+
+class Inode:
+    """One version of an inode; attributes as in the table `inodes` (metadata/schema.py)."""
+
+    __slots__ = (
+        "atime_ns",
+        "blocks",
+        "btime_ns",
+        "ctime_ns",
+        "flags",
+        "gid",
+        "ino",
+        "mode",
+        "mtime_ns",
+        "nlink",
+        "parent",
+        "rdev",
+        "size",
+        "uid",
+        "valid_from",
+    )
+
+    def __init__(self, row: tuple[Any, ...]) -> None:
+        self.load(row)
+
+    def load(self, row: tuple[Any, ...]) -> None:
+        """Take all attributes from a row in the order of `LIVING_SQL`."""
+        (
+            self.ino,
+            self.valid_from,
+            self.mode,
+            self.nlink,
+            self.uid,
+            self.gid,
+            self.rdev,
+            self.size,
+            self.blocks,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.btime_ns,
+            self.parent,
+            self.flags,
+        ) = row
+
+    def row(self) -> tuple[int, ...]:
+        """Return all attributes in the order `load` takes them."""
+        return (
+            self.ino,
+            self.valid_from,
+            self.mode,
+            self.nlink,
+            self.uid,
+            self.gid,
+            self.rdev,
+            self.size,
+            self.blocks,
+            self.atime_ns,
+            self.mtime_ns,
+            self.ctime_ns,
+            self.btime_ns,
+            self.parent,
+            self.flags,
+        )
+
+    @property
+    def is_dir(self) -> bool:
+        """Whether it is a folder."""
+        return stat.S_ISDIR(self.mode)
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a regular file."""
+        return stat.S_ISREG(self.mode)
+
+    @property
+    def is_symlink(self) -> bool:
+        """Whether it is a symbolic link."""
+        return stat.S_ISLNK(self.mode)
+
+
+def living_row(database: Database, ino: int) -> tuple[Any, ...] | None:
+    """Return the living row of an inode, or None."""
+    return database.execute(LIVING_SQL, (ino,)).fetchone()
+
+
+def past_row(database: Database, ino: int, epoch: Epoch) -> tuple[Any, ...] | None:
+    """Return the row of an inode that a snapshot of `epoch` sees, or None."""
+    row: tuple[Any, ...] | None = database.execute(PAST_SQL, (ino, epoch)).fetchone()
+    return row if row is not None and row[1] <= epoch else None
+
+
+def living_totals(database: Database) -> tuple[int, int]:
+    """Count the living regular files and the sum of their sizes in bytes, by a full scan."""
+    row = database.execute(
+        "SELECT count(*), coalesce(sum(size), 0) FROM inodes"
+        f" WHERE valid_to = {LIVING} AND mode & 0xF000 = {stat.S_IFREG} AND nlink > 0"
+    ).fetchone()
+    assert row is not None
+    return int(row[0]), int(row[1])
+
+

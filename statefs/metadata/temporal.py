@@ -1,0 +1,177 @@
+"""The one writer of valid_from and valid_to: how rows are born, change and end.
+
+* A row is *pinned* when the newest snapshot sees it. A change to a pinned row leaves a copy that
+  ended at the current epoch, and the living row goes on as born now; any other is updated in place.
+* A pinned row that ends stays as a past one; any other is deleted: no snapshot can see it.
+
+Nothing here opens a transaction; the caller's does.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from statefs.ids import LIVING, Epoch
+from statefs.metadata.connection import Database
+
+
+class RowLife:
+    """Birth, change and end of the rows of one versioned table.
+
+    Args:
+        table: the table's name.
+        key: columns that name a row apart from its lifetime.
+        columns: the other columns, without valid_from and valid_to.
+    """
+
+    def __init__(self, table: str, key: tuple[str, ...], columns: tuple[str, ...]) -> None:
+        everything = (*key, *columns)
+        names = ", ".join(f'"{name}"' for name in everything)
+        marks = ", ".join("?" * len(everything))
+        living = " AND ".join(f"{name} = ?" for name in key) + f" AND valid_to = {LIVING}"
+        self.table = table
+        self.key = key
+        self.born_sql = (
+            f"INSERT INTO {table} (valid_to, valid_from, {names}) VALUES ({LIVING}, ?, {marks})"
+        )
+        self.keep_past_sql = (
+            f"INSERT INTO {table} (valid_to, valid_from, {names})"
+            f" SELECT ?, valid_from, {names} FROM {table} WHERE {living}"
+        )
+        assignments = ", ".join(f'"{name}" = ?' for name in columns)
+        self.change_sql = f"UPDATE {table} SET valid_from = ?, {assignments} WHERE {living}"
+        self.end_sql = f"UPDATE {table} SET valid_to = ? WHERE {living}"
+        self.delete_sql = f"DELETE FROM {table} WHERE {living}"
+
+
+INODES: Final = RowLife(
+    "inodes",
+    ("ino",),
+    (
+        "mode",
+        "nlink",
+        "uid",
+        "gid",
+        "rdev",
+        "size",
+        "blocks",
+        "atime_ns",
+        "mtime_ns",
+        "ctime_ns",
+        "btime_ns",
+        "parent",
+        "flags",
+    ),
+)
+ENTRIES: Final = RowLife("entries", ("parent", "name"), ("ino", "cookie"))
+XATTRS: Final = RowLife("xattrs", ("ino", "name"), ("value",))
+EXTENTS: Final = RowLife("extents", ("ino", "start"), ("end", "object"))
+INLINE: Final = RowLife("inline", ("ino",), ("data",))
+VERSIONED: Final = (INODES, ENTRIES, XATTRS, EXTENTS, INLINE)
+
+
+class Temporal:
+    """Writes versioned rows in the current epoch.
+
+    Args:
+        database: the store's database.
+        epoch: the current epoch, as read from the database.
+        pinned: the newest snapshot's epoch, 0 without any: older rows may not change in place.
+    """
+
+    def __init__(self, database: Database, epoch: Epoch, pinned: Epoch) -> None:
+        self._execute = database.execute
+        self.epoch = epoch
+        self.pinned = pinned
+
+    def born(self, life: RowLife, *values: Any) -> None:
+        """Insert a living row; `values` are the key's columns, then the others, in order."""
+        self._execute(life.born_sql, (self.epoch, *values))
+
+    def change(
+        self, life: RowLife, born: int, key: tuple[Any, ...], columns: tuple[Any, ...]
+    ) -> None:
+        """Give the living row of `key` new columns.
+
+        Args:
+            born: its valid_from; a row of an older epoch leaves its past behind.
+            key: the key's columns, in order.
+            columns: all other columns, in order.
+        """
+        if born <= self.pinned:
+            self._execute(life.keep_past_sql, (self.epoch, *key))
+        self._execute(life.change_sql, (self.epoch, *columns, *key))
+
+    def end(self, life: RowLife, born: int, *key: Any) -> None:
+        """End the living row of `key`, which was born in epoch `born`."""
+        if born <= self.pinned:
+            self._execute(life.end_sql, (self.epoch, *key))
+        else:
+            self._execute(life.delete_sql, key)
+
+    def end_all(self, life: RowLife, ino: int) -> list[int]:
+        """End all living rows of an inode in one table.
+
+        Returns:
+            The object files that deleted rows named (extents), else zeros.
+        """
+        table, named = life.table, "object" if life is EXTENTS else "0"
+        cursor = self._execute(
+            f"DELETE FROM {table} WHERE ino = ? AND valid_to = {LIVING} AND valid_from > ?"
+            f" RETURNING {named}",
+            (ino, self.pinned),
+        )
+        deleted = [row[0] for row in cursor.fetchall()]
+        self._execute(
+            f"UPDATE {table} SET valid_to = ? WHERE ino = ? AND valid_to = {LIVING}",
+            (self.epoch, ino),
+        )
+        return deleted
+
+    def erase_since(self, life: RowLife, ino: int, epoch: Epoch) -> list[int]:
+        """End all rows of an inode as if that had happened in the earlier epoch `epoch`.
+
+        For a file without a name: what it was after it lost the name, no snapshot can reach.
+
+        Returns:
+            The object files that deleted rows named (extents), else zeros.
+        """
+        table, named = life.table, "object" if life is EXTENTS else "0"
+        cursor = self._execute(
+            f"DELETE FROM {table} WHERE ino = ? AND valid_to > ?"
+            f" AND (valid_from >= ? OR valid_from > ?) RETURNING {named}",
+            (ino, epoch, epoch, self.pinned),
+        )
+        deleted = [row[0] for row in cursor.fetchall()]
+        self._execute(
+            f"UPDATE {table} SET valid_to = ? WHERE ino = ? AND valid_to > ?", (epoch, ino, epoch)
+        )
+        return deleted
+
+    def write_next_epoch(self) -> None:
+        """Write the next epoch's number; in a snapshot's transaction."""
+        self._execute("UPDATE store SET value = ? WHERE key = 'epoch'", (self.epoch + 1,))
+
+    def enter_next_epoch(self) -> None:
+        """After that transaction's commit: rows born from now on belong to the next epoch."""
+        self.pinned = self.epoch
+        self.epoch = Epoch(self.epoch + 1)
+
+    def forget_between(self, life: RowLife, after: int, until: int, limit: int) -> list[int]:
+        """Delete up to `limit` rows born after epoch `after` and ended by epoch `until`.
+
+        Returns:
+            For each deleted row the object file it named (extents), else 0; fewer than `limit`
+            of them means that no such row is left.
+        """
+        key = "id" if life is INLINE else ", ".join((*life.key, "valid_to"))
+        named = "object" if life is EXTENTS else "0"
+        picked = (
+            f"SELECT {key} FROM {life.table} WHERE valid_to > ? AND valid_to <= ?"
+            f" AND valid_to < {LIVING} AND valid_from > ? LIMIT ?"
+        )
+        cursor = self._execute(
+            f"DELETE FROM {life.table} WHERE ({key}) IN ({picked}) RETURNING {named}",
+            (after, until, after, limit),
+        )
+        return [row[0] for row in cursor.fetchall()]

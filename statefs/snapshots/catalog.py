@@ -1,0 +1,309 @@
+"""The snapshots of a store: taking one, choosing one, deleting one. Rows, not yet any tree.
+
+A save has three steps, so that the caller may wait between them without holding up the mount:
+`begin` ends the epoch in one transaction; then the caller makes the epoch's bytes durable; then
+`complete` shows the snapshot. Recovery drops one that was not completed.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+import uuid
+from typing import Any, Final, NamedTuple
+
+from statefs import __version__
+from statefs.errors import SnapshotExists, UsageError
+from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
+from statefs.layout import RUNTIME
+from statefs.metadata.entries import living_entry
+from statefs.metadata.temporal import VERSIONED
+from statefs.snapshots import naming
+from statefs.snapshots.documents import (
+    REASONS,
+    IndexDocument,
+    RetentionPolicy,
+    SnapshotDocument,
+    VolumeManifest,
+    index_entry,
+)
+from statefs.volume.volume import Volume
+
+PENDING: Final = 0
+COMPLETE: Final = 1
+DELETING: Final = 2
+SLOTS: Final = VIEW_MAX // 2
+"""Snapshot numbers; each has two views: 2n under its name, 2n + 1 under its label."""
+MESSAGE_CHARACTERS_MAX: Final = 10_000
+
+
+class Snapshot(NamedTuple):
+    """A row of the table `snapshots`; the columns are explained in metadata/schema.py."""
+
+    id: int
+    epoch: Epoch
+    state: int
+    uuid: str
+    name: str
+    label: str | None
+    created_ns: int
+    parent_uuid: str | None
+    reason: str
+    message: str
+    labels: dict[str, str]
+    app_version: str
+    files: int
+    bytes: int
+    next_id: int
+    volumes: list[str]
+
+    @property
+    def view(self) -> View:
+        """The view under the snapshot's name."""
+        return View(2 * self.id)
+
+    @property
+    def label_view(self) -> View:
+        """The view under the snapshot's label."""
+        return View(2 * self.id + 1)
+
+    def document(self) -> SnapshotDocument:
+        """Return the snapshot's metadata.json."""
+        return SnapshotDocument(
+            snapshot_id=self.uuid,
+            name=self.name,
+            timestamp=naming.iso_time(self.created_ns),
+            parent_snapshot_id=self.parent_uuid,
+            reason=self.reason,  # type: ignore[arg-type]  # checked by `Catalog.begin`
+            message=self.message,
+            labels=self.labels,
+            app_version=self.app_version,
+            volume_manifests=[VolumeManifest(name=name) for name in self.volumes],
+            files=self.files,
+            bytes=self.bytes,
+        )
+
+
+_SELECT: Final = f"SELECT {', '.join(Snapshot._fields)} FROM snapshots"
+
+
+def _snapshot(row: tuple[Any, ...]) -> Snapshot:
+    fields = Snapshot(*row)
+    return fields._replace(
+        labels=json.loads(row[Snapshot._fields.index("labels")]),
+        volumes=json.loads(row[Snapshot._fields.index("volumes")]),
+    )
+
+
+class Catalog:
+    """All snapshots of a store.
+
+    Args:
+        volume: the store's living tree.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._volume = volume
+        self._table = volume.table
+        self._database = volume.table.database
+        self.generation = 0
+        self.last_modified_ns = 0
+        self._load()
+
+    def _load(self) -> None:
+        rows = self._database.rows(f"{_SELECT} WHERE state = ? ORDER BY epoch", (COMPLETE,))
+        self.snapshots = [_snapshot(row) for row in rows]
+        self._by_view = {view: s for s in self.snapshots for view in (s.view, s.label_view)}
+        self._by_name = {s.name: s for s in self.snapshots}
+        self._by_label = {s.label: s for s in self.snapshots if s.label is not None}
+        self.last_modified_ns = self._table.clock.now_ns()
+        self.generation += 1
+
+    def by_view(self, view: int) -> Snapshot | None:
+        """Return the complete snapshot shown in `view`, or None."""
+        return self._by_view.get(View(view))
+
+    def by_folder(self, name: str) -> tuple[Snapshot, View] | None:
+        """Return the snapshot whose folder in snapshots/ has this name or label, and its view."""
+        snapshot = self._by_name.get(name)
+        if snapshot is not None:
+            return snapshot, snapshot.view
+        snapshot = self._by_label.get(name)
+        return None if snapshot is None else (snapshot, snapshot.label_view)
+
+    def choose(self, selector: str) -> Snapshot:
+        """Return the snapshot that a selector means (snapshots/naming.py).
+
+        Raises:
+            NoSuchSnapshot, AmbiguousSnapshot, UsageError.
+        """
+        named = [
+            naming.Named(s.epoch, s.name, s.label, s.labels, s.created_ns) for s in self.snapshots
+        ]
+        chosen = naming.choose(selector, named, self._table.clock.now_ns())
+        return self._by_name[chosen.name]
+
+    def check_request(self, reason: str, message: str, labels: dict[str, str]) -> None:
+        """Refuse what cannot be saved.
+
+        Raises:
+            UsageError: an unknown reason, an impossible label; SnapshotExists: a taken one.
+        """
+        if reason not in REASONS:
+            raise UsageError(f"unknown reason {reason!r}: use one of {', '.join(REASONS)}")
+        if len(message) > MESSAGE_CHARACTERS_MAX:
+            raise UsageError(f"a message may have {MESSAGE_CHARACTERS_MAX} characters at most")
+        label = labels.get("name")
+        if label is not None:
+            naming.check_label(label)
+            if self.by_folder(label) is not None:
+                raise SnapshotExists(f"a snapshot {label!r} exists: delete it or choose another name")
+
+    def begin(self, reason: str, message: str, labels: dict[str, str]) -> Snapshot:
+        """End the epoch: what is in the tree now is what the snapshot will show.
+
+        One transaction whose size does not depend on the tree; writes what was newer in memory.
+
+        Raises:
+            UsageError, SnapshotExists: see `check_request`. PosixError: the disk refused.
+        """
+        self.check_request(reason, message, labels)
+        table, database = self._table, self._database
+        now = table.clock.now_ns()
+        taken = {row[0] for row in database.rows("SELECT name FROM snapshots")}
+        label = labels.get("name")
+        stale = table.stale_nodes()
+        for node in stale:
+            node.blocks = self._volume.data.blocks(node)
+        files, size = self._without_runtime()
+        newest = self.snapshots[-1] if self.snapshots else None
+        with table.change(*stale):
+            table.store_stale(stale)
+            snapshot = Snapshot(
+                self._free_slot(), table.epoch, PENDING, str(uuid.uuid4()),
+                naming.name_for(now, taken), label, now, newest.uuid if newest else None,
+                reason, message, labels, __version__, files, size, table.next_id, self._volumes(),
+            )  # fmt: skip
+            self._insert(snapshot)
+            table.temporal.write_next_epoch()
+        table.settled(stale)
+        table.enter_next_epoch()
+        return snapshot
+
+    def _insert(self, snapshot: Snapshot) -> None:
+        row = snapshot._replace(
+            labels=json.dumps(snapshot.labels),  # type: ignore[arg-type]  # as stored
+            volumes=json.dumps(snapshot.volumes),  # type: ignore[arg-type]
+        )
+        marks = ", ".join("?" * len(row))
+        names = ", ".join(Snapshot._fields)
+        self._database.execute(f"INSERT INTO snapshots ({names}) VALUES ({marks})", tuple(row))
+
+    def _free_slot(self) -> int:
+        used = {row[0] for row in self._database.rows("SELECT id FROM snapshots")}
+        newest = self._database.value("SELECT id FROM snapshots ORDER BY epoch DESC LIMIT 1") or 0
+        newest = max(newest, int(self._database.value(
+            "SELECT value FROM store WHERE key = 'last_slot'") or 0))
+        slot = newest % SLOTS + 1
+        while slot in used:
+            slot = slot % SLOTS + 1
+        self._database.execute("INSERT OR REPLACE INTO store VALUES ('last_slot', ?)", (slot,))
+        return slot
+
+    def _volumes(self) -> list[str]:
+        """Return the names of the folders in volumes/."""
+        entry = living_entry(self._database, TREE_ROOT, b"volumes")
+        if entry is None:
+            return []
+        rows = self._volume.names.listing(entry.ino, 0, 1000)
+        return [name.decode("utf-8", "replace") for _, name, node in rows if node.is_dir]
+
+    def _without_runtime(self) -> tuple[int, int]:
+        """Return files and bytes of the living tree, less what lies in runtime/."""
+        entry = living_entry(self._database, TREE_ROOT, RUNTIME)
+        if entry is None:
+            return self._table.files, self._table.bytes
+        row = self._database.execute(
+            "WITH RECURSIVE inside (ino) AS ("
+            f" SELECT ino FROM entries WHERE parent = ?1 AND valid_to = {LIVING}"
+            " UNION SELECT e.ino FROM entries e JOIN inside i ON e.parent = i.ino"
+            f" WHERE e.valid_to = {LIVING})"
+            " SELECT count(*), coalesce(sum(n.size), 0) FROM inside i"
+            f" JOIN inodes n ON n.ino = i.ino AND n.valid_to = {LIVING}"
+            f" WHERE n.mode & 0xF000 = {stat.S_IFREG}",
+            (entry.ino,),
+        ).fetchone()
+        assert row is not None
+        return self._table.files - row[0], self._table.bytes - row[1]
+
+    def complete(self, snapshot: Snapshot) -> Snapshot:
+        """Show a snapshot whose bytes are durable now."""
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE snapshots SET state = ? WHERE epoch = ?", (COMPLETE, snapshot.epoch)
+            )
+        self._load()
+        return self._by_name[snapshot.name]
+
+    def begin_delete(self, epoch: int) -> None:
+        """Hide a snapshot for ever; its rows are still there (maintenance/gc.py)."""
+        with self._database.transaction():
+            self._database.execute(
+                "UPDATE snapshots SET state = ?, label = NULL WHERE epoch = ?", (DELETING, epoch)
+            )
+        self._load()
+        self._table.unpin(Epoch(self.newest_pinned()))
+
+    def newest_pinned(self) -> int:
+        """Return the epoch of the newest snapshot that is kept, 0 without any."""
+        return int(
+            self._database.value(
+                "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE state < ?", (DELETING,)
+            )
+        )
+
+    def deleting(self) -> list[int]:
+        """Return the epochs of snapshots whose rows are still to be deleted, oldest first."""
+        return [
+            row[0]
+            for row in self._database.rows(
+                "SELECT epoch FROM snapshots WHERE state = ? ORDER BY epoch", (DELETING,)
+            )
+        ]
+
+    def delete_rows(self, epoch: int, limit: int) -> bool:
+        """Delete up to `limit` rows of each table that only the snapshot of `epoch` saw.
+
+        Returns:
+            Whether that was all; then the snapshot's own row is gone too.
+        """
+        database, table = self._database, self._table
+        before = database.value(
+            "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE epoch < ? AND state < ?",
+            (epoch, DELETING),
+        )
+        after = database.value(
+            "SELECT min(epoch) FROM snapshots WHERE epoch > ? AND state < ?", (epoch, DELETING)
+        )
+        is_done = True
+        with table.change():
+            for life in VERSIONED:
+                until = after if after is not None else table.epoch
+                deleted = table.temporal.forget_between(life, before, until, limit)
+                table.discard_objects({number for number in deleted if number})
+                is_done = is_done and len(deleted) < limit
+            if is_done:
+                database.execute("DELETE FROM snapshots WHERE epoch = ?", (epoch,))
+        return is_done
+
+    def index(self) -> IndexDocument:
+        """Return index.json as it is now."""
+        values = dict(self._database.rows("SELECT key, value FROM store"))
+        return IndexDocument(
+            project_id=values["uuid"],
+            app_id=values["app_id"],
+            current_state_digest=None,
+            snapshots=[index_entry(snapshot.document()) for snapshot in self.snapshots],
+            retention_policy=RetentionPolicy(),
+            last_modified=naming.iso_time(self.last_modified_ns),
+        )

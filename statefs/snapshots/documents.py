@@ -1,0 +1,103 @@
+"""The documents a store publishes: index.json and each snapshot's metadata.json.
+
+Field names are camelCase on disk; docs/index.schema.json and docs/metadata.schema.json are made
+from these types. A missing optional value is null, never left out.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+import msgspec
+
+FORMAT_VERSION: Final = 1
+"""formatVersion of both documents."""
+
+Reason = Literal[
+    "manual",
+    "autosave",
+    "turn",
+    "shutdown",
+    "before-upgrade",
+    "before-restore",
+    "before-migration",
+    "hook",
+]
+"""Why a snapshot was taken."""
+REASONS: Final = Reason.__args__  # type: ignore[attr-defined]  # what a Literal allows
+Consistency = Literal["crash-consistent", "app-consistent", "verified"]
+"""What is known of a volume's content: as after a power cut; hooks ran; opened and checked."""
+
+
+class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """One folder of volumes/ in a snapshot."""
+
+    name: str
+    consistency: Consistency = "crash-consistent"
+    format: str = "files"
+    bytes: int | None = None
+    digest: str | None = None
+
+
+class SnapshotDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """A snapshot's metadata.json, and what commands say of a snapshot."""
+
+    snapshot_id: str
+    name: str
+    timestamp: str
+    parent_snapshot_id: str | None
+    reason: Reason
+    message: str
+    labels: dict[str, str]
+    app_version: str
+    format_version: int = FORMAT_VERSION
+    state_digest: str | None = None
+    volume_manifests: list[VolumeManifest]
+    files: int
+    bytes: int
+    sealed: bool = False
+
+
+class IndexEntry(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """What index.json says of each snapshot."""
+
+    snapshot_id: str
+    name: str
+    timestamp: str
+    parent_snapshot_id: str | None
+    reason: Reason
+    message: str
+    labels: dict[str, str]
+    state_digest: str | None
+    files: int
+    bytes: int
+    sealed: bool
+
+
+class RetentionPolicy(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """How many snapshots are to be kept."""
+
+    max_snapshots: int = 100
+
+
+class IndexDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """index.json: every snapshot of a store, newest last."""
+
+    project_id: str
+    app_id: str | None
+    format_version: int = FORMAT_VERSION
+    current_state_digest: str | None
+    snapshots: list[IndexEntry]
+    retention_policy: RetentionPolicy
+    last_modified: str
+
+
+def encode(document: msgspec.Struct) -> bytes:
+    """Return a document as indented JSON that ends in a newline."""
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def index_entry(document: SnapshotDocument) -> IndexEntry:
+    """Return what index.json says of a snapshot."""
+    fields = {name: getattr(document, name) for name in IndexEntry.__struct_fields__}
+    return IndexEntry(**fields)

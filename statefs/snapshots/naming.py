@@ -1,0 +1,133 @@
+"""Names of snapshots and the ways to say which one is meant. Pure functions.
+
+A snapshot's name is the UTC time of its save with colons as hyphens (`2026-03-13T12-00-00Z`); a
+second one in the same second gets a fraction. A selector is what a person types: a name, a unique
+prefix of one, a label, `latest`, `latest~2`, `@-2h` or `@TIME`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Final, NamedTuple
+
+from statefs.errors import AmbiguousSnapshot, NoSuchSnapshot, UsageError
+
+LATEST: Final = "latest"
+LABEL_BYTES_MAX: Final = 255
+_AGO: Final = re.compile(r"-(?:(\d+)([smhdw]))")
+_SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
+_STEPS: Final = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
+"""How long the moment lasts that a time with 0, 1 or 2 colons names."""
+_BACK: Final = re.compile(r"latest(?:~(\d+))?")
+
+
+class Named(NamedTuple):
+    """What choosing among snapshots needs to know of each."""
+
+    epoch: int
+    name: str
+    label: str | None
+    labels: dict[str, str]
+    created_ns: int
+
+
+def iso_time(time_ns: int) -> str:
+    """Return a time as ISO 8601 in UTC, to the second, or finer when it is not a whole one."""
+    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
+    micros = time_ns // 1000 % 1_000_000
+    return f"{moment}.{micros:06d}Z" if micros else f"{moment}Z"
+
+
+def name_for(time_ns: int, taken: set[str]) -> str:
+    """Return a free name for a snapshot saved at `time_ns`."""
+    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H-%M-%S")
+    name = f"{moment}Z"
+    micros = time_ns // 1000 % 1_000_000
+    while name in taken:
+        name = f"{moment}.{micros:06d}Z"
+        micros += 1
+    return name
+
+
+def check_label(label: str) -> str:
+    """Return `label` if it can be a folder's name in snapshots/ and nothing else is meant by it.
+
+    Raises:
+        UsageError: it is empty, too long, has a slash, or is a selector.
+    """
+    data = label.encode("utf-8", "surrogateescape")
+    if not label or len(data) > LABEL_BYTES_MAX or "/" in label or "\0" in label:
+        raise UsageError("a label must have 1 to 255 bytes and no slash")
+    if label in (".", "..") or label.startswith("@") or _BACK.fullmatch(label):
+        raise UsageError(f"the label {label!r} means something else: choose another one")
+    return label
+
+
+def choose(selector: str, snapshots: Sequence[Named], now_ns: int) -> Named:
+    """Return the snapshot that a selector means.
+
+    Args:
+        snapshots: all that may be meant, oldest first.
+
+    Raises:
+        NoSuchSnapshot: none fits; AmbiguousSnapshot: several do; UsageError: it cannot be read.
+    """
+    back = _BACK.fullmatch(selector)
+    if back:
+        steps = int(back[1] or 0)
+        if steps >= len(snapshots):
+            raise NoSuchSnapshot(
+                f"no snapshot {selector}: there are {len(snapshots)} (see `statefs list`)"
+            )
+        return snapshots[-1 - steps]
+    if selector.startswith("@"):
+        return not_later(selector[1:], snapshots, now_ns)
+    for snapshot in snapshots:
+        if selector in (snapshot.name, snapshot.label) or selector == snapshot.labels.get("name"):
+            return snapshot
+    fitting = [snapshot for snapshot in snapshots if snapshot.name.startswith(selector)]
+    if len(fitting) > 1:
+        raise AmbiguousSnapshot(
+            f"{selector!r} fits {len(fitting)} snapshots, the first {fitting[0].name} and"
+            f" {fitting[1].name}: give more of the name"
+        )
+    if not fitting or not selector:
+        raise NoSuchSnapshot(f"no snapshot {selector!r}: `statefs list` shows them all")
+    return fitting[0]
+
+
+def not_later(moment: str, snapshots: Sequence[Named], now_ns: int) -> Named:
+    """Return the newest snapshot not later than a moment: `-2h`, or a time in ISO 8601 (UTC).
+
+    A date alone means its end, a minute its end: what a person sees as "on that day".
+    """
+    limit_ns = _moment_ns(moment, now_ns)
+    fitting = [snapshot for snapshot in snapshots if snapshot.created_ns < limit_ns]
+    if not fitting:
+        raise NoSuchSnapshot(f"no snapshot is as old as @{moment}: `statefs list` shows them all")
+    return fitting[-1]
+
+
+def _moment_ns(moment: str, now_ns: int) -> int:
+    """Return the first nanosecond after the moment meant."""
+    ago = _AGO.fullmatch(moment)
+    if ago:
+        return now_ns - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000_000 + 1
+    text = moment.replace("Z", "+00:00")
+    date, _, clock = text.partition("T")
+    clock = re.sub(r"^(\d\d)-(\d\d)(?:-(\d\d))?", lambda m: ":".join(filter(None, m.groups())), clock)
+    try:
+        start = datetime.fromisoformat(f"{date}T{clock}" if clock else date)
+    except ValueError:
+        raise UsageError(
+            f"cannot read the time @{moment}: write @-2h, @2026-03-13 or @2026-03-13T12:00"
+        ) from None
+    if start.tzinfo is None:
+        start = start.replace(tzinfo=UTC)
+    colons = clock.split("+")[0].count(":")
+    step = _STEPS[colons] if clock else timedelta(days=1)
+    end = start + step
+    whole = int(end.timestamp())
+    return whole * 1_000_000_000 + end.microsecond * 1000

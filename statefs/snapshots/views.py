@@ -1,0 +1,111 @@
+"""The trees of the past: a snapshot's folders and files, read from rows of its epoch. Read-only."""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from statefs.content import rows
+from statefs.content.extents import pieces
+from statefs.errors import PosixError
+from statefs.ids import TREE_ROOT, Epoch
+from statefs.layout import RUNTIME
+from statefs.metadata import xattrs as xattr_rows
+from statefs.metadata.connection import Database
+from statefs.metadata.entries import list_past, past_entry
+from statefs.metadata.inodes import Inode, InodeFlag, past_row
+
+INODES_CACHED: Final = 8192
+"""Past inodes kept in memory; they never change."""
+
+
+class PastInode(Inode):
+    """An inode as a snapshot sees it; `reply` belongs to the layer above."""
+
+    __slots__ = ("reply",)
+
+
+class PastTree:
+    """What the tree was in one epoch, without runtime/.
+
+    Args:
+        database: the store's database.
+        epoch: an epoch that a complete snapshot pins.
+    """
+
+    def __init__(self, database: Database, epoch: Epoch) -> None:
+        self._database = database
+        self.epoch = epoch
+        self._inodes: dict[int, PastInode] = {}
+        self._runtime = past_entry(database, TREE_ROOT, RUNTIME, epoch)
+
+    def inode(self, ino: int) -> PastInode:
+        """Return an inode as it was.
+
+        Raises:
+            PosixError: ESTALE when the epoch had none of that number.
+        """
+        inode = self._inodes.get(ino)
+        if inode is not None:
+            return inode
+        row = past_row(self._database, ino, self.epoch)
+        if row is None:
+            raise PosixError(errno.ESTALE)
+        inode = PastInode(row)
+        inode.reply = None
+        if ino == TREE_ROOT and self._runtime is not None:
+            inode.nlink -= 1
+        if len(self._inodes) >= INODES_CACHED:
+            self._inodes.clear()
+        self._inodes[ino] = inode
+        return inode
+
+    def lookup(self, parent: int, name: bytes) -> PastInode:
+        """Return the inode that `name` led to. Raises PosixError ENOENT."""
+        entry = past_entry(self._database, parent, name, self.epoch)
+        if entry is None or (parent == TREE_ROOT and name == RUNTIME):
+            raise PosixError(errno.ENOENT)
+        return self.inode(entry.ino)
+
+    def listing(self, parent: int, after: int, limit: int) -> list[tuple[int, bytes, PastInode]]:
+        """Return up to `limit` entries (cookie, name, inode) with cookies beyond `after`."""
+        return [
+            (cookie, name, self.inode(ino))
+            for cookie, name, ino in list_past(self._database, parent, after, self.epoch, limit)
+            if not (parent == TREE_ROOT and name == RUNTIME)
+        ]
+
+    def plan_read(
+        self, ino: int, offset: int, size: int
+    ) -> bytes | list[tuple[int, int, int]]:
+        """Return the bytes when no object file is needed, else the pieces to read them from."""
+        inode = self.inode(ino)
+        end = min(offset + size, inode.size)
+        if end <= offset:
+            return b""
+        if inode.flags & InodeFlag.EXTENTS:
+            extents = rows.extents(self._database, ino, self.epoch)
+            return list(pieces(extents, offset, end))
+        found = rows.inline(self._database, ino, self.epoch)
+        return found[0][offset:end] if found is not None else bytes(end - offset)
+
+    def target(self, ino: int) -> bytes:
+        """Return where a symbolic link led."""
+        found = rows.inline(self._database, ino, self.epoch)
+        if found is None:
+            raise PosixError(errno.EINVAL)
+        return found[0]
+
+    def xattr(self, ino: int, name: bytes) -> bytes:
+        """Return the value of an extended attribute. Raises PosixError ENODATA."""
+        if self.inode(ino).flags & InodeFlag.XATTRS:
+            found = xattr_rows.xattr(self._database, ino, name, self.epoch)
+            if found is not None:
+                return found[0]
+        raise PosixError(errno.ENODATA)
+
+    def xattr_names(self, ino: int) -> list[bytes]:
+        """Return the names of the extended attributes."""
+        if not self.inode(ino).flags & InodeFlag.XATTRS:
+            return []
+        return sorted(xattr_rows.xattrs(self._database, ino, self.epoch))

@@ -1,0 +1,230 @@
+"""Attributes: chmod, chown, times, extended attributes and ACLs, and what each does to the others."""
+
+from __future__ import annotations
+
+import errno
+import stat
+from typing import Final, NamedTuple
+
+from statefs.errors import PosixError
+from statefs.metadata import xattrs as xattr_rows
+from statefs.metadata.inodes import InodeFlag
+from statefs.metadata.temporal import XATTRS
+from statefs.volume import acl
+from statefs.volume.table import InodeTable, Node
+
+CAPABILITY: Final = b"security.capability"
+DURABILITY: Final = b"user.statefs.durability"
+DURABILITY_MODES: Final = (b"close", b"fsync", b"write")
+XATTR_NAME_MAX: Final = 255
+XATTR_SIZE_MAX: Final = 65_536
+"""The kernel's own limits (xattr(7))."""
+
+_FLAG_OF: Final = {
+    acl.ACCESS: InodeFlag.ACCESS_ACL,
+    acl.DEFAULT: InodeFlag.DEFAULT_ACL,
+    CAPABILITY: InodeFlag.CAPABILITY,
+    DURABILITY: InodeFlag.DURABILITY,
+}
+
+
+class AttributeChange(NamedTuple):
+    """What a setattr asks for; None leaves an attribute as it is. Sizes are `FileData`'s."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+def without_privileges(mode: int) -> int:
+    """Return a regular file's mode as a write or chown by a stranger leaves it.
+
+    Source: Linux `setattr_should_drop_suidgid`: setgid goes only where the group may execute.
+    """
+    if mode & stat.S_IXGRP:
+        mode &= ~stat.S_ISGID
+    return mode & ~stat.S_ISUID
+
+
+class Attributes:
+    """Attributes of living inodes. Permissions are the kernel's to check."""
+
+    def __init__(self, table: InodeTable) -> None:
+        self._table = table
+        self.durability_generation = 0
+
+    def set(self, ino: int, wanted: AttributeChange) -> Node:
+        """Change attributes of an inode in one transaction; ctime becomes now."""
+        table = self._table
+        node = table.node(ino)
+        with table.change(node):
+            node.ctime_ns = table.clock.now_ns()
+            if wanted.uid is not None or wanted.gid is not None:
+                self._chown(node, wanted)
+            if wanted.mode is not None:
+                self._chmod(node, wanted.mode)
+            if wanted.atime_ns is not None:
+                node.atime_ns = wanted.atime_ns
+            if wanted.mtime_ns is not None:
+                node.mtime_ns = wanted.mtime_ns
+            table.store(node)
+        return node
+
+    def _chown(self, node: Node, wanted: AttributeChange) -> None:
+        if wanted.uid is not None:
+            node.uid = wanted.uid
+        if wanted.gid is not None:
+            node.gid = wanted.gid
+        if node.is_file:
+            self.drop_privileges(node)
+
+    def _chmod(self, node: Node, mode: int) -> None:
+        node.mode = stat.S_IFMT(node.mode) | (mode & 0o7777)
+        if node.flags & InodeFlag.ACCESS_ACL:
+            found = xattr_rows.xattr(self._table.database, node.ino, acl.ACCESS, xattr_rows.NOW)
+            if found is not None:
+                value = acl.encode(acl.with_mode(acl.parse(found[0]), node.mode))
+                self._put(node, acl.ACCESS, value)
+
+    def drop_privileges(self, node: Node) -> None:
+        """Clear setuid, setgid and file capabilities; inside a `Change` that stores the node."""
+        node.mode = without_privileges(node.mode)
+        if node.flags & InodeFlag.CAPABILITY:
+            self._take(node, CAPABILITY)
+
+    @staticmethod
+    def has_privileges(node: Node) -> bool:
+        """Whether a write to the file must clear something."""
+        return bool(node.flags & InodeFlag.CAPABILITY) or (
+            node.mode & (stat.S_ISUID | stat.S_ISGID) != 0
+            and without_privileges(node.mode) != node.mode
+        )
+
+    def xattr(self, ino: int, name: bytes) -> bytes:
+        """Return the value of an extended attribute.
+
+        Raises:
+            PosixError: ENODATA when there is none.
+        """
+        node = self._table.node(ino)
+        if node.flags & InodeFlag.XATTRS:
+            flag = _FLAG_OF.get(name)
+            if flag is None or node.flags & flag:
+                found = xattr_rows.xattr(self._table.database, ino, name, xattr_rows.NOW)
+                if found is not None:
+                    return found[0]
+        raise PosixError(errno.ENODATA)
+
+    def xattr_names(self, ino: int) -> list[bytes]:
+        """Return the names of an inode's extended attributes."""
+        node = self._table.node(ino)
+        if not node.flags & InodeFlag.XATTRS:
+            return []
+        return sorted(xattr_rows.xattrs(self._table.database, ino, xattr_rows.NOW))
+
+    def set_xattr(self, ino: int, name: bytes, value: bytes) -> Node:
+        """Set an extended attribute; an access ACL also sets the mode it stands for.
+
+        Raises:
+            PosixError: ERANGE, E2BIG for names or values beyond xattr(7)'s limits, EINVAL for a
+                malformed ACL or durability, EOPNOTSUPP for ACLs of links.
+        """
+        if len(name) > XATTR_NAME_MAX:
+            raise PosixError(errno.ERANGE)
+        if len(value) > XATTR_SIZE_MAX:
+            raise PosixError(errno.E2BIG)
+        if name == DURABILITY and value not in DURABILITY_MODES:
+            raise PosixError(errno.EINVAL)
+        table = self._table
+        node = table.node(ino)
+        with table.change(node):
+            node.ctime_ns = table.clock.now_ns()
+            if name in (acl.ACCESS, acl.DEFAULT):
+                self._set_acl(node, name, value)
+            else:
+                self._put(node, name, value)
+            table.store(node)
+        self._note_durability(name)
+        return node
+
+    def _set_acl(self, node: Node, name: bytes, value: bytes) -> None:
+        if node.is_symlink:
+            raise PosixError(errno.EOPNOTSUPP)
+        entries = acl.parse(value)
+        if name == acl.DEFAULT:
+            if not node.is_dir:
+                raise PosixError(errno.EACCES)
+            if entries:
+                self._put(node, name, value)
+            else:
+                self._take(node, name)
+            return
+        if entries:
+            node.mode = acl.mode_of(entries, node.mode)
+        if entries and not acl.is_minimal(entries):
+            self._put(node, name, value)
+        else:
+            self._take(node, name)
+
+    def remove_xattr(self, ino: int, name: bytes) -> Node:
+        """Remove an extended attribute.
+
+        Raises:
+            PosixError: ENODATA when there is none; removing a missing ACL is fine.
+        """
+        table = self._table
+        node = table.node(ino)
+        with table.change(node):
+            node.ctime_ns = table.clock.now_ns()
+            if not self._take(node, name) and name not in (acl.ACCESS, acl.DEFAULT):
+                raise PosixError(errno.ENODATA)
+            table.store(node)
+        self._note_durability(name)
+        return node
+
+    def _put(self, node: Node, name: bytes, value: bytes) -> None:
+        table = self._table
+        found = None
+        if node.flags & InodeFlag.XATTRS:
+            found = xattr_rows.xattr(table.database, node.ino, name, xattr_rows.NOW)
+        if found is None:
+            table.temporal.born(XATTRS, node.ino, name, value)
+        else:
+            table.temporal.change(XATTRS, found[1], (node.ino, name), (value,))
+        node.flags |= InodeFlag.XATTRS | _FLAG_OF.get(name, 0)
+
+    def _take(self, node: Node, name: bytes) -> bool:
+        table = self._table
+        rows = xattr_rows.xattrs(table.database, node.ino, xattr_rows.NOW)
+        if name not in rows:
+            return False
+        table.temporal.end(XATTRS, rows[name][1], node.ino, name)
+        node.flags &= ~_FLAG_OF.get(name, 0)
+        if len(rows) == 1:
+            node.flags &= ~InodeFlag.XATTRS
+        return True
+
+    def _note_durability(self, name: bytes) -> None:
+        if name == DURABILITY:
+            self.durability_generation += 1
+
+    def durability(self, node: Node, default: str) -> str:
+        """Return the durability mode of an inode: its own, or that of the nearest folder above.
+
+        Args:
+            default: the mount's mode, for a tree without the extended attribute.
+        """
+        known = node.durability
+        if known is not None and known[0] == self.durability_generation:
+            return known[1]
+        table = self._table
+        if node.flags & InodeFlag.DURABILITY:
+            mode = self.xattr(node.ino, DURABILITY).decode("ascii")
+        elif node.parent in (0, node.ino):
+            mode = default
+        else:
+            mode = self.durability(table.node(node.parent), default)
+        node.durability = (self.durability_generation, mode)
+        return mode

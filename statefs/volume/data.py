@@ -1,0 +1,347 @@
+"""Content: reading, writing and truncating regular files.
+
+Small content lies inline in the database, larger content in object files, copy-on-write: an
+object is written only until a snapshot pins it. Bytes reach the object before the extent that
+exposes them is committed. Size and times of a write that needs no new extent stay in memory
+(`InodeTable.mark_stale`) behind a committed dirty mark, until `InodeTable.settle`.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Final
+
+from statefs.content import rows
+from statefs.content.extents import Extent, cut, is_covered, overlay, pieces
+from statefs.errors import PosixError
+from statefs.ids import LIVING, ObjectId
+from statefs.metadata.inodes import InodeFlag
+from statefs.metadata.temporal import EXTENTS, INLINE
+from statefs.metadata.xattrs import NOW
+from statefs.volume.attributes import Attributes
+from statefs.volume.table import InodeTable, Node
+
+INLINE_MAX_BYTES: Final = 8192
+"""The largest content kept in the database; to be measured (docs/on-disk-format.md)."""
+FILE_MAX_BYTES: Final = (1 << 63) - 1
+"""The largest offset off_t can hold."""
+BLOCK_BYTES: Final = 512
+"""The unit of st_blocks (stat(2))."""
+EXTENTS_COUNTED: Final = 64
+"""Files of up to so many extents report the space their objects really take, others their size."""
+
+
+class FileData:
+    """The content of living regular files."""
+
+    def __init__(self, table: InodeTable, attributes: Attributes) -> None:
+        self._table = table
+        self._attributes = attributes
+        self._database = table.database
+        self._objects = table.objects
+
+    def _content(self, node: Node) -> bytes:
+        if node.data is None:
+            found = rows.inline(self._database, node.ino, NOW) if node.size else None
+            node.data = found[0] if found else b""
+        return node.data
+
+    def _extents(self, node: Node) -> list[Extent]:
+        if node.extents is None:
+            node.extents = rows.extents(self._database, node.ino, NOW)
+        return node.extents
+
+    def target(self, ino: int) -> bytes:
+        """Return where a symbolic link leads. Raises PosixError EINVAL for anything else."""
+        node = self._table.node(ino)
+        if not node.is_symlink:
+            raise PosixError(errno.EINVAL)
+        return self._content(node)
+
+    def plan_read(
+        self, ino: int, offset: int, size: int
+    ) -> bytes | list[tuple[int, int, int]]:
+        """Return the bytes when no object file is needed, else the pieces to read them from.
+
+        Returns:
+            Content bytes, or (start, end, object) ranges in order; object 0 stands for zeros.
+        """
+        node = self._table.node(ino)
+        end = min(offset + size, node.size)
+        if end <= offset:
+            return b""
+        if not node.flags & InodeFlag.EXTENTS:
+            return self._content(node)[offset:end]
+        return list(pieces(self._extents(node), offset, end))
+
+    def write(self, ino: int, offset: int, data: bytes) -> Node:
+        """Write all of `data` at `offset`.
+
+        Raises:
+            PosixError: EFBIG, ENOSPC, EDQUOT, EIO; what was acknowledged before stays.
+        """
+        node = self._table.node(ino)
+        end = offset + len(data)
+        if end > FILE_MAX_BYTES:
+            raise PosixError(errno.EFBIG)
+        if not data:
+            return node
+        if not node.flags & InodeFlag.EXTENTS:
+            if end <= INLINE_MAX_BYTES and node.size <= INLINE_MAX_BYTES:
+                self._write_inline(node, offset, data)
+                return node
+            self._promote(node)
+        self._write_object(node, offset, data)
+        return node
+
+    def _write_inline(self, node: Node, offset: int, data: bytes) -> None:
+        old = self._content(node)
+        if offset == len(old):
+            new = old + data
+        else:
+            new = old[:offset].ljust(offset, b"\0") + data + old[offset + len(data) :]
+        table = self._table
+        with table.change(node):
+            self._put_inline(node, new)
+            node.mtime_ns = node.ctime_ns = table.clock.now_ns()
+            if Attributes.has_privileges(node):
+                self._attributes.drop_privileges(node)
+            table.store(node)
+        node.data = new
+
+    def _put_inline(self, node: Node, data: bytes) -> None:
+        """Replace the inline content and size; inside a `Change` that stores the node."""
+        table = self._table
+        found = None
+        if node.size:
+            found = self._database.execute(
+                f"SELECT valid_from FROM inline WHERE ino = ? AND valid_to = {LIVING}", (node.ino,)
+            ).fetchone()
+        if found is None:
+            if data:
+                table.temporal.born(INLINE, node.ino, data)
+        elif data:
+            table.temporal.change(INLINE, found[0], (node.ino,), (data,))
+        else:
+            table.temporal.end(INLINE, found[0], node.ino)
+        self._resize(node, len(data))
+        node.blocks = -(-len(data) // BLOCK_BYTES)
+
+    def _resize(self, node: Node, size: int) -> None:
+        if node.nlink:
+            self._table.bytes += size - node.size
+        node.size = size
+
+    def _promote(self, node: Node) -> None:
+        """Move inline content to an object file."""
+        data = self._content(node)
+        table = self._table
+        made = 0
+        try:
+            with table.change(node):
+                node.flags |= InodeFlag.EXTENTS
+                node.extents = []
+                if data:
+                    made = self._new_object(node)
+                    self._objects.write(made, data, 0)
+                    whole = Extent(0, LIVING, made, table.epoch)
+                    self._apply(node, *overlay(node.extents, whole))
+                    table.temporal.end_all(INLINE, node.ino)
+                table.store(node)
+                table.mark_dirty(node)
+        except BaseException:
+            if made:
+                self._objects.remove(made)
+            raise
+        node.data = None
+        node.object = made
+        node.is_marked = True
+        table.mark_stale(node)
+        self._note_unsynced(node, made)
+
+    def _new_object(self, node: Node) -> int:
+        """Make an object file for the current epoch; inside a `Change`."""
+        number = ObjectId(self._table.new_id())
+        self._objects.create(number)
+        self._database.execute(
+            "INSERT INTO objects VALUES (?, ?, ?)", (number, node.ino, self._table.epoch)
+        )
+        return number
+
+    def current_object(self, node: Node) -> int:
+        """Return the object file that no snapshot pins, or 0 when there is none yet."""
+        if node.object < 0:
+            found = self._database.value(
+                "SELECT id FROM objects WHERE ino = ? AND epoch > ? ORDER BY id DESC",
+                (node.ino, self._table.temporal.pinned),
+            )
+            node.object = found or 0
+        return node.object
+
+    def _apply(self, node: Node, removed: list[Extent], added: list[Extent]) -> None:
+        """Write a change of extents into the rows; inside a `Change`."""
+        temporal = self._table.temporal
+        for old in removed:
+            temporal.end(EXTENTS, old.valid_from, node.ino, old.start)
+        for new in added:
+            temporal.born(EXTENTS, node.ino, new.start, new.end, new.object)
+        if removed:
+            kept = {extent.object for extent in added}
+            self._table.discard_objects({old.object for old in removed} - kept)
+
+    def _note_unsynced(self, node: Node, number: int) -> None:
+        if number:
+            self._table.unsynced.setdefault(node.ino, set()).add(number)
+
+    def _write_object(self, node: Node, offset: int, data: bytes) -> None:
+        table = self._table
+        number = self.current_object(node)
+        end = offset + len(data)
+        extents = self._extents(node)
+        now = table.clock.now_ns()
+        privileged = Attributes.has_privileges(node)
+        if number and is_covered(extents, offset, LIVING if end > node.size else end, number):
+            self._pwrite(node, number, offset, data)
+            if not node.is_marked or privileged:
+                with table.change(node):
+                    if privileged:
+                        self._attributes.drop_privileges(node)
+                        table.store(node)
+                    table.mark_dirty(node)
+                node.is_marked = True
+            self._grow(node, end, now)
+            return
+        self._write_new_range(node, number, offset, data)
+        self._grow(node, end, now)
+
+    def _pwrite(self, node: Node, number: int, offset: int, data: bytes) -> None:
+        """Write into the current object; after a failure it is no longer than the file."""
+        self._note_unsynced(node, number)
+        try:
+            self._objects.write(number, data, offset)
+        except OSError:
+            if offset + len(data) > node.size:
+                self._objects.truncate(number, node.size)
+            raise
+
+    def _grow(self, node: Node, end: int, now: int) -> None:
+        node.mtime_ns = node.ctime_ns = now
+        if end > node.size:
+            self._resize(node, end)
+        node.reply = None
+        self._table.mark_stale(node)
+
+    def _write_new_range(self, node: Node, number: int, offset: int, data: bytes) -> None:
+        """Write bytes that the current object does not hold yet, then the extent for them."""
+        table = self._table
+        end = offset + len(data)
+        made = 0
+        try:
+            with table.change(node):
+                if not number:
+                    number = made = self._new_object(node)
+                self._pwrite(node, number, offset, data)
+                extents = self._extents(node)
+                until = LIVING if end >= node.size else end
+                written = Extent(offset, until, number, table.epoch)
+                self._apply(node, *overlay(extents, written))
+                if Attributes.has_privileges(node):
+                    self._attributes.drop_privileges(node)
+                if end > node.size:
+                    self._resize(node, end)
+                node.mtime_ns = node.ctime_ns = table.clock.now_ns()
+                table.store(node)
+                table.mark_dirty(node)
+        except BaseException:
+            if made:
+                self._objects.remove(made)
+                self._table.unsynced.get(node.ino, set()).discard(made)
+            raise
+        node.object = number
+        node.is_marked = True
+
+    def truncate(self, ino: int, size: int) -> Node:
+        """Make a file `size` bytes long; what is added reads as zeros.
+
+        Raises:
+            PosixError: EFBIG, EINVAL for a negative size, ENOSPC, EIO.
+        """
+        node = self._table.node(ino)
+        if size < 0:
+            raise PosixError(errno.EINVAL)
+        if size > FILE_MAX_BYTES:
+            raise PosixError(errno.EFBIG)
+        if not node.flags & InodeFlag.EXTENTS:
+            if size <= INLINE_MAX_BYTES:
+                self._truncate_inline(node, size)
+                return node
+            self._promote(node)
+        self._truncate_object(node, size)
+        return node
+
+    def _truncate_inline(self, node: Node, size: int) -> None:
+        table = self._table
+        new = self._content(node)[:size].ljust(size, b"\0")
+        with table.change(node):
+            self._put_inline(node, new)
+            self._changed_by_truncate(node)
+        node.data = new
+
+    def _changed_by_truncate(self, node: Node) -> None:
+        node.mtime_ns = node.ctime_ns = self._table.clock.now_ns()
+        if Attributes.has_privileges(node):
+            self._attributes.drop_privileges(node)
+        self._table.store(node)
+
+    def _truncate_object(self, node: Node, size: int) -> None:
+        """Cut or lengthen a file in object files: the rows first, then the object of this epoch.
+
+        A crash between the two leaves a dirty mark, and recovery cuts the object.
+        """
+        table = self._table
+        number = self.current_object(node)
+        shorter = size < node.size
+        with table.change(node):
+            extents = self._extents(node)
+            if shorter:
+                self._apply(node, *cut(extents, size, table.epoch))
+            self._resize(node, size)
+            if size == 0:
+                node.flags &= ~InodeFlag.EXTENTS
+                node.blocks = 0
+                self._database.execute("DELETE FROM objects WHERE id = ?", (number,))
+                table.discard_objects([number] if number else [])
+            else:
+                table.mark_dirty(node)
+            self._changed_by_truncate(node)
+        if size == 0:
+            node.data, node.object, node.extents = b"", 0, None
+            return
+        node.is_marked = True
+        if number:
+            self._objects.truncate(number, size)
+            self._note_unsynced(node, number)
+        table.mark_stale(node)
+
+    def blocks(self, node: Node) -> int:
+        """Return the space a file takes, in units of 512 bytes."""
+        if not node.flags & InodeFlag.EXTENTS:
+            return -(-node.size // BLOCK_BYTES)
+        extents = self._extents(node)
+        if len(extents) > EXTENTS_COUNTED:
+            return -(-node.size // BLOCK_BYTES)
+        mapped: dict[int, int] = {}
+        for start, end, number in pieces(extents, 0, node.size):
+            if number:
+                mapped[number] = mapped.get(number, 0) + end - start
+        return sum(
+            min(-(-size // BLOCK_BYTES), self._objects.stat(number).st_blocks)
+            for number, size in mapped.items()
+        )
+
+    def settle(self, nodes: list[Node]) -> None:
+        """Write what is newer in memory than in the rows, with the space taken, in one commit."""
+        for node in nodes:
+            if node.is_stale:
+                node.blocks = self.blocks(node)
+        self._table.settle(nodes)

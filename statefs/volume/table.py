@@ -1,0 +1,347 @@
+"""The inodes in use, their rows, and the one way to change them.
+
+A `Node` is a living inode in memory. Its attributes are those of its row, except that size and
+times of a file being written may be newer than the row (`is_stale`); the table `dirty` says so to
+a later process. A `Change` is a transaction: what its block does to nodes and rows happens
+altogether or, when it raises, not at all.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterable
+from types import TracebackType
+from typing import Any, Final
+
+import apsw
+
+from statefs.clock import Clock
+from statefs.content.extents import Extent
+from statefs.content.objects import ObjectFiles
+from statefs.errors import PosixError
+from statefs.ids import Epoch
+from statefs.metadata.connection import Database
+from statefs.metadata.inodes import Inode, InodeFlag, living_row
+from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
+
+NODES_CACHED: Final = 32_768
+"""Living inodes kept in memory, about 1 KB each."""
+IDS_RESERVED: Final = 4096
+"""Numbers set aside at a time: the most that a crash leaves unused."""
+
+
+class Node(Inode):
+    """A living inode in memory.
+
+    Beyond the row: `extents` and `object` (the object file of this epoch, 0 for none) once they
+    were needed, `data` the inline content likewise, `changed` the number of the last commit that
+    touched it, `is_marked` whether the table `dirty` has it, `reply` a place where the layer above
+    keeps what it made of the attributes (cleared when they change).
+    """
+
+    __slots__ = (
+        "changed",
+        "data",
+        "durability",
+        "extents",
+        "is_marked",
+        "is_stale",
+        "object",
+        "reply",
+    )
+
+    def __init__(self, row: tuple[Any, ...]) -> None:
+        super().__init__(row)
+        self.changed = 0
+        self.data: bytes | None = None
+        self.durability: tuple[int, str] | None = None
+        self.extents: list[Extent] | None = None
+        self.object = -1
+        self.is_stale = False
+        self.is_marked = False
+        self.reply: Any = None
+
+    def forget_content(self) -> None:
+        """Drop what is remembered of the content, to be read again when it is needed."""
+        self.extents = None
+        self.data = None
+        self.object = -1
+
+
+class InodeTable:
+    """All living inodes of a store: reading, caching, numbering and changing them.
+
+    Args:
+        database: the store's database.
+        objects: the store's object files.
+        clock: where times come from.
+        assumes_open: take every file for open, because an earlier process may have opened it.
+    """
+
+    def __init__(
+        self, database: Database, objects: ObjectFiles, clock: Clock, assumes_open: bool = False
+    ) -> None:
+        self.database = database
+        self.objects = objects
+        self.clock = clock
+        self.assumes_open = assumes_open
+        self.temporal = Temporal(
+            database,
+            Epoch(self._store_value("epoch")),
+            Epoch(database.value("SELECT coalesce(max(epoch), 0) FROM snapshots WHERE state < 2")),
+        )
+        self.nodes: dict[int, Node] = {}
+        self.stale: set[int] = set()
+        self.unsynced: dict[int, set[int]] = {}
+        self.opens: dict[int, int] = {}
+        self.files = self._store_value("files")
+        self.bytes = self._store_value("bytes")
+        self._next_id = self._store_value("next_id")
+        self._reserved_until = self._next_id
+
+    @property
+    def epoch(self) -> Epoch:
+        """The current epoch."""
+        return self.temporal.epoch
+
+    def enter_next_epoch(self) -> None:
+        """After the commit that ended the epoch: no object file may be written in place."""
+        self.temporal.enter_next_epoch()
+        for node in self.nodes.values():
+            node.object = 0
+
+    def unpin(self, epoch: Epoch) -> None:
+        """The newest snapshot is now that of `epoch`: what came later may change in place."""
+        if epoch < self.temporal.pinned:
+            self.temporal.pinned = epoch
+            for node in self.nodes.values():
+                node.object = -1
+
+    def _store_value(self, key: str) -> int:
+        return int(self.database.value("SELECT value FROM store WHERE key = ?", (key,)))
+
+    @property
+    def next_id(self) -> int:
+        """The next number `new_id` returns: everything existing has a lower one."""
+        return self._next_id
+
+    def new_id(self) -> int:
+        """Return a number never used before, for an inode, an entry or an object file.
+
+        Must be called inside a `Change`, which makes a new reservation durable with it.
+        """
+        number = self._next_id
+        if number >= self._reserved_until:
+            self._reserved_until = number + IDS_RESERVED
+            self.database.execute(
+                "UPDATE store SET value = ? WHERE key = 'next_id'", (self._reserved_until,)
+            )
+        self._next_id = number + 1
+        return number
+
+    def reserve_again(self) -> None:
+        """After a rolled back transaction: its reservation of numbers does not hold."""
+        self._reserved_until = self._next_id
+
+    def node(self, ino: int) -> Node:
+        """Return the living inode `ino`.
+
+        Raises:
+            PosixError: ESTALE when there is none.
+        """
+        node = self.nodes.get(ino)
+        if node is None:
+            row = living_row(self.database, ino)
+            if row is None:
+                raise PosixError(errno.ESTALE)
+            node = self.remember(Node(row))
+            node.changed = self.database.commits
+        return node
+
+    def remember(self, node: Node) -> Node:
+        """Keep a node in memory, making room when there are too many."""
+        if len(self.nodes) >= NODES_CACHED:
+            self._make_room()
+        self.nodes[node.ino] = node
+        return node
+
+    def _make_room(self) -> None:
+        surplus = NODES_CACHED // 4
+        idle = [
+            ino
+            for ino, node in self.nodes.items()
+            if not (node.is_stale or node.is_marked or node.nlink == 0 or ino in self.unsynced)
+        ][:surplus]
+        for ino in idle:
+            del self.nodes[ino]
+
+    def forget(self, ino: int) -> None:
+        """The kernel dropped an inode: nothing without a name needs to be kept for it."""
+        node = self.nodes.get(ino)
+        if node is not None and node.nlink == 0 and ino not in self.opens:
+            del self.nodes[ino]
+
+    def change(self, *nodes: Node) -> Change:
+        """Return a transaction that may change `nodes`."""
+        return Change(self, nodes)
+
+    def store(self, node: Node) -> None:
+        """Write the attributes of a node into its row; inside a `Change`."""
+        row = node.row()
+        self.temporal.change(INODES, node.valid_from, (node.ino,), row[2:])
+        node.valid_from = self.temporal.epoch
+
+    def insert(self, node: Node) -> None:
+        """Write a new node's row; inside a `Change`."""
+        row = node.row()
+        self.temporal.born(INODES, node.ino, *row[2:])
+
+    def mark_stale(self, node: Node) -> None:
+        """Note in memory that size or times are newer than the row."""
+        if not node.is_stale:
+            node.is_stale = True
+            self.stale.add(node.ino)
+
+    def mark_dirty(self, node: Node) -> None:
+        """Tell a later process that size and times may be newer than the row; in a `Change`."""
+        self.database.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (node.ino,))
+
+    def settle(self, nodes: Iterable[Node]) -> None:
+        """Write size and times of stale nodes into their rows, in one transaction."""
+        stale = [node for node in nodes if node.is_stale or node.is_marked]
+        if not stale:
+            return
+        with self.change(*stale):
+            self.store_stale(stale)
+        self.settled(stale)
+
+    def store_stale(self, nodes: Iterable[Node]) -> None:
+        """Write stale nodes' rows and take their dirty marks away; inside a `Change`."""
+        for node in nodes:
+            self.store(node)
+            self.database.execute("DELETE FROM dirty WHERE ino = ?", (node.ino,))
+
+    def settled(self, nodes: Iterable[Node]) -> None:
+        """After the commit of `store_stale`: note that rows and memory agree."""
+        for node in nodes:
+            node.is_stale = node.is_marked = False
+            self.stale.discard(node.ino)
+
+    def stale_nodes(self) -> list[Node]:
+        """Return the nodes whose rows are behind."""
+        return [self.nodes[ino] for ino in self.stale if ino in self.nodes]
+
+    def discard_objects(self, objects: Iterable[int]) -> None:
+        """Have gc look at object files that lost a reference; inside a `Change`."""
+        for number in objects:
+            self.database.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (number,))
+
+    def destroy(self, node: Node) -> None:
+        """End everything that belongs to an inode without a name; inside a `Change`."""
+        ino = node.ino
+        self.temporal.end(INODES, node.valid_from, ino)
+        if node.flags & InodeFlag.XATTRS:
+            self.temporal.end_all(XATTRS, ino)
+        if node.flags & InodeFlag.EXTENTS:
+            self.discard_objects(set(self.temporal.end_all(EXTENTS, ino)))
+        elif node.size:
+            self.temporal.end_all(INLINE, ino)
+        if node.is_marked:
+            self.database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+
+    def make_orphan(self, node: Node) -> None:
+        """Keep an inode that lost its last name while it is open; inside a `Change`."""
+        self.store(node)
+        self.database.execute(
+            "INSERT OR REPLACE INTO orphans VALUES (?, ?)", (node.ino, self.temporal.epoch)
+        )
+
+    def is_open(self, node: Node) -> bool:
+        """Whether a program may have the inode open."""
+        return self.assumes_open or node.ino in self.opens
+
+    def opened(self, ino: int) -> None:
+        """Count one more open descriptor of an inode."""
+        self.opens[ino] = self.opens.get(ino, 0) + 1
+
+    def closed(self, ino: int) -> None:
+        """Count one open descriptor less; an orphan that was the last one's goes."""
+        left = self.opens.get(ino, 0) - 1
+        if left > 0:
+            self.opens[ino] = left
+            return
+        self.opens.pop(ino, None)
+        node = self.nodes.get(ino)
+        if node is not None and node.nlink == 0 and not self.assumes_open:
+            self.reap(ino)
+
+    def reap(self, ino: int) -> None:
+        """Destroy an orphan that nobody has open any more."""
+        database, temporal = self.database, self.temporal
+        epoch = database.value("SELECT epoch FROM orphans WHERE ino = ?", (ino,))
+        if epoch is None:
+            return
+        with self.change():
+            for life in (INODES, XATTRS, INLINE):
+                temporal.erase_since(life, ino, Epoch(epoch))
+            self.discard_objects(set(temporal.erase_since(EXTENTS, ino, Epoch(epoch))))
+            database.execute("DELETE FROM orphans WHERE ino = ?", (ino,))
+            database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+        self.nodes.pop(ino, None)
+        self.drop(ino)
+
+    def drop(self, ino: int) -> None:
+        """Forget that an inode that is gone had anything to write or to sync."""
+        node = self.nodes.get(ino)
+        if node is not None:
+            node.is_stale = node.is_marked = False
+        self.stale.discard(ino)
+        self.unsynced.pop(ino, None)
+
+
+class Change:
+    """One transaction over some nodes: all of its block happens, or none of it."""
+
+    __slots__ = ("_nodes", "_saved", "_table", "_totals")
+
+    def __init__(self, table: InodeTable, nodes: tuple[Node, ...]) -> None:
+        self._table = table
+        self._nodes = nodes
+
+    def __enter__(self) -> None:
+        table = self._table
+        table.database.begin()
+        self._saved = [node.row() for node in self._nodes]
+        self._totals = (table.files, table.bytes)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        table = self._table
+        if error is None:
+            try:
+                table.database.commit()
+            except BaseException:
+                self._undo()
+                raise
+            number = table.database.commits
+            for node in self._nodes:
+                node.changed = number
+                node.reply = None
+            return
+        self._undo()
+        if isinstance(error, (apsw.FullError, apsw.IOError, apsw.ReadOnlyError)):
+            raise PosixError(table.database.errno_of(error)) from error
+
+    def _undo(self) -> None:
+        table = self._table
+        table.database.roll_back()
+        for node, row in zip(self._nodes, self._saved, strict=True):
+            node.load(row)
+            node.forget_content()
+            node.reply = None
+        table.files, table.bytes = self._totals
+        table.reserve_again()

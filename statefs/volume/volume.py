@@ -1,0 +1,30 @@
+"""The living tree of a store: names, attributes and content over one table of inodes."""
+
+from __future__ import annotations
+
+from statefs.clock import Clock
+from statefs.content.objects import ObjectFiles
+from statefs.metadata.connection import Database
+from statefs.volume.attributes import Attributes
+from statefs.volume.data import FileData
+from statefs.volume.names import Names
+from statefs.volume.table import InodeTable
+
+
+class Volume:
+    """A POSIX tree. Synchronous and used from one thread; a call is one critical section.
+
+    Args:
+        database: the store's database, recovered.
+        objects: the store's object files.
+        clock: where times come from.
+        assumes_open: take every file for open, because an earlier process may have opened it.
+    """
+
+    def __init__(
+        self, database: Database, objects: ObjectFiles, clock: Clock, assumes_open: bool = False
+    ) -> None:
+        self.table = InodeTable(database, objects, clock, assumes_open)
+        self.attributes = Attributes(self.table)
+        self.names = Names(self.table)
+        self.data = FileData(self.table, self.attributes)

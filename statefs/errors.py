@@ -8,7 +8,7 @@
     ├── StoreLocked                 exit 6   EBUSY    another process has the store open
     ├── NoSuchSnapshot              exit 7   ENOENT   no snapshot of that name
     ├── AmbiguousSnapshot           exit 8   EINVAL   a prefix that fits several snapshots
-    ├── FuseUnavailable             exit 9   ENODEV   /dev/fuse, fusermount3 or a permission is missing
+    ├── FuseUnavailable             exit 9   ENODEV   /dev/fuse, fusermount3 or a right is missing
     ├── MountPointNotEmpty          exit 10  ENOTEMPTY  files lie under the mount point
     ├── NoSpace                     exit 11  ENOSPC   the store's filesystem is full
     ├── NewerStore                  exit 12  EPROTO   the store was written by a newer statefs

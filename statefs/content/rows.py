@@ -11,8 +11,7 @@ from statefs.content.extents import Extent
 from statefs.metadata.connection import Database
 
 _INLINE: Final = (
-    "SELECT data, valid_from FROM inline"
-    " WHERE ino = ? AND valid_to > ? ORDER BY valid_to LIMIT 1"
+    "SELECT data, valid_from FROM inline WHERE ino = ? AND valid_to > ? ORDER BY valid_to LIMIT 1"
 )
 _EXTENTS: Final = (
     'SELECT start, "end", object, valid_from FROM extents'

@@ -1,8 +1,8 @@
 """The engine as the daemon runs it: saves, deletes and background work beside the requests.
 
 Everything that waits for the disk runs in threads; everything that touches the tree runs on the
-loop's thread, between requests. A save ends the epoch in one critical section (snapshots/catalog.py)
-and waits for the disk after it, so the mount goes on meanwhile.
+loop's thread, between requests. A save ends the epoch in one critical section
+(snapshots/catalog.py) and waits for the disk after it, so the mount goes on meanwhile.
 """
 
 from __future__ import annotations

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import apsw
 import pyfuse3
@@ -42,12 +42,12 @@ def is_expected(error: BaseException) -> bool:
 
 
 def answers(
-    handler: Callable[Concatenate[S, P], Awaitable[T]],
-) -> Callable[Concatenate[S, P], Awaitable[T]]:
+    handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
     """Make a handler raise FUSEError with an errno, whatever goes wrong in it."""
 
     @wraps(handler)
-    async def answering(self: S, *args: P.args, **kwargs: P.kwargs) -> T:
+    async def answering(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
         try:
             return await handler(self, *args, **kwargs)
         except PosixError as error:

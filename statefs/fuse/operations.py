@@ -96,7 +96,7 @@ class Operations(pyfuse3.Operations):
         return self._table.objects
 
     def _reply(self, node: Node) -> pyfuse3.EntryAttributes:
-        reply = node.reply
+        reply: pyfuse3.EntryAttributes | None = node.reply
         if reply is None:
             if node.is_stale:
                 node.blocks = self._data.blocks(node)
@@ -161,12 +161,20 @@ class Operations(pyfuse3.Operations):
         return self._namespace.target(inode)
 
     def _create(
-        self, parent: int, name: bytes, mode: int, ctx: Any, rdev: int = 0, target: bytes | None = None
+        self,
+        parent: int,
+        name: bytes,
+        mode: int,
+        ctx: Any,
+        rdev: int = 0,
+        target: bytes | None = None,
     ) -> Node:
         ino = _current(parent)
         if ino == TREE_ROOT and name == METADATA_NAME:
             raise PosixError(errno.EPERM)
-        return self._names.create(ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target)
+        return self._names.create(
+            ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target
+        )
 
     @answers
     async def mknod(
@@ -287,9 +295,7 @@ class Operations(pyfuse3.Operations):
                 continue
             data = self._objects.read_cached(number, start, end - start)
             if data is None:
-                data = await trio.to_thread.run_sync(
-                    self._objects.read, number, start, end - start
-                )
+                data = await trio.to_thread.run_sync(self._objects.read, number, start, end - start)
             parts.append(data)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
@@ -365,9 +371,7 @@ class Operations(pyfuse3.Operations):
             return self._namespace.parent(folder)
         return MOUNT_ROOT if folder == TREE_ROOT else self._table.node(folder).parent
 
-    def _listing(
-        self, folder: int, after: int
-    ) -> list[tuple[int, bytes, pyfuse3.EntryAttributes]]:
+    def _listing(self, folder: int, after: int) -> list[tuple[int, bytes, pyfuse3.EntryAttributes]]:
         if _is_current(folder):
             rows = self._names.listing(folder, after, LISTING_BATCH)
             return [(cookie, name, self._reply(node)) for cookie, name, node in rows]
@@ -436,4 +440,3 @@ class Operations(pyfuse3.Operations):
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
         """Answer REMOVEXATTR."""
         self._attributes.remove_xattr(_current(inode), name)
-

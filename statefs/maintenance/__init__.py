@@ -1,0 +1,1 @@
+"""Care for a store as a whole: opening, recovery, verify, gc, migrations."""

@@ -289,4 +289,3 @@ def document_of(snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot's document as plain values."""
     document: dict[str, Any] = msgspec.to_builtins(snapshot.document())
     return document
-

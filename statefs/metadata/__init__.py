@@ -1,0 +1,1 @@
+"""Names and attributes as rows of SQLite that know their lifetime."""

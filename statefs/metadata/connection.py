@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -56,7 +56,7 @@ class Database:
             raise NoSuchStore(f"no store at {path.parent}: make one with `statefs init`")
         self.path = path
         self.connection = _configured(path, apsw.SQLITE_OPEN_READWRITE)
-        self.execute = self.connection.execute
+        self.execute: Callable[..., Any] = self.connection.execute
         self.commits = 0
         self.wal_pages = 0
         self.failure: OSError | None = None
@@ -143,7 +143,8 @@ class Database:
 
     def rows(self, statement: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""
-        return self.execute(statement, tuple(parameters)).fetchall()
+        found: list[tuple[Any, ...]] = self.execute(statement, tuple(parameters)).fetchall()
+        return found
 
     def value(self, statement: str, parameters: tuple[Any, ...] = ()) -> Any:
         """Return the first column of the first row of a query, or None."""

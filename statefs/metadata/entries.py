@@ -56,9 +56,7 @@ def past_entry(database: Database, parent: int, name: bytes, epoch: Epoch) -> En
     return Entry(*row) if row is not None and row[2] <= epoch else None
 
 
-def list_living(
-    database: Database, parent: int, after: int, limit: int
-) -> list[tuple[Any, ...]]:
+def list_living(database: Database, parent: int, after: int, limit: int) -> list[tuple[Any, ...]]:
     """Return up to `limit` rows (cookie, name, *inode) of a living folder.
 
     Args:
@@ -67,14 +65,15 @@ def list_living(
     Returns:
         In the order of their cookies; the inode's columns as `Inode.load` takes them.
     """
-    return database.execute(_LIST_LIVING, (parent, after, limit)).fetchall()
+    return database.rows(_LIST_LIVING, (parent, after, limit))
 
 
 def list_past(
     database: Database, parent: int, after: int, epoch: Epoch, limit: int
 ) -> list[tuple[int, bytes, int]]:
     """Return up to `limit` rows (cookie, name, ino) that folder `parent` had in `epoch`."""
-    return database.execute(_LIST_PAST, (parent, after, epoch, limit)).fetchall()
+    rows: list[Any] = database.rows(_LIST_PAST, (parent, after, epoch, limit))
+    return rows
 
 
 def is_empty(database: Database, parent: int) -> bool:

@@ -119,7 +119,8 @@ class Inode:
 
 def living_row(database: Database, ino: int) -> tuple[Any, ...] | None:
     """Return the living row of an inode, or None."""
-    return database.execute(LIVING_SQL, (ino,)).fetchone()
+    row: tuple[Any, ...] | None = database.execute(LIVING_SQL, (ino,)).fetchone()
+    return row
 
 
 def past_row(database: Database, ino: int, epoch: Epoch) -> tuple[Any, ...] | None:
@@ -136,5 +137,3 @@ def living_totals(database: Database) -> tuple[int, int]:
     ).fetchone()
     assert row is not None
     return int(row[0]), int(row[1])
-
-

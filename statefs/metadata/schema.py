@@ -7,7 +7,8 @@ overlap, so the first row of a key with `valid_to > e` is the only one that can 
 a primary key that ends in `valid_to` finds the living row and any past one in a single seek, and a
 long history costs `current/` nothing (docs/decisions/0001-one-key-for-past-and-present.md).
 
-Only `metadata/temporal.py` writes `valid_from` and `valid_to`. Times are nanoseconds since 1970 UTC.
+Only `metadata/temporal.py` writes `valid_from` and `valid_to`. Times are nanoseconds since
+1970-01-01 UTC.
 """
 
 from __future__ import annotations

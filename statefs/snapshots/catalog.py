@@ -157,7 +157,9 @@ class Catalog:
         if label is not None:
             naming.check_label(label)
             if self.by_folder(label) is not None:
-                raise SnapshotExists(f"a snapshot {label!r} exists: delete it or choose another name")
+                raise SnapshotExists(
+                    f"a snapshot {label!r} exists: delete it or choose another name"
+                )
 
     def begin(self, reason: str, message: str, labels: dict[str, str]) -> Snapshot:
         """End the epoch: what is in the tree now is what the snapshot will show.
@@ -202,8 +204,10 @@ class Catalog:
     def _free_slot(self) -> int:
         used = {row[0] for row in self._database.rows("SELECT id FROM snapshots")}
         newest = self._database.value("SELECT id FROM snapshots ORDER BY epoch DESC LIMIT 1") or 0
-        newest = max(newest, int(self._database.value(
-            "SELECT value FROM store WHERE key = 'last_slot'") or 0))
+        newest = max(
+            newest,
+            int(self._database.value("SELECT value FROM store WHERE key = 'last_slot'") or 0),
+        )
         slot = newest % SLOTS + 1
         while slot in used:
             slot = slot % SLOTS + 1

@@ -97,10 +97,8 @@ class Namespace:
     def _fixed(self, ino: int, mode: int, size: int = 0, nlink: int = 1, time_ns: int = 0) -> Inode:
         uid, gid = self._owner
         time_ns = time_ns or self._catalog.last_modified_ns
-        return Inode(
-            (ino, 0, mode, nlink, uid, gid, 0, size, -(-size // 512))
-            + (time_ns, time_ns, time_ns, time_ns, 0, 0)
-        )
+        times = (time_ns, time_ns, time_ns, time_ns)
+        return Inode((ino, 0, mode, nlink, uid, gid, 0, size, -(-size // 512), *times, 0, 0))
 
     def node(self, node: int) -> Found:
         """Return any node outside current/.
@@ -194,7 +192,9 @@ class Namespace:
                     entries.append((cookie + 1, label, label))
         else:
             raise PosixError(errno.ENOTDIR)
-        return [(c, name, self.lookup(folder, key)) for c, name, key in entries if c > after][:limit]
+        return [(c, name, self.lookup(folder, key)) for c, name, key in entries if c > after][
+            :limit
+        ]
 
     def _past_listing(
         self, view: View, ino: Ino, after: int, limit: int
@@ -218,9 +218,7 @@ class Namespace:
             return SNAPSHOTS_DIR
         return node_id(view, Ino(self._tree(view)[1].inode(ino).parent))
 
-    def plan_read(
-        self, node: int, offset: int, size: int
-    ) -> bytes | list[tuple[int, int, int]]:
+    def plan_read(self, node: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:
         """Return the bytes when no object file is needed, else the pieces to read them from."""
         view, ino = view_of(node), ino_of(node)
         if view == CURRENT:

@@ -117,7 +117,9 @@ def _moment_ns(moment: str, now_ns: int) -> int:
         return now_ns - int(ago[1]) * _SECONDS[ago[2]] * 1_000_000_000 + 1
     text = moment.replace("Z", "+00:00")
     date, _, clock = text.partition("T")
-    clock = re.sub(r"^(\d\d)-(\d\d)(?:-(\d\d))?", lambda m: ":".join(filter(None, m.groups())), clock)
+    clock = re.sub(
+        r"^(\d\d)-(\d\d)(?:-(\d\d))?", lambda m: ":".join(filter(None, m.groups())), clock
+    )
     try:
         start = datetime.fromisoformat(f"{date}T{clock}" if clock else date)
     except ValueError:

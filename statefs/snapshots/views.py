@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from typing import Final
+from typing import Any, Final
 
 from statefs.content import rows
 from statefs.content.extents import pieces
@@ -23,6 +23,10 @@ class PastInode(Inode):
     """An inode as a snapshot sees it; `reply` belongs to the layer above."""
 
     __slots__ = ("reply",)
+
+    def __init__(self, row: tuple[Any, ...]) -> None:
+        super().__init__(row)
+        self.reply: Any = None
 
 
 class PastTree:
@@ -52,7 +56,6 @@ class PastTree:
         if row is None:
             raise PosixError(errno.ESTALE)
         inode = PastInode(row)
-        inode.reply = None
         if ino == TREE_ROOT and self._runtime is not None:
             inode.nlink -= 1
         if len(self._inodes) >= INODES_CACHED:
@@ -75,9 +78,7 @@ class PastTree:
             if not (parent == TREE_ROOT and name == RUNTIME)
         ]
 
-    def plan_read(
-        self, ino: int, offset: int, size: int
-    ) -> bytes | list[tuple[int, int, int]]:
+    def plan_read(self, ino: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:
         """Return the bytes when no object file is needed, else the pieces to read them from."""
         inode = self.inode(ino)
         end = min(offset + size, inode.size)

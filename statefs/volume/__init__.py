@@ -1,0 +1,1 @@
+"""The living tree: a POSIX filesystem over metadata and content, without FUSE."""

@@ -89,7 +89,11 @@ def mode_of(entries: list[AclEntry], mode: int) -> int:
 def with_mode(entries: list[AclEntry], mode: int) -> list[AclEntry]:
     """Return the ACL after chmod(2) to `mode`: the group's bits change the mask if there is one."""
     has_mask = any(entry.tag == MASK for entry in entries)
-    bits = {USER_OBJ: mode >> 6 & 7, OTHER: mode & 7, MASK if has_mask else GROUP_OBJ: mode >> 3 & 7}
+    bits = {
+        USER_OBJ: mode >> 6 & 7,
+        OTHER: mode & 7,
+        MASK if has_mask else GROUP_OBJ: mode >> 3 & 7,
+    }
     return [entry._replace(permissions=bits.get(entry.tag, entry.permissions)) for entry in entries]
 
 

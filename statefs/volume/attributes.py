@@ -1,4 +1,4 @@
-"""Attributes: chmod, chown, times, extended attributes and ACLs, and what each does to the others."""
+"""Attributes: modes, owners, times, xattrs and ACLs, and what each does to the others."""
 
 from __future__ import annotations
 

@@ -58,9 +58,7 @@ class FileData:
             raise PosixError(errno.EINVAL)
         return self._content(node)
 
-    def plan_read(
-        self, ino: int, offset: int, size: int
-    ) -> bytes | list[tuple[int, int, int]]:
+    def plan_read(self, ino: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:
         """Return the bytes when no object file is needed, else the pieces to read them from.
 
         Returns:
@@ -326,10 +324,10 @@ class FileData:
     def blocks(self, node: Node) -> int:
         """Return the space a file takes, in units of 512 bytes."""
         if not node.flags & InodeFlag.EXTENTS:
-            return -(-node.size // BLOCK_BYTES)
+            return -(-int(node.size) // BLOCK_BYTES)
         extents = self._extents(node)
         if len(extents) > EXTENTS_COUNTED:
-            return -(-node.size // BLOCK_BYTES)
+            return -(-int(node.size) // BLOCK_BYTES)
         mapped: dict[int, int] = {}
         for start, end, number in pieces(extents, 0, node.size):
             if number:

@@ -107,11 +107,12 @@ class Names:
             flags = InodeFlag.XATTRS if xattrs else 0
             flags |= InodeFlag.ACCESS_ACL if acl.ACCESS in xattrs else 0
             flags |= InodeFlag.DEFAULT_ACL if acl.DEFAULT in xattrs else 0
-            row = (
-                (ino, table.epoch, mode, 2 if is_dir else 1, creator.uid, gid, rdev, size, 0)
-                + (now, now, now, now, parent, int(flags))
+            links = 2 if is_dir else 1
+            times = (now, now, now, now)
+            owner = (creator.uid, gid)
+            node = Node(
+                (ino, table.epoch, mode, links, *owner, rdev, size, 0, *times, parent, int(flags))
             )
-            node = Node(row)
             table.insert(node)
             for key, value in xattrs.items():
                 self._temporal.born(XATTRS, ino, key, value)
@@ -344,5 +345,3 @@ class Names:
             old.mtime_ns = new.mtime_ns = now
             for changed in touched.values():
                 table.store(changed)
-
-

@@ -46,7 +46,7 @@ from statefs.mounts import (
 )
 
 if TYPE_CHECKING:
-    import pyfuse3
+    from statefs.fuse.operations import Operations
 
 __all__ = ["run_foreground", "start_background"]
 
@@ -56,16 +56,16 @@ FIRST_ANSWER_SECONDS: Final = 50.0
 """How long the first stat of current/ may take; a little less than start_background() waits."""
 LAST_REPLIES_SECONDS: Final = 5.0
 """How long requests on the control socket may go on after the mount has ended."""
-SWITCH_SECONDS: Final = 0.0005
+SWITCH_SECONDS: Final = 0.0002
 """A thread that computes in Python lets the mount's loop in after this; Python's own 5 ms would
-be added to every request."""
+be added to every request (measured: a 5.3 ms request with a busy thread beside it, then 0.4 ms)."""
 
 
 class Service(Protocol):
     """What this module needs of the engine (statefs.daemon.service)."""
 
     @property
-    def operations(self) -> pyfuse3.Operations:
+    def operations(self) -> Operations:
         """The filesystem."""
 
     async def run(self) -> None:

@@ -12,7 +12,6 @@ import os
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
-import pyfuse3
 import trio
 
 from statefs.errors import NoSuchSnapshot, PosixError, UsageError
@@ -49,7 +48,7 @@ class Service:
         self._durability = Durability(store.volume, durability)
         self._save_lock = trio.Lock()
         self._work = trio.Event()
-        self.operations: pyfuse3.Operations = Operations(
+        self.operations = Operations(
             store.volume, store.namespace, self._durability, self, str(store.layout.root)
         )
         self._commands: dict[str, Callable[..., Awaitable[Any]]] = {

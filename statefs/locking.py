@@ -108,8 +108,14 @@ class StoreLock:
                         f"{self._layout.root} is mounted at {owner.mount_point} by pid "
                         f"{owner.pid}; 'statefs umount {owner.mount_point}' ends that"
                     ) from None
-                if time.monotonic() >= give_up:
-                    raise
+                if time.monotonic() < give_up:
+                    continue
+                if owner is not None and owner.role == "daemon":
+                    raise StoreLocked(
+                        f"{self._layout.root} is locked by pid {owner.pid}, the daemon of a mount "
+                        "that is gone: end the programs that still have files open there"
+                    ) from None
+                raise
 
     def release(self) -> None:
         """Let go of the lock; harmless when it is not held."""

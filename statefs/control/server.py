@@ -5,6 +5,7 @@ Knows the form of requests, not what the operations do: that is the `Handler` it
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import socket
@@ -26,7 +27,7 @@ from statefs.control.messages import (
     encode,
     error_body,
 )
-from statefs.errors import StatefsError, UsageError
+from statefs.errors import NoSpace, StatefsError, UsageError
 from statefs.layout import StoreLayout
 
 log = logging.getLogger(__name__)
@@ -169,6 +170,9 @@ class ControlServer:
             return encode(Reply(request.id, result=result))
         except StatefsError as error:
             return encode(Reply(request.id, error=error_body(error)))
+        except OSError as error:
+            log.error("the operation '%s' failed: %s", request.op, error)
+            return encode(Reply(request.id, error=error_body(_refusal(request.op, error))))
         except Exception:
             log.exception("the operation '%s' failed", request.op)
             body = ErrorBody(
@@ -202,6 +206,14 @@ async def _send_line(stream: trio.SocketStream, line: bytes) -> None:
         await stream.send_all(line)
     if scope.cancelled_caught:
         raise trio.BrokenResourceError("the client does not read its replies")
+
+
+def _refusal(op: str, error: OSError) -> StatefsError:
+    """Return what to tell the client when the operating system has refused something."""
+    what = f"'{op}' failed: {error.strerror or error}"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return NoSpace(f"{what}; free some space where the store lies and try again")
+    return StatefsError(what)
 
 
 def _is_permitted(connection: trio.socket.SocketType) -> bool:

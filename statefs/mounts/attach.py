@@ -209,13 +209,16 @@ def _received_fd(channel: socket.socket) -> int:
     """Return the descriptor that fusermount3 has sent. Source: unix(7), SCM_RIGHTS."""
     fds = array.array("i")
     room = socket.CMSG_LEN(fds.itemsize)
-    _, messages, _, _ = channel.recvmsg(1, room, socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC)
+    flags = socket.MSG_DONTWAIT | socket.MSG_CMSG_CLOEXEC
+    try:
+        _, messages, _, _ = channel.recvmsg(1, room, flags)
+    except BlockingIOError:
+        messages = []
     for level, kind, content in messages:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
             fds.frombytes(content[: fds.itemsize])
     if not fds:
         raise FuseUnavailable("fusermount3 mounted, but sent no descriptor")
-    os.set_inheritable(fds[0], False)
     return fds[0]
 
 

@@ -9,7 +9,6 @@ import errno
 import os
 import re
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -86,38 +85,40 @@ def statefs_mounts() -> list[MountInfo]:
 
 def find_mount(state: Path) -> MountInfo | None:
     """Return the statefs mount exactly at `state`, the topmost one, or None."""
-    mount, rest = _walk(state, statefs_mounts())
-    return None if rest else mount
+    mount, path = _reached(state)
+    return mount if mount is not None and mount.mount_point == path else None
 
 
 def mount_containing(path: Path) -> MountInfo | None:
     """Return the statefs mount that `path` lies in (or is the mount point of), or None."""
-    return _walk(path, statefs_mounts())[0]
+    return _reached(path)[0]
 
 
-def _walk(path: Path, mounts: Sequence[MountInfo]) -> tuple[MountInfo | None, list[str]]:
-    """Follow `path` by name until it meets a mount; return that mount and the names left over.
+def _reached(path: Path) -> tuple[MountInfo | None, Path]:
+    """Follow `path` by name; return the innermost statefs mount it leads into, and where it leads.
 
-    Symbolic links are read on the way, but nothing inside a mount is ever touched.
+    Symbolic links are followed on the way, but nothing inside a mount is ever touched.
     """
-    by_point = {mount.mount_point: mount for mount in mounts}
+    by_point = {mount.mount_point: mount for mount in statefs_mounts()}
+
+    def around(place: Path) -> MountInfo | None:
+        return next((by_point[each] for each in (place, *place.parents) if each in by_point), None)
+
     rest = list(reversed(Path.cwd().joinpath(path).parts[1:]))
     at, links = Path("/"), 0
-    while rest:
+    while rest and links <= LINKS_MAX:
         name = rest.pop()
         at = at.parent if name == ".." else at / name
-        if at in by_point:
-            return by_point[at], list(reversed(rest))
+        if around(at) is not None:
+            continue
         try:
             target = Path(os.readlink(at))
         except OSError:
             continue
         links += 1
-        if links > LINKS_MAX:
-            break
         rest.extend(reversed(target.parts[1:] if target.is_absolute() else target.parts))
         at = Path("/") if target.is_absolute() else at.parent
-    return None, []
+    return (None if rest else around(at)), at
 
 
 def is_stale(info: MountInfo) -> bool:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from statefs.errors import StoreLocked
+from statefs.errors import DaemonUnreachable, StoreLocked
 
 if TYPE_CHECKING:
     from statefs.cli.target import Target
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 
-LOCK_WAIT_SECONDS: Final = 10.0
-"""How long a command waits for another short one, or for a daemon that is just ending."""
+ATTEMPTS: Final = 3
+"""A daemon may come or go between the look and the lock; not that often in a row."""
 
 
 class Backend(Protocol):
@@ -122,25 +122,24 @@ def open_backend(target: Target) -> Iterator[Backend]:
         StoreLocked: another process has the store open and is no daemon.
         DaemonUnreachable: a daemon has it, and does not answer.
     """
-    from statefs.locking import StoreLock
+    from statefs.locking import COMMAND_WAIT_SECONDS, StoreLock
 
-    if daemon_has(target):
-        with _online(target) as online:
-            yield online
-        return
     lock = StoreLock(target.layout, role="command")
+    for attempt in range(ATTEMPTS):
+        client = connected_client(target)
+        if client is not None:
+            with client:
+                yield OnlineBackend(client)
+            return
+        try:
+            lock.acquire(COMMAND_WAIT_SECONDS)
+            break
+        except StoreLocked:
+            if attempt == ATTEMPTS - 1 or not daemon_has(target):
+                raise
     try:
-        lock.acquire(LOCK_WAIT_SECONDS)
-    except StoreLocked:
-        # A daemon may have started between the look and the lock.
-        if not daemon_has(target):
-            raise
-        with _online(target) as online:
-            yield online
-        return
-    try:
-        with _offline(target) as offline:
-            yield offline
+        with opened_store(target) as opened:
+            yield opened
     finally:
         lock.release()
 
@@ -153,16 +152,30 @@ def daemon_has(target: Target) -> bool:
     return owner is not None and owner.alive and owner.role == "daemon"
 
 
-@contextmanager
-def _online(target: Target) -> Iterator[Backend]:
+def connected_client(target: Target) -> ControlClient | None:
+    """Return a connection to the daemon that has the store, None where there is no such daemon.
+
+    Raises:
+        DaemonUnreachable: there is one and it does not answer.
+    """
+    if not daemon_has(target):
+        return None
     from statefs.control.client import ControlClient
 
-    with ControlClient(target.layout) as client:
-        yield OnlineBackend(client)
+    client = ControlClient(target.layout)
+    try:
+        client.connect()
+    except DaemonUnreachable:
+        # One that was just ending when we looked is no daemon any more.
+        if daemon_has(target):
+            raise
+        return None
+    return client
 
 
 @contextmanager
-def _offline(target: Target) -> Iterator[Backend]:
+def opened_store(target: Target) -> Iterator[OfflineBackend]:
+    """Open the store itself, whose lock the caller holds."""
     from statefs.clock import SystemClock
     from statefs.maintenance.store import open_store
 

@@ -69,13 +69,22 @@ def make_store(store: Path, app_id: str | None) -> None:
     """Make a new store.
 
     Raises:
+        UsageError: something else is there.
         NoSpace: its filesystem is nearly full.
     """
+    refuse_foreign(store)
     require_space(store, NEW_STORE_FREE_BYTES)
     store.parent.mkdir(parents=True, exist_ok=True)
     from statefs.maintenance.store import init_store
 
     init_store(store, app_id)
+
+
+def refuse_foreign(store: Path) -> None:
+    """Raise UsageError where a new store would be made and something else already is."""
+    if not store.exists() or (store.is_dir() and not os.listdir(store)):
+        return
+    raise UsageError(f"{store} is there and is no store; name a new or empty folder")
 
 
 def ensure_store(store: Path, app_id: str | None) -> bool:

@@ -35,15 +35,15 @@ def labels_text(labels: Mapping[str, str] | None) -> str:
 
 def list_row(snapshot: Mapping[str, Any], now_seconds: float) -> list[str]:
     """Return the cells of one snapshot, in the order of LIST_COLUMNS."""
-    message = str(snapshot.get("message") or "")
+    message = str(snapshot["message"] or "")
     return [
         str(snapshot["name"]),
         local_text(snapshot["timestamp"]),
         since_text(snapshot["timestamp"], now_seconds),
         count_text(snapshot["files"]),
         size_text(snapshot["bytes"]),
-        str(snapshot.get("reason") or ""),
-        labels_text(snapshot.get("labels")),
+        str(snapshot["reason"] or ""),
+        labels_text(snapshot["labels"]),
         message.split("\n", 1)[0],
     ]
 
@@ -67,47 +67,47 @@ def print_snapshot(snapshot: Mapping[str, Any], folder: str, now_seconds: float)
         [
             ("Snapshot", str(snapshot["name"])),
             ("Taken", f"{local_text(timestamp, with_zone=True)}" + (f" ({age})" if age else "")),
-            ("Reason", str(snapshot.get("reason") or "")),
-            ("Message", str(snapshot.get("message") or "")),
-            ("Labels", labels_text(snapshot.get("labels"))),
+            ("Reason", str(snapshot["reason"] or "")),
+            ("Message", str(snapshot["message"] or "")),
+            ("Labels", labels_text(snapshot["labels"])),
             ("Files", count_text(snapshot["files"])),
             ("Size", size_text(snapshot["bytes"])),
             ("Folder", folder),
             ("Id", str(snapshot["snapshotId"])),
-            ("Parent", str(snapshot.get("parentSnapshotId") or "")),
-            ("Digest", str(snapshot.get("stateDigest") or "")),
-            ("Sealed", "yes" if snapshot.get("sealed") else "not yet"),
-            ("App version", str(snapshot.get("appVersion") or "")),
-            ("Format", str(snapshot.get("formatVersion") or "")),
+            ("Parent", str(snapshot["parentSnapshotId"] or "")),
+            ("Digest", str(snapshot["stateDigest"] or "")),
+            ("Sealed", "yes" if snapshot["sealed"] else "not yet"),
+            ("App version", str(snapshot["appVersion"] or "")),
+            ("Format", str(snapshot["formatVersion"] or "")),
         ]
     )
-    volumes = _volume_rows(snapshot.get("volumeManifests"))
+    volumes = _volume_rows(snapshot["volumeManifests"])
     if volumes:
         print_facts([("Volumes", str(len(volumes)))])
         print_table(_VOLUME_COLUMNS, volumes)
 
 
-def _volume_rows(manifests: Any) -> list[list[str]]:
-    named = manifests.items() if isinstance(manifests, Mapping) else ()
+def _volume_rows(manifests: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return [
         [
-            str(name),
-            str(manifest.get("consistency") or ""),
-            str(manifest.get("format") or ""),
-            size_text(manifest["bytes"]) if isinstance(manifest.get("bytes"), int) else "",
-            str(manifest.get("digest") or ""),
+            str(manifest["name"]),
+            str(manifest["consistency"]),
+            str(manifest["format"]),
+            "" if manifest["bytes"] is None else size_text(manifest["bytes"]),
+            str(manifest["digest"] or ""),
         ]
-        for name, manifest in named
+        for manifest in manifests
     ]
 
 
 def phrase(snapshot: Mapping[str, Any]) -> str:
     """Return one phrase that names a snapshot and says what it held."""
-    details = [f"{count_text(snapshot['files'])} files", size_text(snapshot["bytes"])]
-    labels = labels_text(snapshot.get("labels"))
+    files = "1 file" if snapshot["files"] == 1 else f"{count_text(snapshot['files'])} files"
+    details = [files, size_text(snapshot["bytes"])]
+    labels = labels_text(snapshot["labels"])
     if labels:
         details.append(labels)
-    message = str(snapshot.get("message") or "").split("\n", 1)[0]
+    message = str(snapshot["message"] or "").split("\n", 1)[0]
     if message:
         details.append(f'"{message}"')
     return f"{snapshot['name']} ({', '.join(details)})"

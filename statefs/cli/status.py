@@ -48,36 +48,30 @@ def mounted_text(status: Mapping[str, Any], target: Target) -> str:
         return f"stale: its daemon is gone; 'statefs mount --repair {point}' mounts it again"
     if not status["mounted"]:
         return "no"
-    return str(status.get("mount_point") or target.state or "yes")
+    return str(status["mount_point"] or target.state or "yes")
 
 
 def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) -> None:
     """Print a status document for people."""
-    since = status.get("since")
+    since = status["since"]
     since_facts = ""
     if since:
         since_facts = f"{local_text(since, with_zone=True)} ({since_text(since, now_seconds)})"
-    daemon = status.get("worker_pid")
-    free = status.get("free_bytes")
+    daemon = status["worker_pid"]
     print_facts(
         [
             ("Mounted", mounted_text(status, target)),
             ("Since", since_facts),
             ("Daemon", f"pid {daemon}" if daemon else ""),
-            ("Durability", str(status.get("durability") or "")),
+            ("Durability", str(status["durability"] or "")),
             ("Store", str(status["store"])),
-            ("Application", str(status.get("app_id") or "")),
+            ("Application", str(status["app_id"] or "")),
             ("Files", count_text(status["files"])),
             ("Size", size_text(status["bytes"])),
-            ("On disk", _optional_size(status.get("store_bytes"))),
-            ("Free", _optional_size(free)),
+            ("Free", size_text(status["free_bytes"])),
             ("Snapshots", count_text(status["snapshots"])),
-            ("Latest", str(status.get("latest") or "")),
+            ("Latest", str(status["latest"] or "")),
             ("Epoch", str(status["epoch"])),
-            ("Version", str(status.get("version") or "")),
+            ("Version", str(status["version"] or "")),
         ]
     )
-
-
-def _optional_size(size_bytes: int | None) -> str:
-    return "" if size_bytes is None else size_text(size_bytes)

@@ -89,7 +89,7 @@ def wait_until_closed(layout: StoreLayout) -> None:
     give_up = time.monotonic() + CLOSE_WAIT_SECONDS
     while time.monotonic() < give_up:
         owner = read_owner(layout)
-        if owner is None or not owner.alive:
+        if owner is None or not owner.alive or owner.role != "daemon":
             return
         time.sleep(_POLL_SECONDS)
     click.echo("statefs: warning: the daemon is still closing the store", err=True)

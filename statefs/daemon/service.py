@@ -35,6 +35,10 @@ WRITE_BACK_SECONDS: Final = 30.0
 """How long a save waits for the kernel to hand over dirty pages of shared memory maps."""
 
 
+NOTICE_SECONDS: Final = 30.0
+"""How long the kernel may take to forget something before we go on without knowing."""
+
+
 class Service:
     """One mounted store.
 
@@ -135,8 +139,11 @@ class Service:
         trio.lowlevel.spawn_system_task(self._send, notice)
 
     async def _send(self, notice: Callable[[], None]) -> None:
-        with trio.move_on_after(WRITE_BACK_SECONDS):
-            await trio.to_thread.run_sync(notice, abandon_on_cancel=True)
+        try:
+            with trio.move_on_after(NOTICE_SECONDS):
+                await trio.to_thread.run_sync(notice, abandon_on_cancel=True)
+        except OSError as error:
+            log.warning("the kernel did not take a notice: %s", error)
 
     async def save_labelled(self, label: str) -> int:
         """Take a snapshot for mkdir(2) in snapshots/; return the node of its folder."""

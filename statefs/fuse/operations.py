@@ -329,8 +329,10 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def fsync(self, fh: int, datasync: bool) -> None:
-        """Answer FSYNC."""
-        await self._durability.sync_file(self._table.node(_current(fh & NODE_MASK)))
+        """Answer FSYNC; a snapshot's files are durable already."""
+        node = fh & NODE_MASK
+        if _is_current(node):
+            await self._durability.sync_file(self._table.node(node))
 
     @answers
     async def opendir(self, inode: int, ctx: Any) -> int:

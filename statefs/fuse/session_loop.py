@@ -120,7 +120,9 @@ class SessionLoop:
         self._is_closing = False
         self._spin = SpinBudget()
         self._turn_due = 0.0
-        self._poller = select.poll()
+        self._poller = self.make_poller()
+
+    make_poller = staticmethod(select.poll)
 
     # What pyfuse3 calls, by trio's names.
 
@@ -153,13 +155,13 @@ class SessionLoop:
         """
         if self._handshake is not None and self._shake_hands(fd):
             return
-        if self._is_closing:
-            raise trio.ClosedResourceError("the session is being ended")
         now = perf_counter()
         if now >= self._turn_due or self._another_task_is_ready():
             await trio.lowlevel.checkpoint()
             now = perf_counter()
             self._turn_due = now + TURN_SECONDS
+        if self._is_closing:
+            raise trio.ClosedResourceError("the session is being ended")
         if self._poller.poll(0):
             return
         await self._wait(fd, now)

@@ -121,8 +121,10 @@ class Namespace:
 
     def _fixed_node(self, ino: Ino) -> Found:
         node = node_id(CURRENT, ino)
-        if ino == MOUNT_ROOT:
-            return Found(node, self._fixed(ino, stat.S_IFDIR | 0o755, nlink=4), FOREVER, 0.0)
+        if ino == MOUNT_ROOT:  # never changes: every walk by path passes it
+            root = self._volume.table.node(TREE_ROOT)
+            inode = self._fixed(ino, stat.S_IFDIR | 0o755, nlink=4, time_ns=root.btime_ns)
+            return Found(node, inode, FOREVER, FOREVER)
         if ino == SNAPSHOTS_DIR:
             links = 2 + len(self._catalog.snapshots)
             inode = self._fixed(ino, stat.S_IFDIR | 0o755, nlink=links)

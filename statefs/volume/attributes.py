@@ -39,7 +39,7 @@ class AttributeChange(NamedTuple):
 
 
 def without_privileges(mode: int) -> int:
-    """Return a regular file's mode as a write or chown by a stranger leaves it.
+    """Return the mode of anything but a folder as a write or chown by a stranger leaves it.
 
     Source: Linux `setattr_should_drop_suidgid`: setgid goes only where the group may execute.
     """
@@ -53,7 +53,6 @@ class Attributes:
 
     def __init__(self, table: InodeTable) -> None:
         self._table = table
-        self.durability_generation = 0
 
     def set(self, ino: int, wanted: AttributeChange) -> Node:
         """Change attributes of an inode in one transaction; ctime becomes now."""
@@ -77,7 +76,7 @@ class Attributes:
             node.uid = wanted.uid
         if wanted.gid is not None:
             node.gid = wanted.gid
-        if node.is_file:
+        if not node.is_dir:
             self.drop_privileges(node)
 
     def _chmod(self, node: Node, mode: int) -> None:
@@ -208,7 +207,7 @@ class Attributes:
 
     def _note_durability(self, name: bytes) -> None:
         if name == DURABILITY:
-            self.durability_generation += 1
+            self._table.durability_generation += 1
 
     def durability(self, node: Node, default: str) -> str:
         """Return the durability mode of an inode: its own, or that of the nearest folder above.
@@ -217,14 +216,20 @@ class Attributes:
             default: the mount's mode, for a tree without the extended attribute.
         """
         known = node.durability
-        if known is not None and known[0] == self.durability_generation:
-            return known[1]
         table = self._table
+        if known is not None and known[0] == table.durability_generation:
+            return known[1]
         if node.flags & InodeFlag.DURABILITY:
             mode = self.xattr(node.ino, DURABILITY).decode("ascii")
         elif node.parent in (0, node.ino):
             mode = default
         else:
-            mode = self.durability(table.node(node.parent), default)
-        node.durability = (self.durability_generation, mode)
+            mode = self._durability_of_parent(node, default)
+        node.durability = (table.durability_generation, mode)
         return mode
+
+    def _durability_of_parent(self, node: Node, default: str) -> str:
+        try:
+            return self.durability(self._table.node(node.parent), default)
+        except PosixError:  # the folder is gone; another name of the file is not
+            return default

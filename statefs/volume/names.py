@@ -316,6 +316,13 @@ class Names:
                 self._touch(folder, now)
         if replaced is not None:
             self._after_loss(replaced)
+        self._moved(node)
+
+    def _moved(self, *nodes: Node) -> None:
+        """After a move: what a file takes from the folders above it may be another now."""
+        for node in nodes:
+            node.durability = None
+            self._table.durability_generation += node.is_dir
 
     def _exchange(
         self,
@@ -345,3 +352,4 @@ class Names:
             old.mtime_ns = new.mtime_ns = now
             for changed in touched.values():
                 table.store(changed)
+        self._moved(node, other)

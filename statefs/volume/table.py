@@ -96,6 +96,7 @@ class InodeTable:
         self.opens: dict[int, int] = {}
         self.files = self._store_value("files")
         self.bytes = self._store_value("bytes")
+        self.durability_generation = 0
         self._next_id = self._store_value("next_id")
         self._reserved_until = self._next_id
 

@@ -29,10 +29,10 @@ FIRST: Final[Document] = {
     "reason": "manual",
     "message": "before the import",
     "labels": {"name": "clean"},
-    "appVersion": None,
+    "appVersion": "0.1.0",
     "formatVersion": 1,
     "stateDigest": None,
-    "volumeManifests": {},
+    "volumeManifests": [],
     "files": 1234,
     "bytes": 5 << 20,
     "sealed": False,
@@ -107,7 +107,6 @@ class FakeBackend:
             "files": 1234,
             "durability": "close",
             "version": "0.1.0",
-            "store_bytes": 6 << 20,
             "free_bytes": 7 << 30,
         }
 

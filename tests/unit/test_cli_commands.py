@@ -7,7 +7,9 @@ import pytest
 
 from statefs.cli.app import COMMANDS
 from statefs.cli.options import split_snapshot
+from statefs.cli.save import REASONS
 from statefs.errors import UsageError
+from statefs.snapshots import documents
 from tests.unit.cli_fakes import FIRST, FakeBackend, call, make_empty_store, pretend_mounts
 
 Capture = pytest.CaptureFixture[str]
@@ -114,10 +116,17 @@ def test_show_names_the_folder_of_a_mounted_state(
 
 def test_show_lists_volumes(backend: FakeBackend, capsys: Capture) -> None:
     """One row for each volume manifest."""
-    manifest = {"consistency": "app-consistent", "format": "postgres", "bytes": 1024}
-    backend.snapshots = [FIRST | {"volumeManifests": {"dbdata": manifest}}]
+    manifest = {
+        "name": "dbdata",
+        "consistency": "app-consistent",
+        "format": "postgres",
+        "bytes": 1024,
+        "digest": None,
+    }
+    backend.snapshots = [FIRST | {"volumeManifests": [manifest, manifest | {"bytes": None}]}]
     lines = call(capsys, "show", "state", "clean").out.splitlines()
-    assert lines[-1].split() == ["dbdata", "app-consistent", "postgres", "1.0", "KiB"]
+    assert lines[-2].split() == ["dbdata", "app-consistent", "postgres", "1.0", "KiB"]
+    assert lines[-1].split() == ["dbdata", "app-consistent", "postgres"]
 
 
 def test_show_json_is_the_document(backend: FakeBackend, capsys: Capture) -> None:
@@ -264,3 +273,8 @@ def test_each_command_explains_itself_with_examples(name: str, capsys: Capture) 
 def test_help_fits_a_terminal(name: str, capsys: Capture) -> None:
     """No line of --help is longer than 100 characters."""
     assert max(len(line) for line in call(capsys, name, "--help").out.splitlines()) <= 100
+
+
+def test_reasons_are_those_of_the_documents() -> None:
+    """The command line has its own list, because importing the engine's would be slow."""
+    assert REASONS == documents.REASONS

@@ -11,6 +11,7 @@ from statefs.cli.prepare import (
     link_store,
     make_mount_point,
     refuse_covered_files,
+    refuse_foreign,
     refuse_overlap,
     require_space,
 )
@@ -132,3 +133,18 @@ def test_too_little_space_is_noticed_before_anything_is_made(
         require_space(tmp_path / "not" / "there", 3 << 20)
     require_space(tmp_path, 2 << 20)
     assert asked == [tmp_path, tmp_path]
+
+
+@pytest.mark.parametrize("what", ["a file", "a folder of files"])
+def test_what_is_no_store_is_not_built_over(tmp_path: Path, what: str) -> None:
+    """Only a new place or an empty folder becomes a store."""
+    place = tmp_path / "place"
+    refuse_foreign(place)
+    if what == "a file":
+        place.touch()
+    else:
+        place.mkdir()
+        refuse_foreign(place)
+        (place / "precious").touch()
+    with pytest.raises(UsageError, match="is there and is no store"):
+        refuse_foreign(place)

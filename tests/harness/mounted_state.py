@@ -1,0 +1,230 @@
+"""One state of a test: its store, its mount, its daemon, driven through the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from statefs.layout import StoreLayout
+from tests.leftovers import (
+    COMMAND_SECONDS,
+    abort_connections,
+    free_mount,
+    mounts_below,
+    verify_store,
+)
+
+LOUD: Final = (" WARNING", " ERROR", " CRITICAL", "Traceback")
+"""What a line of the daemon's log begins with, or holds after its time, when something is wrong."""
+END_SECONDS: Final = 30.0
+"""A daemon ends within a second; one that does not within this will not."""
+
+
+@dataclass
+class MountedState:
+    """A state that a test mounts, saves, kills and mounts again.
+
+    Args:
+        state: the mount point.
+        store: the backing store.
+        options: what follows `-o`; empty for none.
+    """
+
+    state: Path
+    store: Path
+    options: str = ""
+
+    @property
+    def current(self) -> Path:
+        """The writable tree."""
+        return self.state / "current"
+
+    @property
+    def files(self) -> Path:
+        """The folder of current/ that most tests work in."""
+        return self.current / "files"
+
+    @property
+    def snapshots(self) -> Path:
+        """The folder of snapshots."""
+        return self.state / "snapshots"
+
+    def run(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run one `statefs` command and return what it said, whatever its exit code."""
+        return subprocess.run(
+            [sys.executable, "-m", "statefs", *map(str, arguments)],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+        )
+
+    def command(self, *arguments: str | Path) -> str:
+        """Run one `statefs` command that must succeed and return its standard output."""
+        done = self.run(*arguments)
+        said = f"{done.stdout}{done.stderr}"
+        assert done.returncode == 0, f"statefs {arguments}: exit {done.returncode}: {said}"
+        return done.stdout
+
+    def mount(self) -> None:
+        """Mount the state; a new store is made where none is."""
+        options = ["-o", self.options] if self.options else []
+        self.command("mount", self.state, "--store", self.store, *options)
+
+    def umount(self) -> None:
+        """Unmount and wait until the daemon has let go of the store."""
+        pid = self.daemon_pid()
+        self.command("umount", self.state)
+        wait_until_gone(pid)
+
+    def remount(self) -> None:
+        """Unmount and mount again."""
+        self.umount()
+        self.mount()
+
+    def kill(self) -> None:
+        """Kill the daemon with SIGKILL and take its dead mount away."""
+        pid = self.daemon_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait_until_gone(pid)
+        detach(self.state)
+
+    def daemon_pid(self) -> int:
+        """Return the pid of the process that serves the mount."""
+        pid = self.status()["worker_pid"]
+        assert isinstance(pid, int) and pid > 1, pid
+        return pid
+
+    def status(self) -> dict[str, Any]:
+        """Return what `status --json` says."""
+        answer: dict[str, Any] = json.loads(self._of_store("status", "--json"))
+        return answer
+
+    def listing(self) -> list[dict[str, Any]]:
+        """Return what `list --json` says about every snapshot, oldest first."""
+        answer = json.loads(self._of_store("list", "--json"))
+        return list(answer["snapshots"])
+
+    def save(self, message: str = "", **labels: str) -> str:
+        """Take a snapshot and return its name."""
+        arguments = ["-m", message] if message else []
+        for key, value in labels.items():
+            arguments += ["--label", f"{key}={value}"]
+        return self._of_store("save", *arguments).strip()
+
+    def delete(self, snapshot: str) -> None:
+        """Delete a snapshot."""
+        self.command("delete", self.state, snapshot, *self._store_option())
+
+    def verify(self) -> None:
+        """Fail when `statefs verify` finds anything wrong with the store."""
+        trouble = verify_store(StoreLayout(self.store))
+        assert trouble is None, trouble
+
+    def loud_lines(self) -> list[str]:
+        """Return the warnings and errors in the daemon's log."""
+        log = StoreLayout(self.store).log
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        return [line for line in lines if any(word in line for word in LOUD)]
+
+    def is_mounted(self) -> bool:
+        """Return whether the state is mounted, without looking into it."""
+        return bool(mounts_below([self.state]))
+
+    def _of_store(self, command: str, *arguments: str) -> str:
+        return self.command(command, self.state, *self._store_option(), *arguments)
+
+    def _store_option(self) -> list[str]:
+        return [] if self.is_mounted() else ["--store", str(self.store)]
+
+    def dispose(self) -> None:
+        """Unmount in the ordinary way, then check that the store is sound and the log quiet."""
+        troubles = [free_mount(mount) for mount in mounts_below([self.state])]
+        assert not any(troubles), troubles
+        self.verify()
+        assert self.loud_lines() == []
+
+
+@contextmanager
+def mounted(
+    folder: Path, options: str = "", *, store: Path | None = None
+) -> Iterator[MountedState]:
+    """Mount a new state in `folder`; afterwards unmount it and check its store."""
+    made = MountedState(folder / "state", store or folder / "state.store", options)
+    made.state.mkdir()
+    try:
+        made.mount()
+        yield made
+    except BaseException:
+        detach(made.state)
+        raise
+    made.dispose()
+
+
+@contextmanager
+def open_folder(prefix: str) -> Iterator[Path]:
+    """Make a folder that every user may pass through (pytest's own is 0700) and remove it."""
+    folder = Path(os.path.realpath(tempfile.mkdtemp(prefix=f"statefs-{prefix}-")))
+    folder.chmod(0o755)
+    try:
+        yield folder
+    finally:
+        detach(folder)
+        shutil.rmtree(folder)
+
+
+@contextmanager
+def aborted_after(seconds: float, folder: Path) -> Iterator[None]:
+    """Abort the mounts in `folder` when the block takes longer.
+
+    A system call that waits for a hung daemon cannot be interrupted, it fails when its
+    connection is aborted.
+    """
+    timer = threading.Timer(seconds, lambda: abort_connections(mounts_below([folder])))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def several_users() -> str:
+    """Return the mount options for a test that looks at the mount as several users."""
+    return "allow_other,suid,dev" if os.geteuid() == 0 else ""
+
+
+def detach(folder: Path) -> None:
+    """Take away every mount in `folder`, also those whose daemon is dead or hangs."""
+    for mount in mounts_below([folder]):
+        abort_connections([mount])
+        command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
+        subprocess.run([*command, str(mount.mount_point)], check=True, timeout=COMMAND_SECONDS)
+
+
+def wait_until_gone(pid: int) -> None:
+    """Return when process `pid` has ended; fail when it still runs at the deadline."""
+    end = time.monotonic() + END_SECONDS
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        ready = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]
+    finally:
+        os.close(descriptor)
+    assert ready, f"process {pid} still runs after {END_SECONDS} seconds"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -104,7 +105,9 @@ class ControlClient:
         assert self._socket is not None
         self._last_id += 1
         try:
-            self._socket.sendall(encode(Request(self._last_id, op, dict(args))))
+            # A daemon that refuses to listen has said why before it hung up: read that.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                self._socket.sendall(encode(Request(self._last_id, op, dict(args))))
             while True:
                 reply = self._next_reply()
                 if reply.error is not msgspec.UNSET:

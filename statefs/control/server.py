@@ -108,7 +108,7 @@ class ControlServer:
         try:
             async with stream:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    if not _is_permitted(stream.socket):
+                    if not may_ask(_peer_uid(stream.socket)):
                         await _refuse(stream, StatefsError("only the owner of the store may ask"))
                     elif self._connections > CONNECTIONS_MAX:
                         await _refuse(stream, StatefsError("the daemon has too many connections"))
@@ -145,13 +145,15 @@ class ControlServer:
             try:
                 while (end := buffer.find(b"\n")) < 0:
                     if len(buffer) > REQUEST_BYTES_MAX:
-                        raise UsageError(f"a request is longer than {REQUEST_BYTES_MAX} bytes")
+                        raise _too_long()
                     chunk = await stream.receive_some(_RECEIVE_BYTES)
                     if not chunk:
                         return None
                     buffer += chunk
             finally:
                 self._waits.discard(scope)
+            if end > REQUEST_BYTES_MAX:
+                raise _too_long()
             line = bytes(buffer[:end])
             del buffer[: end + 1]
             return line
@@ -216,8 +218,17 @@ def _refusal(op: str, error: OSError) -> StatefsError:
     return StatefsError(what)
 
 
-def _is_permitted(connection: trio.socket.SocketType) -> bool:
-    """Return whether the other end is the owner of this process, or root."""
+def _too_long() -> UsageError:
+    return UsageError(f"a request is longer than {REQUEST_BYTES_MAX} bytes")
+
+
+def may_ask(uid: int) -> bool:
+    """Return whether a user may ask for anything: the owner of this process, and root."""
+    return uid in (0, os.geteuid())
+
+
+def _peer_uid(connection: trio.socket.SocketType) -> int:
+    """Return the user at the other end, as the kernel knows it."""
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
     _, uid, _ = _CREDENTIALS.unpack(packed)
-    return uid in (0, os.geteuid())
+    return int(uid)

@@ -8,7 +8,7 @@ import click
 
 from statefs.cli import backend
 from statefs.cli.explained import ExplainedCommand
-from statefs.cli.options import state_argument, store_option
+from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line
 from statefs.cli.prepare import (
     choose_store,
@@ -32,7 +32,7 @@ from statefs.errors import UsageError
 )
 @state_argument
 @store_option
-@click.option("--app-id", metavar="ID", help="The application whose state this is.")
+@click.option("--app-id", type=TEXT, metavar="ID", help="The application whose state this is.")
 def command(state: Path | None, store: Path | None, app_id: str | None) -> None:
     """Make the folder STATE and its store, STATE.store.
 

@@ -10,7 +10,7 @@ import click
 
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.init import require_same_app
-from statefs.cli.options import state_argument, store_option
+from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line
 from statefs.cli.prepare import (
     MOUNT_FREE_BYTES,
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     help="Mount options: ro, allow_other, allow_root, suid, dev, noexec, "
     "durability=close|fsync|write; those of /etc/fstab are understood too.",
 )
-@click.option("--app-id", metavar="ID", help="For a new store: the application it belongs to.")
+@click.option("--app-id", type=TEXT, metavar="ID", help="For a new store: its application.")
 @click.option("--adopt", is_flag=True, help="Bring files found under the mount point in.")
 @click.option("--repair", is_flag=True, help="Clear away the stale mount of a crashed daemon.")
 def command(

@@ -36,6 +36,27 @@ class FolderPath(click.ParamType):  # type: ignore[type-arg]  # not generic befo
 
 FOLDER: Final = FolderPath()
 
+
+class Utf8Text(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
+    """A text that goes into documents, which are UTF-8."""
+
+    name = "text"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        """Return the text; what is no UTF-8 is refused."""
+        text = str(value)
+        if not is_utf8(text):
+            self.fail(f"'{text}' is not UTF-8", param, ctx)
+        return text
+
+
+def is_utf8(text: str) -> bool:
+    """Return whether a word of the command line was UTF-8; other bytes come as surrogates."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+TEXT: Final = Utf8Text()
+
 state_argument: Final[Decorator] = click.argument(
     "state", required=False, type=FOLDER, metavar="[STATE]"
 )
@@ -83,12 +104,13 @@ def split_snapshot(words: tuple[str, ...], command: str) -> tuple[Path | None, s
         command: the command's name, for the message.
 
     Raises:
-        UsageError: there is no word, an empty one, or more than two.
+        UsageError: there is no word, an empty one, or more than two; the snapshot is no UTF-8.
     """
-    if len(words) == 1 and words[0]:
-        return None, words[0]
-    if len(words) == _PAIR and all(words):
-        return Path(words[0]), words[1]
-    raise UsageError(
-        f"give one snapshot: statefs {command} STATE SNAPSHOT (a name, a label, latest, @-2h)"
-    )
+    if len(words) not in (1, _PAIR) or not all(words):
+        raise UsageError(
+            f"give one snapshot: statefs {command} STATE SNAPSHOT (a name, a label, latest, @-2h)"
+        )
+    *state, snapshot = words
+    if not is_utf8(snapshot):
+        raise UsageError(f"'{snapshot}' is not UTF-8, and names of snapshots are")
+    return (Path(state[0]) if state else None), snapshot

@@ -8,7 +8,7 @@ import click
 
 from statefs.cli import backend
 from statefs.cli.explained import ExplainedCommand
-from statefs.cli.options import json_option, state_argument, store_option
+from statefs.cli.options import TEXT, json_option, state_argument, store_option
 from statefs.cli.output import print_json, print_line
 from statefs.cli.target import find_target
 from statefs.errors import UsageError
@@ -57,10 +57,11 @@ def parse_labels(
 )
 @state_argument
 @store_option
-@click.option("-m", "--message", default="", metavar="TEXT", help="What this snapshot is about.")
+@click.option("-m", "--message", type=TEXT, default="", metavar="TEXT", help="What it is about.")
 @click.option(
     "--label",
     "labels",
+    type=TEXT,
     multiple=True,
     metavar="K=V",
     callback=parse_labels,

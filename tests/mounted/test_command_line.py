@@ -1,0 +1,252 @@
+"""The command line with a daemon at the other end: mounting, asking it, unmounting."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.harness.mounted_state import MountedState, mounted, open_folder, wait_until_gone
+from tests.leftovers import COMMAND_SECONDS, mounts_below
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def run_in(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run `statefs WORDS...` with `folder` as the working directory."""
+    return subprocess.run(
+        [sys.executable, "-P", "-m", "statefs", *words],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])} | environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+    )
+
+
+def test_mount_makes_everything_that_is_missing(tmp_path: Path, statefs_cli: Cli) -> None:
+    """The folder, the store, the tree; usable when the command returns, gone after umount."""
+    state = tmp_path / "new" / "state"
+    assert statefs_cli("mount", state).stdout == f"made the store {state}.store\nmounted {state}\n"
+    assert sorted(os.listdir(state)) == ["current", "index.json", "snapshots"]
+    (state / "current" / "files" / "a").write_text("kept")
+    assert statefs_cli("umount", state).stdout == f"unmounted {state}\n"
+    assert os.listdir(state) == []
+    assert statefs_cli("mount", state).stdout == f"mounted {state}\n"
+    assert (state / "current" / "files" / "a").read_text() == "kept"
+
+
+def test_mounting_and_unmounting_twice(state: Path, statefs_cli: Cli) -> None:
+    """A second mount is harmless; a second umount says that nothing is mounted."""
+    again = statefs_cli("mount", state)
+    assert again.stdout == f"{state} is already mounted\n"
+    statefs_cli("umount", state)
+    gone = statefs_cli("umount", state, check=False)
+    assert gone.returncode == 4
+    assert gone.stderr == f"statefs: error: {state} is not mounted\n"
+
+
+def test_inside_a_mounted_state_no_name_is_needed(state: Path) -> None:
+    """Every command finds the state that the working directory lies in."""
+    inside = state / "current" / "files"
+    name = run_in(inside, "save", "-m", "from inside").stdout.strip()
+    assert name in run_in(inside, "list").stdout
+    shown = run_in(inside, "show", "latest").stdout
+    assert f"Folder       {state}/snapshots/{name}\n" in shown
+    assert json.loads(run_in(inside, "status", "--json").stdout)["mount_point"] == str(state)
+    assert run_in(inside, "verify").returncode == 0
+    assert run_in(inside, "mount").stdout == f"{state} is already mounted\n"
+    assert run_in(inside, "delete", "latest").stdout.startswith(f"deleted {name}")
+
+
+def test_the_environment_names_a_state(state: Path, tmp_path: Path) -> None:
+    """STATEFS_STATE is used where no state is named."""
+    done = run_in(tmp_path, "save", STATEFS_STATE="state")
+    assert done.returncode == 0
+    assert done.stdout.strip() in os.listdir(state / "snapshots")
+
+
+def test_a_daemon_and_the_store_itself_tell_the_same(state: Path, statefs_cli: Cli) -> None:
+    """Documents asked of a daemon equal those read with no daemon running."""
+    statefs_cli("save", state, "-m", "hello", "--label", "name=v1", "--label", "k=v")
+    commands = [("list", state), ("show", state, "v1"), ("verify", state)]
+    online = [statefs_cli(*words, "--json").stdout for words in commands]
+    status = json.loads(statefs_cli("status", state, "--json").stdout)
+    statefs_cli("umount", state)
+    assert [statefs_cli(*words, "--json").stdout for words in commands] == online
+    offline = json.loads(statefs_cli("status", state, "--json").stdout)
+    assert offline.keys() == status.keys()
+    assert (status["mounted"], offline["mounted"]) == (True, False)
+    same = ("store", "store_id", "app_id", "epoch", "snapshots", "latest", "files", "bytes")
+    assert [offline[key] for key in same] == [status[key] for key in same]
+
+
+def test_refusals_of_a_daemon_have_their_exit_codes(state: Path, statefs_cli: Cli) -> None:
+    """The same as without a daemon."""
+    statefs_cli("save", state, "--label", "name=v1")
+    statefs_cli("save", state)
+    for words, exit_code in (
+        (("save", state, "--label", "name=v1"), 15),
+        (("save", state, "--label", "name=latest"), 2),
+        (("show", state, "nothing"), 7),
+        (("delete", state, "2"), 8),
+        (("show", state, "@soon"), 2),
+    ):
+        done = statefs_cli(*words, check=False)
+        assert (done.returncode, done.stdout) == (exit_code, "")
+        assert done.stderr.startswith("statefs: error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_store_elsewhere_is_named_once(tmp_path: Path, statefs_cli: Cli) -> None:
+    """The option --store leaves the link STATE.store, by which every command finds it again."""
+    state, far = tmp_path / "state", tmp_path / "disk" / "app.store"
+    statefs_cli("mount", state, "--store", far)
+    statefs_cli("umount", "--store", far)
+    statefs_cli("save", state)
+    statefs_cli("mount", state)
+    assert json.loads(statefs_cli("status", state, "--json").stdout)["store"] == str(far)
+
+
+def test_a_store_has_one_mount(state: Path, tmp_path: Path, statefs_cli: Cli) -> None:
+    """A second place for it is refused, and so is a second store for a mounted place."""
+    elsewhere = statefs_cli("mount", tmp_path / "other", "--store", f"{state}.store", check=False)
+    assert elsewhere.returncode == 5
+    assert f"is mounted at {state}" in elsewhere.stderr
+    covered = statefs_cli("mount", state, "--store", tmp_path / "other.store", check=False)
+    assert covered.returncode == 5
+    assert "shows another store" in covered.stderr
+    assert mounts_below([tmp_path / "other"]) == []
+
+
+def test_files_under_the_mount_point_are_not_hidden(tmp_path: Path, statefs_cli: Cli) -> None:
+    """They are named, and --adopt brings them into current/."""
+    state = tmp_path / "state"
+    (state / "current" / "files").mkdir(parents=True)
+    (state / "current" / "files" / "early").write_text("bird")
+    (state / "note").write_text("hello")
+    refused = statefs_cli("mount", state, check=False)
+    assert refused.returncode == 10
+    assert "(current, note)" in refused.stderr and "--adopt" in refused.stderr
+    statefs_cli("mount", "--adopt", state)
+    assert (state / "current" / "files" / "early").read_text() == "bird"
+    assert (state / "current" / "note").read_text() == "hello"
+    statefs_cli("umount", state)
+    assert os.listdir(state) == []
+
+
+@pytest.fixture
+def crashed(own_state: MountedState) -> MountedState:
+    """A state whose daemon was killed; its mount is still there and answers to nobody."""
+    (own_state.files / "a").write_text("kept")
+    pid = own_state.daemon_pid()
+    os.kill(pid, signal.SIGKILL)
+    wait_until_gone(pid)
+    return own_state
+
+
+def test_a_crash_leaves_a_mount_that_is_named(crashed: MountedState) -> None:
+    """A second mount offers the repair, status tells, and a save works all the same."""
+    refused = crashed.run("mount", crashed.state)
+    assert refused.returncode == 13
+    assert f"'statefs mount --repair {crashed.state}'" in refused.stderr
+    status = json.loads(crashed.command("status", crashed.state, "--json"))
+    assert (status["mounted"], status["stale"]) == (False, True)
+    assert "stale" in crashed.command("status", crashed.state)
+    crashed.command("save", crashed.state)
+    crashed.command("mount", crashed.state, "--repair")
+    assert len(crashed.listing()) == 1
+
+
+def test_repair_mounts_again_after_a_crash(crashed: MountedState) -> None:
+    """What was written is there; --repair on a healthy mount does nothing."""
+    repaired = crashed.command("mount", crashed.state, "--repair")
+    assert repaired == f"mounted {crashed.state}\n"
+    assert (crashed.files / "a").read_text() == "kept"
+    again = crashed.command("mount", crashed.state, "--repair")
+    assert again == f"{crashed.state} is already mounted\n"
+
+
+def test_umount_frees_what_a_crash_left(crashed: MountedState) -> None:
+    """And says that the daemon had crashed."""
+    freed = crashed.command("umount", crashed.state)
+    assert freed == f"unmounted {crashed.state} (its daemon had crashed)\n"
+    assert not crashed.is_mounted()
+
+
+def test_a_busy_mount_names_who_uses_it(state: Path, statefs_cli: Cli) -> None:
+    """The refusal gives the process's name and pid; --lazy detaches all the same."""
+    with subprocess.Popen(["sleep", "300"], cwd=state / "current") as user:
+        try:
+            refused = statefs_cli("umount", state, check=False)
+            assert refused.returncode == 14
+            assert f"sleep (pid {user.pid})" in refused.stderr and "--lazy" in refused.stderr
+            assert statefs_cli("umount", "--lazy", state).stdout == f"unmounted {state}\n"
+            assert mounts_below([state]) == []
+        finally:
+            user.kill()
+
+
+def test_the_foreground_serves_until_it_is_interrupted(tmp_path: Path, statefs_cli: Cli) -> None:
+    """Ctrl-C unmounts and is a success."""
+    state = tmp_path / "state"
+    statefs_cli("init", state)
+    reader, writer = os.pipe()
+    with subprocess.Popen(
+        [sys.executable, "-m", "statefs", "mount", str(state), "--foreground"],
+        env=os.environ | {"STATEFS_READY_FD": str(writer)},
+        pass_fds=[writer],
+        stderr=subprocess.PIPE,
+    ) as process:
+        os.close(writer)
+        with os.fdopen(reader) as ready:
+            assert json.loads(ready.readline()) == {}
+        status = json.loads(statefs_cli("status", state, "--json").stdout)
+        assert status["worker_pid"] == process.pid
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=COMMAND_SECONDS)
+    assert process.returncode == 0, said
+    assert mounts_below([state]) == []
+
+
+def test_mount_options_reach_the_kernel(tmp_path: Path, statefs_cli: Cli) -> None:
+    """Also several -o, and words that fstab lines have for others; unknown ones are refused."""
+    state = tmp_path / "state"
+    statefs_cli("mount", state, "-o", "ro,noexec", "-o", "nofail,x-systemd.automount,_netdev")
+    assert {"ro", "noexec"} <= mounts_below([state])[0].options
+    refused = statefs_cli("mount", tmp_path / "other", "-o", "alow_other", check=False)
+    assert refused.returncode == 2
+    assert "did you mean allow_other?" in refused.stderr
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_full_disk_is_noticed_before_the_mount(statefs_cli: Cli) -> None:
+    """Making a store on a filesystem of 2 MiB fails with one line and leaves nothing."""
+    if os.geteuid() != 0:
+        pytest.skip("only root may mount a small filesystem")
+    with open_folder("full") as folder:
+        subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", folder], check=True, timeout=30
+        )
+        try:
+            done = statefs_cli("mount", folder / "state", check=False)
+            assert done.returncode == 11
+            assert "2.0 MiB free" in done.stderr and "--store DIR" in done.stderr
+            assert not (folder / "state.store").exists()
+        finally:
+            subprocess.run(["umount", folder], check=True, timeout=30)
+
+
+def test_names_with_spaces_and_letters_of_any_script(tmp_path: Path) -> None:
+    """The mount table writes some of them as octal escapes; every command copes."""
+    folder = tmp_path / "a b\\c\tü,=#"
+    folder.mkdir()
+    with mounted(folder) as odd:
+        name = odd.save()
+        assert run_in(odd.current, "show", "latest", "--json").returncode == 0
+        assert odd.listing()[0]["name"] == name

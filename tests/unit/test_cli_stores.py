@@ -1,0 +1,153 @@
+"""Commands on real stores that are not mounted: every one of them opens the store itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from statefs.layout import StoreLayout
+from statefs.locking import StoreLock
+from tests.unit.cli_fakes import call
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> Path:
+    """A state with a new store, in the working directory; not mounted."""
+    monkeypatch.chdir(tmp_path)
+    assert call(capsys, "init", "state", "--app-id", "com.example.shop").exit_code == 0
+    return tmp_path / "state"
+
+
+def test_init_makes_the_folder_and_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """And says where the store is."""
+    monkeypatch.chdir(tmp_path)
+    done = call(capsys, "init", "new/state")
+    assert (done.exit_code, done.out) == (0, f"made the store {tmp_path}/new/state.store\n")
+    assert (tmp_path / "new" / "state").is_dir()
+    assert (tmp_path / "new" / "state.store" / "meta.db").exists()
+
+
+def test_init_twice_is_harmless(state: Path, capsys: Capture) -> None:
+    """The store stays as it is."""
+    name = call(capsys, "save", state).out.strip()
+    done = call(capsys, "init", state)
+    assert (done.exit_code, done.out) == (0, f"{state} has a store already: {state}.store\n")
+    assert name in call(capsys, "list", state).out
+
+
+def test_init_for_another_application_is_refused(state: Path, capsys: Capture) -> None:
+    """The same one is fine."""
+    assert call(capsys, "init", state, "--app-id", "com.example.shop").exit_code == 0
+    done = call(capsys, "init", state, "--app-id", "other")
+    assert done.exit_code == 2
+    assert "belongs to the application 'com.example.shop', not 'other'" in done.err
+
+
+def test_init_elsewhere_leaves_a_link(tmp_path: Path, capsys: Capture) -> None:
+    """So that --store is needed only once."""
+    far = tmp_path / "disk" / "app.store"
+    assert call(capsys, "init", tmp_path / "state", "--store", far).exit_code == 0
+    assert (tmp_path / "state.store").readlink() == far
+    assert json.loads(call(capsys, "status", tmp_path / "state", "--json").out)["store"] == str(far)
+
+
+def test_init_over_other_files_is_refused(tmp_path: Path, capsys: Capture) -> None:
+    """A folder with files in it does not become a store."""
+    (tmp_path / "precious").touch()
+    done = call(capsys, "init", tmp_path.parent / "state", "--store", tmp_path)
+    assert done.exit_code == 2
+    assert "is there and is no store" in done.err
+    assert os.listdir(tmp_path) == ["precious"]
+
+
+def test_a_snapshot_goes_through_its_life(state: Path, capsys: Capture) -> None:
+    """Saved, listed, shown by each way to name it, deleted."""
+    saved = json.loads(call(capsys, "save", state, "--label", "name=v1", "--json").out)
+    second = call(capsys, "save", state, "-m", "second").out.strip()
+    listed = json.loads(call(capsys, "list", state, "--json").out)["snapshots"]
+    assert [each["name"] for each in listed] == [saved["name"], second]
+    assert listed[0] == saved
+    for selector in (saved["name"], "v1", "latest~1"):
+        assert json.loads(call(capsys, "show", state, selector, "--json").out) == saved
+    assert json.loads(call(capsys, "show", state, "latest", "--json").out)["name"] == second
+    assert json.loads(call(capsys, "delete", state, "v1", "--json").out) == saved
+    assert call(capsys, "show", state, "v1").exit_code == 7
+    assert call(capsys, "delete", state, "latest").out.startswith(f"deleted {second} (0 files")
+    assert json.loads(call(capsys, "list", state, "--json").out) == {"snapshots": []}
+    assert call(capsys, "verify", state).exit_code == 0
+
+
+def test_each_failure_has_its_exit_code(state: Path, capsys: Capture, tmp_path: Path) -> None:
+    """Those of the engine, seen from the command line."""
+    for _ in range(2):
+        assert call(capsys, "save", state).exit_code == 0
+    assert call(capsys, "save", state, "--label", "name=v1").exit_code == 0
+    assert call(capsys, "save", state, "--label", "name=v1").exit_code == 15
+    assert call(capsys, "save", state, "--label", "name=a/b").exit_code == 2
+    assert call(capsys, "show", state, "2").exit_code == 8
+    assert call(capsys, "show", state, "latest~99").exit_code == 7
+    assert call(capsys, "show", state, "@yesterday").exit_code == 2
+    assert call(capsys, "umount", state).exit_code == 4
+    assert call(capsys, "list", tmp_path / "nothing").exit_code == 3
+
+
+def test_text_that_is_no_utf8_is_refused(state: Path, capsys: Capture) -> None:
+    """Documents are UTF-8; the message says so instead of breaking later."""
+    for words in (["-m", "bad\udcff"], ["--label", "k=bad\udcff"], ["--label", "bad\udcff=v"]):
+        done = call(capsys, "save", state, *words)
+        assert done.exit_code == 2
+        assert "is not UTF-8" in done.err
+    assert call(capsys, "show", state, "bad\udcff").exit_code == 2
+    assert json.loads(call(capsys, "list", state, "--json").out) == {"snapshots": []}
+
+
+def test_a_store_that_another_command_has_open_is_named(
+    state: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the pid of the process, after waiting for it to end."""
+    monkeypatch.setattr("statefs.locking.COMMAND_WAIT_SECONDS", 0.0)
+    with StoreLock(StoreLayout(Path(f"{state}.store"))):
+        done = call(capsys, "list", state)
+    assert done.exit_code == 6
+    assert f"locked by pid {os.getpid()}" in done.err
+    assert call(capsys, "list", state).exit_code == 0
+
+
+def test_ctrl_c_ends_a_command_that_waits(state: Path) -> None:
+    """With 130, and without a traceback."""
+    layout = StoreLayout(Path(f"{state}.store"))
+    with StoreLock(layout):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "statefs", "list", str(state)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        await_open_file(process, layout.lock)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err.strip()) == (130, "", "")
+
+
+def await_open_file(process: subprocess.Popen[str], path: Path) -> None:
+    """Return when `process` has `path` open; fail when it has ended."""
+    ended = os.pidfd_open(process.pid)
+    try:
+        while not any(
+            os.path.realpath(link) == str(path)
+            for link in Path(f"/proc/{process.pid}/fd").iterdir()
+        ):
+            assert not select.select([ended], [], [], 0.01)[0]
+    finally:
+        os.close(ended)

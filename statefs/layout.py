@@ -41,6 +41,11 @@ class StoreLayout:
         return self.root / "objects"
 
     @property
+    def reserve(self) -> Path:
+        """Room held back, so that deleting works on a full disk (content/reserve.py)."""
+        return self.root / "reserve"
+
+    @property
     def lock(self) -> Path:
         """Locked with flock(2) by the one process that has the store open; names its pid."""
         return self.root / "lock"

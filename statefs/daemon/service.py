@@ -53,7 +53,7 @@ class Service:
         self._save_lock = trio.Lock()
         self._work = trio.Event()
         self.operations = Operations(
-            store.volume, store.namespace, self._durability, self, str(store.layout.root)
+            store.volume, store.namespace, self._durability, self, store.layout.root
         )
         self._commands: dict[str, Callable[..., Awaitable[Any]]] = {
             "save": self._command_save,
@@ -106,6 +106,7 @@ class Service:
         store = self._store
         async with self._save_lock:
             store.catalog.check_request(reason, message, labels)
+            store.reserve.require()
             await self._write_back()
             snapshot = store.catalog.begin(reason, message, labels)
             await trio.to_thread.run_sync(store.sync)
@@ -152,7 +153,7 @@ class Service:
 
     async def delete(self, snapshot: Snapshot) -> Snapshot:
         """Delete a snapshot: gone at once, its space given back in the background."""
-        self._store.catalog.begin_delete(snapshot.epoch)
+        self._store.freeing(lambda: self._store.catalog.begin_delete(snapshot.epoch))
         await trio.to_thread.run_sync(self._store.database.sync)
         await self._publish()
         for name in (snapshot.name, snapshot.label):
@@ -160,6 +161,14 @@ class Service:
                 self._forget(invalidation.entry(SNAPSHOTS_DIR, os.fsencode(name)))
         self._work.set()
         return snapshot
+
+    def require_space(self) -> None:
+        """Refuse what takes space while a full disk has cost the reserve. Raises ENOSPC."""
+        self._store.reserve.require()
+
+    def freeing(self, deletion: Callable[[], Any]) -> Any:
+        """Run a deletion, on a full disk with the room that is reserved for it."""
+        return self._store.freeing(deletion)
 
     async def delete_folder(self, name: str) -> None:
         """Delete a snapshot for rmdir(2) in snapshots/."""
@@ -181,7 +190,7 @@ class Service:
             await trio.sleep(TICK_SECONDS)
             try:
                 await self._durability.sync_everything()
-                if database.wal_pages > WAL_PAGES_MAX:
+                if database.wal_pages > WAL_PAGES_MAX or not self._store.reserve.hold():
                     await self._checkpoint()
             except (OSError, PosixError) as error:
                 log.error("the disk refuses what the store owes it: %s", error)
@@ -200,7 +209,7 @@ class Service:
             await self._work.wait()
             self._work = trio.Event()
             try:
-                while collector.delete_rows():
+                while self._store.freeing(collector.delete_rows):
                     await trio.sleep(0)
                 while candidates := collector.candidates():
                     await trio.to_thread.run_sync(self._store.sync)

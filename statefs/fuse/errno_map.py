@@ -9,7 +9,7 @@ import errno
 import logging
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, TypeVar
 
 import apsw
 import pyfuse3
@@ -20,15 +20,18 @@ P = ParamSpec("P")
 T = TypeVar("T")
 S = TypeVar("S")
 
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the host answers when there is no room: nothing is wrong with statefs."""
+
 log = logging.getLogger(__name__)
 
 
 def errno_of(error: BaseException) -> int:
     """Return the errno that stands for an exception; EIO for what nobody foresaw."""
-    if isinstance(error, (PosixError, StatefsError)):
+    if isinstance(error, StatefsError):
         return error.errno
-    if isinstance(error, OSError) and error.errno:
-        return error.errno
+    if isinstance(error, OSError) and error.errno and error.errno != errno.ENOENT:
+        return error.errno  # a missing object file is damage, not a missing name
     if isinstance(error, apsw.FullError):
         return errno.ENOSPC
     return errno.EIO
@@ -36,9 +39,9 @@ def errno_of(error: BaseException) -> int:
 
 def is_expected(error: BaseException) -> bool:
     """Whether an exception is an answer rather than a fault worth a traceback in the log."""
-    return isinstance(error, PosixError) or (
-        isinstance(error, StatefsError) and error.errno != errno.EIO
-    )
+    if isinstance(error, OSError):
+        return error.errno in _FULL
+    return isinstance(error, StatefsError) and error.errno != errno.EIO
 
 
 def answers(

@@ -10,7 +10,8 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, Protocol
 
 import pyfuse3
@@ -37,14 +38,20 @@ _CURRENT_LIMIT: Final = 1 << INO_BITS
 _XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", acl.ACCESS, acl.DEFAULT)
 
 
-class SnapshotDoor(Protocol):
-    """What `mkdir` and `rmdir` in snapshots/ need of whoever takes and deletes snapshots."""
+class Keeper(Protocol):
+    """What handlers need of whoever keeps the store: snapshots for mkdir and rmdir, and space."""
 
     async def save_labelled(self, label: str) -> int:
         """Take a snapshot with a label; return the node of its folder."""
 
     async def delete_folder(self, name: str) -> None:
         """Delete the snapshot whose folder has this name."""
+
+    def require_space(self) -> None:
+        """Raise PosixError ENOSPC while nothing that takes space can be accepted."""
+
+    def freeing(self, deletion: Callable[[], Any]) -> Any:
+        """Run a deletion so that it works on a full disk."""
 
 
 def _is_current(node: int) -> bool:
@@ -65,7 +72,7 @@ class Operations(pyfuse3.Operations):
         volume: the living tree.
         namespace: everything else in the mount.
         durability: when replies may be sent.
-        door: takes and deletes snapshots for mkdir and rmdir.
+        keeper: takes and deletes snapshots for mkdir and rmdir, and watches the space.
         store_root: a path on the filesystem whose free space statfs tells.
     """
 
@@ -78,8 +85,8 @@ class Operations(pyfuse3.Operations):
         volume: Volume,
         namespace: Namespace,
         durability: Durability,
-        door: SnapshotDoor,
-        store_root: str,
+        keeper: Keeper,
+        store_root: Path,
     ) -> None:
         super().__init__()
         self._table = volume.table
@@ -88,7 +95,7 @@ class Operations(pyfuse3.Operations):
         self._attributes = volume.attributes
         self._namespace = namespace
         self._durability = durability
-        self._door = door
+        self._keeper = keeper
         self._store_root = store_root
 
     @property
@@ -135,7 +142,7 @@ class Operations(pyfuse3.Operations):
         """Answer SETATTR: truncate, chmod, chown, utimens."""
         ino = _current(inode)
         if fields.update_size:
-            node = self._data.truncate(ino, attr.st_size)
+            node = self._truncate(ino, attr.st_size)
         wanted = AttributeChange(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -146,6 +153,10 @@ class Operations(pyfuse3.Operations):
         if wanted != AttributeChange() or not fields.update_size:
             node = self._attributes.set(ino, wanted)
         return self._reply(node)
+
+    def _truncate(self, ino: int, size: int) -> Node:
+        node: Node = self._keeper.freeing(lambda: self._data.truncate(ino, size))
+        return node
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Note which inodes the kernel dropped. Never fails: nobody would hear of it."""
@@ -172,6 +183,7 @@ class Operations(pyfuse3.Operations):
         ino = _current(parent)
         if ino == TREE_ROOT and name == METADATA_NAME:
             raise PosixError(errno.EPERM)
+        self._keeper.require_space()
         return self._names.create(
             ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target
         )
@@ -187,7 +199,7 @@ class Operations(pyfuse3.Operations):
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Answer MKDIR; in snapshots/ it takes a snapshot with that label."""
         if parent == SNAPSHOTS_DIR:
-            node = await self._door.save_labelled(os.fsdecode(name))
+            node = await self._keeper.save_labelled(os.fsdecode(name))
             return self._found_reply(self._namespace.node(node))
         return self._reply(self._create(parent, name, mode, ctx))
 
@@ -211,15 +223,17 @@ class Operations(pyfuse3.Operations):
     @answers
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
         """Answer UNLINK."""
-        self._names.unlink(_current(parent), name)
+        ino = _current(parent)
+        self._keeper.freeing(lambda: self._names.unlink(ino, name))
 
     @answers
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
         """Answer RMDIR; in snapshots/ it deletes that snapshot."""
         if parent == SNAPSHOTS_DIR:
-            await self._door.delete_folder(os.fsdecode(name))
+            await self._keeper.delete_folder(os.fsdecode(name))
             return
-        self._names.rmdir(_current(parent), name)
+        ino = _current(parent)
+        self._keeper.freeing(lambda: self._names.rmdir(ino, name))
 
     @answers
     async def rename(
@@ -254,7 +268,7 @@ class Operations(pyfuse3.Operations):
             return pyfuse3.FileInfo(fh=inode, keep_cache=found.attribute_seconds > 0)
         node = self._table.node(inode)
         if flags & os.O_TRUNC and node.is_file:
-            self._data.truncate(inode, 0)
+            self._truncate(inode, 0)
         self._table.opened(inode)
         return pyfuse3.FileInfo(fh=handle(inode, flags))
 
@@ -267,7 +281,7 @@ class Operations(pyfuse3.Operations):
         if entry is not None and not flags & os.O_EXCL:
             node = self._table.node(entry.ino)
             if flags & os.O_TRUNC and node.is_file:
-                self._data.truncate(node.ino, 0)
+                self._truncate(node.ino, 0)
         else:
             node = self._create(parent, name, mode | stat.S_IFREG, ctx)
         self._table.opened(node.ino)
@@ -302,6 +316,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Answer WRITE."""
+        self._keeper.require_space()
         node = self._data.write(_current(fh & NODE_MASK), off, buf)
         if fh & SYNCED or self._durability.of(node) == WRITE:
             await self._durability.sync_file(node)
@@ -420,6 +435,7 @@ class Operations(pyfuse3.Operations):
         """Answer SETXATTR."""
         if not name.startswith(_XATTR_SPACES):
             raise PosixError(errno.EOPNOTSUPP)
+        self._keeper.require_space()
         self._attributes.set_xattr(_current(inode), name, value)
 
     @answers

@@ -10,16 +10,18 @@ import os
 import shutil
 import stat
 import uuid
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import msgspec
 
 from statefs import __version__
 from statefs.clock import Clock, SystemClock
 from statefs.content.objects import FOLDERS, ObjectFiles
+from statefs.content.reserve import FULL, Reserve
 from statefs.durable import sync_folder, write_file
-from statefs.errors import NoSuchStore
+from statefs.errors import NoSuchStore, PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, StoreLayout
 from statefs.maintenance.gc import Collector
@@ -32,6 +34,8 @@ from statefs.snapshots.documents import encode
 from statefs.snapshots.namespace import Namespace
 from statefs.volume.names import Creator
 from statefs.volume.volume import Volume
+
+T = TypeVar("T")
 
 FOLDER_MODE: Final = stat.S_IFDIR | 0o755
 STORE_MODE: Final = 0o700
@@ -126,6 +130,7 @@ class Store:
         migrate(layout)
         self.database = Database(layout.meta_db)
         self.objects = ObjectFiles(layout)
+        self.reserve = Reserve(layout.reserve)
         self.was_clean = bool(self._value("clean"))
         if not self.was_clean:
             recover(self.database, self.objects)
@@ -139,6 +144,21 @@ class Store:
 
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
+
+    def freeing(self, deletion: Callable[[], T]) -> T:
+        """Run a deletion, on a full disk with the room that is reserved for it.
+
+        Raises:
+            PosixError: as the deletion; ENOSPC when even the reserve does not help.
+        """
+        try:
+            return deletion()
+        except PosixError as error:
+            if error.errno not in FULL:
+                raise
+        self.reserve.give_up()
+        self.database.checkpoint(restart=True)
+        return deletion()
 
     # What a save consists of; the daemon runs the parts that wait in threads.
 
@@ -193,6 +213,7 @@ class Store:
         Raises:
             UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
         """
+        self.reserve.require()
         snapshot = self.catalog.begin(reason, message, labels)
         self.sync()
         snapshot = self.catalog.complete(snapshot)
@@ -211,14 +232,14 @@ class Store:
     def delete(self, selector: str) -> dict[str, Any]:
         """Delete a snapshot and give its space back; return its document."""
         snapshot = self.catalog.choose(selector)
-        self.catalog.begin_delete(snapshot.epoch)
+        self.freeing(lambda: self.catalog.begin_delete(snapshot.epoch))
         self.write_documents()
         self.collect()
         return document_of(snapshot)
 
     def collect(self) -> None:
         """Free everything that nothing refers to, now."""
-        while self.collector.delete_rows():
+        while self.freeing(self.collector.delete_rows):
             pass
         while candidates := self.collector.candidates():
             self.sync()

@@ -3,8 +3,6 @@ from __future__ import annotations
 import errno
 import os
 import select
-import socket
-import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -13,47 +11,12 @@ import pytest
 import trio
 
 from statefs.fuse import session_loop
-from statefs.fuse.handshake import HANDLE_KILLPRIV_V2, InitReply
+from statefs.fuse.handshake import HANDLE_KILLPRIV_V2
 from statefs.fuse.session_loop import SPIN_SECONDS_MAX, ReaderLock, SessionLoop, SpinBudget
+from tests.unit.fake_kernel import FUSE_FSYNC, FUSE_STATFS, FakeKernel
 
-FUSE_STATFS, FUSE_FSYNC, FUSE_INIT = 17, 20, 26
 LONG_SECONDS = 10.0
 """A deadline that ends a test which hangs; nothing here takes a hundredth of it."""
-
-
-class FakeKernel:
-    """The kernel's side of a connection: a socket in place of /dev/fuse, and requests by number.
-
-    Its fsync requests are answered by the operations below when `finish_fsync` is set.
-    """
-
-    def __init__(self) -> None:
-        ours, self.device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self.socket = trio.socket.from_stdlib_socket(ours)
-        ours.send(self._request(FUSE_INIT, 1, struct.pack("<IIII", 7, 38, 131072, 0xFFFFFFFF)))
-
-    @staticmethod
-    def _request(opcode: int, unique: int, body: bytes) -> bytes:
-        length = 40 + len(body)
-        return struct.pack("<IIQQIIIHH", length, opcode, unique, 1, 0, 0, 0, 0, 0) + body
-
-    async def handshake(self) -> InitReply:
-        """Return what the session has answered to FUSE_INIT."""
-        return InitReply.unpack(await self.socket.recv(65536))
-
-    async def send(self, opcode: int, unique: int) -> None:
-        """Send a statfs or an fsync."""
-        await self.socket.send(self._request(opcode, unique, bytes(16)))
-
-    async def answer(self) -> tuple[int, int]:
-        """Return the number and the error code of the next reply."""
-        _, error, unique = struct.unpack_from("<IiQ", await self.socket.recv(65536))
-        return unique, error
-
-    def close(self) -> None:
-        """Close both ends."""
-        self.socket.close()
-        self.device.close()
 
 
 class CountingOperations(pyfuse3.Operations):

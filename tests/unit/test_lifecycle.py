@@ -1,0 +1,532 @@
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pyfuse3
+import pytest
+import trio
+
+from statefs.control.client import ControlClient
+from statefs.daemon import background, lifecycle
+from statefs.daemon.adopt import CoveredFiles
+from statefs.daemon.background import READY_VARIABLE, ReadyNotice, start_background
+from statefs.daemon.lifecycle import MountDaemon
+from statefs.errors import (
+    AlreadyMounted,
+    FuseUnavailable,
+    MountBusy,
+    NewerStore,
+    NotMounted,
+    StaleMount,
+    StatefsError,
+)
+from statefs.fuse import session_loop
+from statefs.layout import StoreLayout
+from statefs.locking import StoreLock
+from statefs.mounts import MountInfo, MountOptions
+from tests.unit.fake_kernel import FUSE_STATFS, FakeKernel
+
+if TYPE_CHECKING:
+    from statefs.fuse.operations import Operations
+
+LONG_SECONDS = 20.0
+"""A deadline that ends a test which hangs; nothing here takes a tenth of it."""
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """What would be a mount point: a folder that has current/ in it."""
+    (tmp_path / "state" / "current").mkdir(parents=True)
+    return tmp_path / "state"
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> StoreLayout:
+    """The paths of a store that is only a folder."""
+    (tmp_path / "state.store").mkdir()
+    return StoreLayout(tmp_path / "state.store")
+
+
+# --- the background ---------------------------------------------------------------------------
+
+
+def start_script(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout, script: str
+) -> None:
+    """Start a script in place of the daemon."""
+    head = (
+        "import os, signal, sys\n"
+        "from pathlib import Path\n"
+        "from statefs.daemon.background import ReadyNotice\n"
+        "from statefs.errors import *\n"
+        "notice = ReadyNotice.from_environment()\n"
+    )
+    monkeypatch.setattr(background, "_DAEMON", (sys.executable, "-c", head + script))
+    start_background(state, layout.root, MountOptions(read_only=True))
+
+
+def test_starting_returns_when_the_daemon_is_ready(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """The daemon gets state, store and options, a session of its own, no input, and the log."""
+    script = (
+        "print(sys.argv[1:], os.getsid(0) == os.getpid(), sys.stdin.read() == '',"
+        " 'STATEFS_READY_FD' in os.environ, flush=True)\n"
+        "notice.succeed()\n"
+    )
+    start_script(monkeypatch, state, layout, script)
+    said = layout.log.read_text()
+    assert said == f"{[str(state), str(layout.root), 'ro']} True True False\n"
+    assert layout.log.stat().st_mode & 0o777 == 0o600
+
+
+def test_what_the_daemon_raises_is_raised_here(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """With its class, so that the exit code is right."""
+    with pytest.raises(NewerStore, match="made by statefs 9"):
+        start_script(monkeypatch, state, layout, "notice.fail(NewerStore('made by statefs 9'))\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "how"),
+    [("sys.exit(3)", "exit code 3"), ("os.kill(os.getpid(), signal.SIGKILL)", "by SIGKILL")],
+)
+def test_a_daemon_that_dies_is_told_with_its_log(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout, script: str, how: str
+) -> None:
+    """Before it could say why; the log may know."""
+    with pytest.raises(StatefsError, match=rf"{how}.*statefs\.log"):
+        start_script(monkeypatch, state, layout, script)
+
+
+def test_a_daemon_that_is_not_ready_in_time_is_ended(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """Nothing is left running that might mount later."""
+    monkeypatch.setattr(background, "READY_SECONDS", 0.2)
+    script = "Path(sys.argv[2], 'pid').write_text(str(os.getpid()))\nsignal.pause()\n"
+    with pytest.raises(StatefsError, match="not ready within"):
+        start_script(monkeypatch, state, layout, script)
+    pid_file = layout.root / "pid"
+    if pid_file.exists():  # it may have been ended before it came so far
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(pid_file.read_text()), 0)
+
+
+def test_a_large_log_is_set_aside(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """One older log is kept; a small log is continued."""
+    monkeypatch.setattr(background, "LOG_BYTES_MAX", 10)
+    layout.log.write_text("short\n")
+    start_script(
+        monkeypatch, state, layout, "print('a longer line', flush=True)\nnotice.succeed()\n"
+    )
+    assert layout.log.read_text() == "short\na longer line\n"
+    start_script(monkeypatch, state, layout, "print('new', flush=True)\nnotice.succeed()\n")
+    assert layout.log.read_text() == "new\n"
+    assert (layout.root / "statefs.log.1").read_text() == "short\na longer line\n"
+
+
+def test_a_notice_that_nobody_asked_for_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`statefs mount --foreground` from a terminal."""
+    monkeypatch.delenv(READY_VARIABLE, raising=False)
+    notice = ReadyNotice.from_environment()
+    notice.succeed()
+    notice.fail(StatefsError("late"))
+
+
+def test_only_the_first_notice_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mount that was usable and breaks later is no failed start; the pipe is closed by then."""
+    reader, writer = os.pipe()
+    monkeypatch.setenv(READY_VARIABLE, str(writer))
+    notice = ReadyNotice.from_environment()
+    assert not os.get_inheritable(writer) and READY_VARIABLE not in os.environ
+    notice.succeed()
+    notice.fail(StatefsError("late"))
+    with os.fdopen(reader, "rb") as stream:
+        assert stream.read() == b"{}\n"
+
+
+def test_a_starter_that_has_gone_does_not_end_the_daemon(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its terminal was closed while the mount came up."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    monkeypatch.setenv(READY_VARIABLE, str(writer))
+    ReadyNotice.from_environment().succeed()
+
+
+# --- the tasks of a mount ---------------------------------------------------------------------
+
+
+class FakeService:
+    """An engine that answers and waits."""
+
+    def __init__(self) -> None:
+        self.operations = cast("Operations", pyfuse3.Operations())
+        self.background_failure: Exception | None = None
+        self.was_cancelled = False
+
+    async def run(self) -> None:
+        """Wait to be cancelled, or fail."""
+        if self.background_failure is not None:
+            raise self.background_failure
+        try:
+            await trio.sleep_forever()
+        finally:
+            self.was_cancelled = True
+
+    async def handle(self, op: str, _args: dict[str, Any]) -> Any:
+        """Answer with the name of the operation."""
+        return {"op": op, "mounted": False}
+
+    def close(self, *, clean: bool) -> None:
+        """Nothing to close."""
+
+
+class RecordingNotice(ReadyNotice):
+    """Lets a test wait for the mount to be usable."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.is_ready = trio.Event()
+
+    def succeed(self) -> None:
+        """Let the test go on."""
+        self.is_ready.set()
+
+
+@asynccontextmanager
+async def running(
+    state: Path, layout: StoreLayout, service: FakeService
+) -> AsyncIterator[FakeKernel]:
+    """Run the tasks of a mount on a fake kernel until they end by themselves."""
+    kernel, notice = FakeKernel(), RecordingNotice()
+    daemon = MountDaemon(state, layout, MountOptions(), service, notice)
+    try:
+        with trio.fail_after(LONG_SECONDS), StoreLock(layout, "daemon", state):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(daemon.run, kernel.device.fileno())
+                await kernel.handshake()
+                await notice.is_ready.wait()
+                yield kernel
+    finally:
+        kernel.close()
+
+
+def unmount_by_stopping(*_: object, **__: object) -> None:
+    """Stand in for unmount(): the kernel would end the session."""
+    trio.from_thread.run_sync(session_loop.stop)
+
+
+def ask(layout: StoreLayout, op: str) -> Any:
+    """Ask the daemon over its socket."""
+    with ControlClient(layout) as control:
+        return control.call(op, {})
+
+
+async def test_a_mount_ends_when_it_is_asked_to_stop(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """The client still gets its answer; background work is cancelled, the socket is gone."""
+    monkeypatch.setattr(lifecycle, "unmount", unmount_by_stopping)
+    service = FakeService()
+    async with running(state, layout, service):
+        assert await trio.to_thread.run_sync(ask, layout, "stop") == {}
+    assert service.was_cancelled and not layout.control_socket.exists()
+
+
+async def test_the_status_knows_the_process(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """What the engine says is completed and, about the mount, corrected."""
+    monkeypatch.setattr(lifecycle, "unmount", unmount_by_stopping)
+    async with running(state, layout, FakeService()):
+        status = await trio.to_thread.run_sync(ask, layout, "status")
+        await trio.to_thread.run_sync(ask, layout, "stop")
+    assert status["op"] == "status" and status["mounted"] is True
+    assert status["mount_point"] == str(state) and status["durability"] == "close"
+    assert status["worker_pid"] == status["supervisor_pid"] == os.getpid()
+    assert status["since"].endswith("Z")
+
+
+async def test_a_busy_mount_refuses_to_stop(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """The client learns who uses it, and the mount goes on."""
+
+    def busy(*_: object) -> None:
+        raise MountBusy("in use by vi (pid 7)")
+
+    def refused() -> None:
+        with pytest.raises(MountBusy, match="vi"):
+            ask(layout, "stop")
+
+    async with running(state, layout, FakeService()) as kernel:
+        monkeypatch.setattr(lifecycle, "unmount", busy)
+        await trio.to_thread.run_sync(refused)
+        await kernel.send(FUSE_STATFS, 9)
+        assert (await kernel.answer())[0] == 9
+        session_loop.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+async def test_a_signal_unmounts(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout, number: signal.Signals
+) -> None:
+    """Then the session ends by itself."""
+    monkeypatch.setattr(lifecycle, "unmount", unmount_by_stopping)
+    async with running(state, layout, FakeService()):
+        os.kill(os.getpid(), number)
+
+
+async def test_a_signal_detaches_a_busy_mount(
+    monkeypatch: pytest.MonkeyPatch,
+    state: Path,
+    layout: StoreLayout,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is written back, detached and said; then the session ends, used or not."""
+    done: list[str] = []
+
+    def busy(_mount_point: Path, *, lazy: bool = False) -> None:
+        done.append(f"unmount lazy={lazy}")
+        if not lazy:
+            raise MountBusy("in use by vi (pid 7)")
+
+    monkeypatch.setattr(lifecycle, "unmount", busy)
+    monkeypatch.setattr(lifecycle, "write_back", lambda _mount_point: done.append("write back"))
+    async with running(state, layout, FakeService()):
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert done == ["unmount lazy=False", "write back", "unmount lazy=True"]
+    assert "vi (pid 7)" in caplog.text
+
+
+async def test_a_second_signal_ends_a_mount_that_does_not_come_off(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """Whoever presses Ctrl-C twice wants out."""
+    is_unmounting, go_on = trio.Event(), trio.Event()
+
+    def hang(*_: object) -> None:
+        trio.from_thread.run_sync(is_unmounting.set)
+        trio.from_thread.run(go_on.wait)
+
+    monkeypatch.setattr(lifecycle, "unmount", hang)
+    async with running(state, layout, FakeService()):
+        os.kill(os.getpid(), signal.SIGINT)
+        await is_unmounting.wait()
+        os.kill(os.getpid(), signal.SIGINT)
+    go_on.set()
+
+
+async def test_a_mount_without_its_tree_is_not_announced(
+    layout: StoreLayout, tmp_path: Path
+) -> None:
+    """When current/ does not answer, starting fails instead of pretending."""
+    with pytest.RaisesGroup(FileNotFoundError, flatten_subgroups=True):
+        async with running(tmp_path / "nothing", layout, FakeService()):
+            pytest.fail("it was announced")
+
+
+async def test_background_work_that_breaks_ends_the_mount(state: Path, layout: StoreLayout) -> None:
+    """It is not served on half-working."""
+    service = FakeService()
+    service.background_failure = KeyError("a bug")
+    with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
+        async with running(state, layout, service):
+            await trio.sleep_forever()
+
+
+# --- before and after -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("is_stale", "kind", "match"),
+    [(True, StaleMount, "--repair"), (False, AlreadyMounted, "shows /srv/x.store")],
+)
+def test_a_mount_point_that_is_mounted_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+    state: Path,
+    layout: StoreLayout,
+    is_stale: bool,
+    kind: type[StatefsError],
+    match: str,
+) -> None:
+    """A dead mount and a living one have different cures."""
+    mount = MountInfo(state, "/srv/x.store", "fuse.statefs")
+    monkeypatch.setattr(lifecycle, "find_mount", lambda _state: mount)
+    monkeypatch.setattr(lifecycle, "is_stale", lambda _mount: is_stale)
+    with pytest.raises(kind, match=match):
+        lifecycle._refuse_mounted(state)
+
+
+@pytest.mark.parametrize(
+    ("now", "is_unmounted"),
+    [((0, 40), True), ((0, 41), False), (None, False)],
+    ids=["ours", "another's", "gone"],
+)
+def test_only_our_own_mount_is_cleared_away_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, state: Path, now: tuple[int, int] | None, is_unmounted: bool
+) -> None:
+    """Somebody may have unmounted ours and mounted another in its place."""
+    ours = MountInfo(state, "/s", "fuse.statefs", device=(0, 40))
+    there = None if now is None else MountInfo(state, "/s", "fuse.statefs", device=now)
+    unmounted: list[Path] = []
+
+    def unmount(mount_point: Path, *, lazy: bool) -> None:
+        assert lazy
+        unmounted.append(mount_point)
+        raise NotMounted("somebody was faster")
+
+    monkeypatch.setattr(lifecycle, "find_mount", lambda _state: there)
+    monkeypatch.setattr(lifecycle, "unmount", unmount)
+    lifecycle._unmount_leftover(ours)
+    assert unmounted == ([state] if is_unmounted else [])
+
+
+def test_the_lock_is_let_go_last_and_the_mount_always(
+    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+) -> None:
+    """Also when the engine's loop breaks: descriptor, mount, store, lock, in this order."""
+    done: list[str] = []
+    reader, writer = os.pipe()
+    os.close(writer)
+
+    class Engine(FakeService):
+        def close(self, *, clean: bool) -> None:
+            done.append(f"store closed clean={clean}")
+
+    def broken(*_: object) -> None:
+        raise ExceptionGroup("tasks", [ExceptionGroup("more", [FuseUnavailable("no handshake")])])
+
+    def record(what: str) -> Callable[..., None]:
+        return lambda *_: done.append(what)
+
+    mount = MountInfo(state, str(layout.root), "fuse.statefs")
+    (state / "current").rmdir()
+    found = iter([None, mount])
+    monkeypatch.setattr(os, "chdir", record("chdir"))
+    monkeypatch.setattr(lifecycle, "find_mount", lambda _state: next(found))
+    monkeypatch.setattr(lifecycle, "_open_service", lambda *_: Engine())
+    monkeypatch.setattr(lifecycle, "mount_fuse", lambda *_: reader)
+    monkeypatch.setattr(lifecycle, "_unmount_leftover", record("unmounted"))
+    monkeypatch.setattr(trio, "run", broken)
+    monkeypatch.setattr(StoreLock, "release", record("lock let go"))
+    with pytest.raises(FuseUnavailable, match="no handshake"):
+        lifecycle._run(state, layout, MountOptions(), ReadyNotice(None))
+    assert done == ["chdir", "unmounted", "store closed clean=False", "lock let go"]
+    with pytest.raises(OSError):
+        os.fstat(reader)
+
+
+def test_an_internal_error_is_logged_whole_and_told_in_one_line(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The traceback is for the log; the line is for the person."""
+    with caplog.at_level(logging.ERROR), pytest.raises(StatefsError, match="KeyError: 'a bug'"):
+        lifecycle._raise_cause(ExceptionGroup("tasks", [KeyError("a bug")]))
+    assert "internal error" in caplog.text
+
+
+def test_an_interrupt_stays_an_interrupt() -> None:
+    """Ctrl-C before the signals are watched is not an internal error."""
+    with pytest.raises(KeyboardInterrupt):
+        lifecycle._raise_cause(BaseExceptionGroup("tasks", [KeyboardInterrupt()]))
+
+
+# --- adopted files ----------------------------------------------------------------------------
+
+
+def adopt(folder: Path, current: dict[str, str]) -> Path:
+    """Cover `folder` by another one with these files in current/, bring the covered ones in.
+
+    Returns:
+        The folder that was covered, under its new name.
+    """
+    with CoveredFiles(folder) as covered:
+        under = folder.rename(folder.with_name("under"))
+        (folder / "current").mkdir(parents=True)
+        for name, text in current.items():
+            path = folder / "current" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        covered.bring_in()
+    return under
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Return every file below a folder with its text."""
+    return {
+        str(path.relative_to(folder)): path.read_text()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.is_symlink()
+    }
+
+
+def test_covered_files_move_into_current(state: Path) -> None:
+    """Those below current/ keep their place, others come to its top; nothing is left under it."""
+    (state / "current" / "files").mkdir()
+    (state / "current" / "files" / "a").write_text("a")
+    (state / "b").write_text("b")
+    (state / "c").mkdir()
+    (state / "c" / "d").write_text("d")
+    under = adopt(state, {"files/old": "old"})
+    expected = {"files/a": "a", "files/old": "old", "b": "b", "c/d": "d"}
+    assert contents(state / "current") == expected
+    assert list(under.iterdir()) == []
+
+
+def test_nothing_in_current_is_replaced(state: Path) -> None:
+    """A file whose name is taken gets another; a folder and a file of one name are both kept."""
+    (state / "current" / "taken").write_text("new")
+    (state / "current" / "folder").write_text("a file")
+    adopt(state, {"taken": "old", "taken.adopted-1": "older", "folder/x": "x"})
+    assert contents(state / "current") == {
+        "taken": "old",
+        "taken.adopted-1": "older",
+        "taken.adopted-2": "new",
+        "folder/x": "x",
+        "folder.adopted-1": "a file",
+    }
+
+
+def test_adopted_files_keep_what_they_are(state: Path) -> None:
+    """Mode, time, links, holes: as cp --archive carries them over."""
+    first = state / "current" / "tree" / "first"
+    first.parent.mkdir()
+    first.write_text("x")
+    first.chmod(0o640)
+    os.utime(first, ns=(1_000_000_007, 2_000_000_009))
+    first.with_name("second").hardlink_to(first)
+    first.with_name("link").symlink_to("nowhere")
+    adopt(state, {})
+    tree = state / "current" / "tree"
+    status = (tree / "first").stat()
+    assert (status.st_mode & 0o7777, status.st_mtime_ns) == (0o640, 2_000_000_009)
+    assert (tree / "second").stat().st_ino == status.st_ino
+    assert os.readlink(tree / "link") == "nowhere"
+
+
+def test_nothing_is_removed_when_copying_fails(
+    monkeypatch: pytest.MonkeyPatch, state: Path, tmp_path: Path
+) -> None:
+    """The files stay under the mount point and the message says so."""
+    (state / "current" / "a").write_text("a")
+    (state / "b").write_text("b")
+    program = tmp_path / "bin" / "cp"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\necho 'cp: No space left on device' >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", str(program.parent))
+    with pytest.raises(StatefsError, match=r"No space left.*nothing of them was removed"):
+        adopt(state, {})
+    assert contents(tmp_path / "under") == {"current/a": "a", "b": "b"}

@@ -15,9 +15,11 @@ from statefs.cli.output import print_line
 from statefs.cli.prepare import (
     MOUNT_FREE_BYTES,
     choose_store,
+    covered_files,
     ensure_store,
     link_store,
     make_mount_point,
+    names_text,
     refuse_covered_files,
     refuse_overlap,
     require_space,
@@ -82,8 +84,11 @@ def command(
     if foreground:
         run_foreground(mount_point, chosen, options)
         return
+    covered = covered_files(mount_point)
     start_background(mount_point, chosen, options)
     print_line(f"mounted {mount_point}")
+    if covered:
+        print_line(f"brought into current/: {names_text(covered)}")
 
 
 def prepare(

@@ -6,6 +6,7 @@ Opens no store that exists; the daemon does that.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -140,12 +141,16 @@ def covered_files(state: Path) -> list[str]:
 def refuse_covered_files(state: Path) -> None:
     """Raise MountPointNotEmpty where files lie in the folder that a mount would hide."""
     names = covered_files(state)
-    if not names:
-        return
+    if names:
+        raise MountPointNotEmpty(
+            f"{state} is not mounted and holds files that a mount would hide "
+            f"({names_text(names)}): 'statefs mount --adopt {state}' brings them into current/, "
+            "or move them away"
+        )
+
+
+def names_text(names: Sequence[str]) -> str:
+    """Return the first few of `names`, and how many more there are."""
     shown = ", ".join(names[:_NAMED_FILES])
     more = len(names) - _NAMED_FILES
-    listing = f"{shown} and {more} more" if more > 0 else shown
-    raise MountPointNotEmpty(
-        f"{state} is not mounted and holds files that a mount would hide ({listing}): "
-        f"'statefs mount --adopt {state}' brings them into current/, or move them away"
-    )
+    return f"{shown} and {more} more" if more > 0 else shown

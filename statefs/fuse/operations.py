@@ -27,7 +27,7 @@ from statefs.ids import INO_BITS, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
 from statefs.metadata.entries import living_entry
 from statefs.snapshots.namespace import FOREVER, METADATA_NAME, Found, Namespace
 from statefs.volume import acl
-from statefs.volume.attributes import AttributeChange
+from statefs.volume.attributes import AttributeChange, storable_time
 from statefs.volume.names import Creator
 from statefs.volume.table import Node
 from statefs.volume.volume import Volume
@@ -147,8 +147,8 @@ class Operations(pyfuse3.Operations):
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
             gid=attr.st_gid if fields.update_gid else None,
-            atime_ns=attr.st_atime_ns if fields.update_atime else None,
-            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            atime_ns=storable_time(attr.st_atime_ns) if fields.update_atime else None,
+            mtime_ns=storable_time(attr.st_mtime_ns) if fields.update_mtime else None,
         )
         if wanted != AttributeChange() or not fields.update_size:
             node = self._attributes.set(ino, wanted)
@@ -171,6 +171,12 @@ class Operations(pyfuse3.Operations):
             return self._data.target(inode)
         return self._namespace.target(inode)
 
+    @staticmethod
+    def _check_free(parent: int, name: bytes) -> None:
+        """Refuse the one name in current/ under which a snapshot shows its own document."""
+        if parent == TREE_ROOT and name == METADATA_NAME:
+            raise PosixError(errno.EPERM)
+
     def _create(
         self,
         parent: int,
@@ -181,8 +187,7 @@ class Operations(pyfuse3.Operations):
         target: bytes | None = None,
     ) -> Node:
         ino = _current(parent)
-        if ino == TREE_ROOT and name == METADATA_NAME:
-            raise PosixError(errno.EPERM)
+        self._check_free(ino, name)
         self._keeper.require_space()
         return self._names.create(
             ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target
@@ -218,7 +223,9 @@ class Operations(pyfuse3.Operations):
         """Answer LINK; between current/ and a snapshot it fails as between two filesystems."""
         if not _is_current(inode):
             raise PosixError(errno.EXDEV if _is_current(new_parent) else errno.EROFS)
-        return self._reply(self._names.link(inode, _current(new_parent), new_name))
+        parent = _current(new_parent)
+        self._check_free(parent, new_name)
+        return self._reply(self._names.link(inode, parent, new_name))
 
     @answers
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
@@ -249,8 +256,7 @@ class Operations(pyfuse3.Operations):
         if _is_current(parent_old) != _is_current(parent_new):
             raise PosixError(errno.EROFS)
         old, new = _current(parent_old), _current(parent_new)
-        if new == TREE_ROOT and name_new == METADATA_NAME:
-            raise PosixError(errno.EPERM)
+        self._check_free(new, name_new)
         database = self._table.database
         if self._table.unsynced and living_entry(database, new, name_new) is not None:
             source = living_entry(database, old, name_old)
@@ -435,6 +441,8 @@ class Operations(pyfuse3.Operations):
         """Answer SETXATTR."""
         if not name.startswith(_XATTR_SPACES):
             raise PosixError(errno.EOPNOTSUPP)
+        if name in _XATTR_SPACES and name.endswith(b"."):
+            raise PosixError(errno.EINVAL)
         self._keeper.require_space()
         self._attributes.set_xattr(_current(inode), name, value)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,6 +40,9 @@ def _configured(path: Path, flags: int) -> apsw.Connection:
 class Database:
     """meta.db, open for the one process that holds the store's lock.
 
+    `commits` counts them, `wal_pages` is the log's length, `sync_seconds` how long a sync may be
+    expected to take: as long as the last, or a little less than the longest of late.
+
     Args:
         path: of meta.db.
         newest: the newest format version that may be opened.
@@ -59,6 +63,7 @@ class Database:
         self.execute: Callable[..., Any] = self.connection.execute
         self.commits = 0
         self.wal_pages = 0
+        self.sync_seconds = 1.0
         self.failure: OSError | None = None
         self._synced_commits = 0
         self._sync_lock = threading.Lock()
@@ -160,6 +165,11 @@ class Database:
         """Whether the commit that made `commits` reach `number` is on stable storage."""
         return self._synced_commits >= number
 
+    @property
+    def is_syncing(self) -> bool:
+        """Whether a thread is syncing now: whoever wants a sync had better share the next one."""
+        return self._sync_lock.locked()
+
     def sync(self) -> None:
         """Make every commit made so far durable; callers who wait meanwhile share one sync.
 
@@ -173,12 +183,15 @@ class Database:
             if self.failure is not None:
                 raise self.failure
             reached = self.commits
+            started = time.perf_counter()
             try:
                 os.fdatasync(self._wal_fd)
             except OSError as error:
                 self.failure = error
                 raise
             self._synced_commits = reached
+            took = time.perf_counter() - started
+            self.sync_seconds = max(took, 0.8 * self.sync_seconds)
 
     def fail(self, error: OSError) -> None:
         """Accept no more transactions: a sync of an object file failed."""

@@ -55,9 +55,12 @@ def check_label(label: str) -> str:
     """Return `label` if it can be a folder's name in snapshots/ and nothing else is meant by it.
 
     Raises:
-        UsageError: it is empty, too long, has a slash, or is a selector.
+        UsageError: it is empty, too long, no UTF-8, has a slash, or is a selector.
     """
-    data = label.encode("utf-8", "surrogateescape")
+    try:
+        data = label.encode()
+    except UnicodeEncodeError:
+        raise UsageError("a label must be UTF-8 text") from None
     if not label or len(data) > LABEL_BYTES_MAX or "/" in label or "\0" in label:
         raise UsageError("a label must have 1 to 255 bytes and no slash")
     if label in (".", "..") or label.startswith("@") or _BACK.fullmatch(label):

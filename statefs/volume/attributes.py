@@ -20,12 +20,20 @@ XATTR_NAME_MAX: Final = 255
 XATTR_SIZE_MAX: Final = 65_536
 """The kernel's own limits (xattr(7))."""
 
+TIME_MAX_NS: Final = (1 << 63) - 1
+"""The latest time that can be stored, in the year 2262; as ext4, statefs takes the nearest."""
+
 _FLAG_OF: Final = {
     acl.ACCESS: InodeFlag.ACCESS_ACL,
     acl.DEFAULT: InodeFlag.DEFAULT_ACL,
     CAPABILITY: InodeFlag.CAPABILITY,
     DURABILITY: InodeFlag.DURABILITY,
 }
+
+
+def storable_time(time_ns: int) -> int:
+    """Return the time nearest to `time_ns` that 64 bits of nanoseconds hold (1677 to 2262)."""
+    return max(-TIME_MAX_NS, min(time_ns, TIME_MAX_NS))
 
 
 class AttributeChange(NamedTuple):

@@ -292,13 +292,18 @@ class FileData:
         self._table.store(node)
 
     def _truncate_object(self, node: Node, size: int) -> None:
-        """Cut or lengthen a file in object files: the rows first, then the object of this epoch.
+        """Cut or lengthen a file in object files.
 
-        A crash between the two leaves a dirty mark, and recovery cuts the object.
+        To cut, the rows come first and then the object: a crash between the two leaves a dirty
+        mark, and recovery cuts the object. To lengthen, the object comes first, as the host may
+        refuse the size.
         """
         table = self._table
         number = self.current_object(node)
         shorter = size < node.size
+        if number and not shorter:
+            self._objects.truncate(number, size)
+            self._note_unsynced(node, number)
         with table.change(node):
             extents = self._extents(node)
             if shorter:
@@ -316,7 +321,7 @@ class FileData:
             node.data, node.object, node.extents = b"", 0, None
             return
         node.is_marked = True
-        if number:
+        if number and shorter:
             self._objects.truncate(number, size)
             self._note_unsynced(node, number)
         table.mark_stale(node)

@@ -26,6 +26,7 @@ def main() -> None:
     parser.add_argument("--options", default="", help="mount options")
     parser.add_argument("--sort", default="tottime", help="tottime or cumulative")
     parser.add_argument("--lines", type=int, default=30)
+    parser.add_argument("--callers", default="", help="also who calls the functions named so")
     arguments = parser.parse_args()
     workload = next((one for one in WORKLOADS if arguments.workload in one.name), None)
     if workload is None:
@@ -45,6 +46,8 @@ def main() -> None:
         console.print(f"{workload.name}: {done} operations, with those that prepare them")
         statistics = pstats.Stats(str(folder / "profile.out"))
         statistics.strip_dirs().sort_stats(arguments.sort).print_stats(arguments.lines)
+        if arguments.callers:
+            statistics.print_callers(arguments.callers)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 

@@ -133,7 +133,8 @@ def test_files_under_the_mount_point_are_not_hidden(tmp_path: Path, statefs_cli:
     refused = statefs_cli("mount", state, check=False)
     assert refused.returncode == 10
     assert "(current, note)" in refused.stderr and "--adopt" in refused.stderr
-    statefs_cli("mount", "--adopt", state)
+    adopted = statefs_cli("mount", "--adopt", state)
+    assert adopted.stdout.endswith("brought into current/: current, note\n")
     assert (state / "current" / "files" / "early").read_text() == "bird"
     assert (state / "current" / "note").read_text() == "hello"
     statefs_cli("umount", state)

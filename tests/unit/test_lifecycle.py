@@ -41,7 +41,7 @@ LONG_SECONDS = 20.0
 
 
 @pytest.fixture
-def state(tmp_path: Path) -> Path:
+def mount_point(tmp_path: Path) -> Path:
     """What would be a mount point: a folder that has current/ in it."""
     (tmp_path / "state" / "current").mkdir(parents=True)
     return tmp_path / "state"
@@ -58,7 +58,7 @@ def layout(tmp_path: Path) -> StoreLayout:
 
 
 def start_script(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout, script: str
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout, script: str
 ) -> None:
     """Start a script in place of the daemon."""
     head = (
@@ -69,11 +69,11 @@ def start_script(
         "notice = ReadyNotice.from_environment()\n"
     )
     monkeypatch.setattr(background, "_DAEMON", (sys.executable, "-c", head + script))
-    start_background(state, layout.root, MountOptions(read_only=True))
+    start_background(mount_point, layout.root, MountOptions(read_only=True))
 
 
 def test_starting_returns_when_the_daemon_is_ready(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """The daemon gets state, store and options, a session of its own, no input, and the log."""
     script = (
@@ -81,18 +81,20 @@ def test_starting_returns_when_the_daemon_is_ready(
         " 'STATEFS_READY_FD' in os.environ, flush=True)\n"
         "notice.succeed()\n"
     )
-    start_script(monkeypatch, state, layout, script)
+    start_script(monkeypatch, mount_point, layout, script)
     said = layout.log.read_text()
-    assert said == f"{[str(state), str(layout.root), 'ro']} True True False\n"
+    assert said == f"{[str(mount_point), str(layout.root), 'ro']} True True False\n"
     assert layout.log.stat().st_mode & 0o777 == 0o600
 
 
 def test_what_the_daemon_raises_is_raised_here(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """With its class, so that the exit code is right."""
     with pytest.raises(NewerStore, match="made by statefs 9"):
-        start_script(monkeypatch, state, layout, "notice.fail(NewerStore('made by statefs 9'))\n")
+        start_script(
+            monkeypatch, mount_point, layout, "notice.fail(NewerStore('made by statefs 9'))\n"
+        )
 
 
 @pytest.mark.parametrize(
@@ -100,21 +102,21 @@ def test_what_the_daemon_raises_is_raised_here(
     [("sys.exit(3)", "exit code 3"), ("os.kill(os.getpid(), signal.SIGKILL)", "by SIGKILL")],
 )
 def test_a_daemon_that_dies_is_told_with_its_log(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout, script: str, how: str
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout, script: str, how: str
 ) -> None:
     """Before it could say why; the log may know."""
     with pytest.raises(StatefsError, match=rf"{how}.*statefs\.log"):
-        start_script(monkeypatch, state, layout, script)
+        start_script(monkeypatch, mount_point, layout, script)
 
 
 def test_a_daemon_that_is_not_ready_in_time_is_ended(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """Nothing is left running that might mount later."""
     monkeypatch.setattr(background, "READY_SECONDS", 0.2)
     script = "Path(sys.argv[2], 'pid').write_text(str(os.getpid()))\nsignal.pause()\n"
     with pytest.raises(StatefsError, match="not ready within"):
-        start_script(monkeypatch, state, layout, script)
+        start_script(monkeypatch, mount_point, layout, script)
     pid_file = layout.root / "pid"
     if pid_file.exists():  # it may have been ended before it came so far
         with pytest.raises(ProcessLookupError):
@@ -122,16 +124,16 @@ def test_a_daemon_that_is_not_ready_in_time_is_ended(
 
 
 def test_a_large_log_is_set_aside(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """One older log is kept; a small log is continued."""
     monkeypatch.setattr(background, "LOG_BYTES_MAX", 10)
     layout.log.write_text("short\n")
     start_script(
-        monkeypatch, state, layout, "print('a longer line', flush=True)\nnotice.succeed()\n"
+        monkeypatch, mount_point, layout, "print('a longer line', flush=True)\nnotice.succeed()\n"
     )
     assert layout.log.read_text() == "short\na longer line\n"
-    start_script(monkeypatch, state, layout, "print('new', flush=True)\nnotice.succeed()\n")
+    start_script(monkeypatch, mount_point, layout, "print('new', flush=True)\nnotice.succeed()\n")
     assert layout.log.read_text() == "new\n"
     assert (layout.root / "statefs.log.1").read_text() == "short\na longer line\n"
 
@@ -206,13 +208,13 @@ class RecordingNotice(ReadyNotice):
 
 @asynccontextmanager
 async def running(
-    state: Path, layout: StoreLayout, service: FakeService
+    mount_point: Path, layout: StoreLayout, service: FakeService
 ) -> AsyncIterator[FakeKernel]:
     """Run the tasks of a mount on a fake kernel until they end by themselves."""
     kernel, notice = FakeKernel(), RecordingNotice()
-    daemon = MountDaemon(state, layout, MountOptions(), service, notice)
+    daemon = MountDaemon(mount_point, layout, MountOptions(), service, notice)
     try:
-        with trio.fail_after(LONG_SECONDS), StoreLock(layout, "daemon", state):
+        with trio.fail_after(LONG_SECONDS), StoreLock(layout, "daemon", mount_point):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(daemon.run, kernel.device.fileno())
                 await kernel.handshake()
@@ -234,32 +236,32 @@ def ask(layout: StoreLayout, op: str) -> Any:
 
 
 async def test_a_mount_ends_when_it_is_asked_to_stop(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """The client still gets its answer; background work is cancelled, the socket is gone."""
     monkeypatch.setattr(lifecycle, "unmount", unmount_by_stopping)
     service = FakeService()
-    async with running(state, layout, service):
+    async with running(mount_point, layout, service):
         assert await trio.to_thread.run_sync(ask, layout, "stop") == {}
     assert service.was_cancelled and not layout.control_socket.exists()
 
 
 async def test_the_status_knows_the_process(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """What the engine says is completed and, about the mount, corrected."""
     monkeypatch.setattr(lifecycle, "unmount", unmount_by_stopping)
-    async with running(state, layout, FakeService()):
+    async with running(mount_point, layout, FakeService()):
         status = await trio.to_thread.run_sync(ask, layout, "status")
         await trio.to_thread.run_sync(ask, layout, "stop")
     assert status["op"] == "status" and status["mounted"] is True
-    assert status["mount_point"] == str(state) and status["durability"] == "close"
+    assert status["mount_point"] == str(mount_point) and status["durability"] == "close"
     assert status["worker_pid"] == status["supervisor_pid"] == os.getpid()
     assert status["since"].endswith("Z")
 
 
 async def test_a_busy_mount_refuses_to_stop(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """The client learns who uses it, and the mount goes on."""
 
@@ -270,7 +272,7 @@ async def test_a_busy_mount_refuses_to_stop(
         with pytest.raises(MountBusy, match="vi"):
             ask(layout, "stop")
 
-    async with running(state, layout, FakeService()) as kernel:
+    async with running(mount_point, layout, FakeService()) as kernel:
         monkeypatch.setattr(lifecycle, "unmount", busy)
         await trio.to_thread.run_sync(refused)
         await kernel.send(FUSE_STATFS, 9)
@@ -280,17 +282,17 @@ async def test_a_busy_mount_refuses_to_stop(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 async def test_a_signal_unmounts(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout, number: signal.Signals
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout, number: signal.Signals
 ) -> None:
     """Then the session ends by itself."""
     monkeypatch.setattr(lifecycle, "unmount", unmount_by_stopping)
-    async with running(state, layout, FakeService()):
+    async with running(mount_point, layout, FakeService()):
         os.kill(os.getpid(), number)
 
 
 async def test_a_signal_detaches_a_busy_mount(
     monkeypatch: pytest.MonkeyPatch,
-    state: Path,
+    mount_point: Path,
     layout: StoreLayout,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -304,14 +306,14 @@ async def test_a_signal_detaches_a_busy_mount(
 
     monkeypatch.setattr(lifecycle, "unmount", busy)
     monkeypatch.setattr(lifecycle, "write_back", lambda _mount_point: done.append("write back"))
-    async with running(state, layout, FakeService()):
+    async with running(mount_point, layout, FakeService()):
         os.kill(os.getpid(), signal.SIGTERM)
     assert done == ["unmount lazy=False", "write back", "unmount lazy=True"]
     assert "vi (pid 7)" in caplog.text
 
 
 async def test_a_second_signal_ends_a_mount_that_does_not_come_off(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """Whoever presses Ctrl-C twice wants out."""
     is_unmounting, go_on = trio.Event(), trio.Event()
@@ -321,7 +323,7 @@ async def test_a_second_signal_ends_a_mount_that_does_not_come_off(
         trio.from_thread.run(go_on.wait)
 
     monkeypatch.setattr(lifecycle, "unmount", hang)
-    async with running(state, layout, FakeService()):
+    async with running(mount_point, layout, FakeService()):
         os.kill(os.getpid(), signal.SIGINT)
         await is_unmounting.wait()
         os.kill(os.getpid(), signal.SIGINT)
@@ -337,12 +339,14 @@ async def test_a_mount_without_its_tree_is_not_announced(
             pytest.fail("it was announced")
 
 
-async def test_background_work_that_breaks_ends_the_mount(state: Path, layout: StoreLayout) -> None:
+async def test_background_work_that_breaks_ends_the_mount(
+    mount_point: Path, layout: StoreLayout
+) -> None:
     """It is not served on half-working."""
     service = FakeService()
     service.background_failure = KeyError("a bug")
     with pytest.RaisesGroup(KeyError, flatten_subgroups=True):
-        async with running(state, layout, service):
+        async with running(mount_point, layout, service):
             await trio.sleep_forever()
 
 
@@ -355,18 +359,18 @@ async def test_background_work_that_breaks_ends_the_mount(state: Path, layout: S
 )
 def test_a_mount_point_that_is_mounted_is_refused(
     monkeypatch: pytest.MonkeyPatch,
-    state: Path,
+    mount_point: Path,
     layout: StoreLayout,
     is_stale: bool,
     kind: type[StatefsError],
     match: str,
 ) -> None:
     """A dead mount and a living one have different cures."""
-    mount = MountInfo(state, "/srv/x.store", "fuse.statefs")
+    mount = MountInfo(mount_point, "/srv/x.store", "fuse.statefs")
     monkeypatch.setattr(lifecycle, "find_mount", lambda _state: mount)
     monkeypatch.setattr(lifecycle, "is_stale", lambda _mount: is_stale)
     with pytest.raises(kind, match=match):
-        lifecycle._refuse_mounted(state)
+        lifecycle._refuse_mounted(mount_point)
 
 
 @pytest.mark.parametrize(
@@ -375,11 +379,14 @@ def test_a_mount_point_that_is_mounted_is_refused(
     ids=["ours", "another's", "gone"],
 )
 def test_only_our_own_mount_is_cleared_away_at_the_end(
-    monkeypatch: pytest.MonkeyPatch, state: Path, now: tuple[int, int] | None, is_unmounted: bool
+    monkeypatch: pytest.MonkeyPatch,
+    mount_point: Path,
+    now: tuple[int, int] | None,
+    is_unmounted: bool,
 ) -> None:
     """Somebody may have unmounted ours and mounted another in its place."""
-    ours = MountInfo(state, "/s", "fuse.statefs", device=(0, 40))
-    there = None if now is None else MountInfo(state, "/s", "fuse.statefs", device=now)
+    ours = MountInfo(mount_point, "/s", "fuse.statefs", device=(0, 40))
+    there = None if now is None else MountInfo(mount_point, "/s", "fuse.statefs", device=now)
     unmounted: list[Path] = []
 
     def unmount(mount_point: Path, *, lazy: bool) -> None:
@@ -390,11 +397,11 @@ def test_only_our_own_mount_is_cleared_away_at_the_end(
     monkeypatch.setattr(lifecycle, "find_mount", lambda _state: there)
     monkeypatch.setattr(lifecycle, "unmount", unmount)
     lifecycle._unmount_leftover(ours)
-    assert unmounted == ([state] if is_unmounted else [])
+    assert unmounted == ([mount_point] if is_unmounted else [])
 
 
 def test_the_lock_is_let_go_last_and_the_mount_always(
-    monkeypatch: pytest.MonkeyPatch, state: Path, layout: StoreLayout
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
 ) -> None:
     """Also when the engine's loop breaks: descriptor, mount, store, lock, in this order."""
     done: list[str] = []
@@ -411,8 +418,8 @@ def test_the_lock_is_let_go_last_and_the_mount_always(
     def record(what: str) -> Callable[..., None]:
         return lambda *_: done.append(what)
 
-    mount = MountInfo(state, str(layout.root), "fuse.statefs")
-    (state / "current").rmdir()
+    mount = MountInfo(mount_point, str(layout.root), "fuse.statefs")
+    (mount_point / "current").rmdir()
     found = iter([None, mount])
     monkeypatch.setattr(os, "chdir", record("chdir"))
     monkeypatch.setattr(lifecycle, "find_mount", lambda _state: next(found))
@@ -422,7 +429,7 @@ def test_the_lock_is_let_go_last_and_the_mount_always(
     monkeypatch.setattr(trio, "run", broken)
     monkeypatch.setattr(StoreLock, "release", record("lock let go"))
     with pytest.raises(FuseUnavailable, match="no handshake"):
-        lifecycle._run(state, layout, MountOptions(), ReadyNotice(None))
+        lifecycle._run(mount_point, layout, MountOptions(), ReadyNotice(None))
     assert done == ["chdir", "unmounted", "store closed clean=False", "lock let go"]
     with pytest.raises(OSError):
         os.fstat(reader)
@@ -472,25 +479,25 @@ def contents(folder: Path) -> dict[str, str]:
     }
 
 
-def test_covered_files_move_into_current(state: Path) -> None:
+def test_covered_files_move_into_current(mount_point: Path) -> None:
     """Those below current/ keep their place, others come to its top; nothing is left under it."""
-    (state / "current" / "files").mkdir()
-    (state / "current" / "files" / "a").write_text("a")
-    (state / "b").write_text("b")
-    (state / "c").mkdir()
-    (state / "c" / "d").write_text("d")
-    under = adopt(state, {"files/old": "old"})
+    (mount_point / "current" / "files").mkdir()
+    (mount_point / "current" / "files" / "a").write_text("a")
+    (mount_point / "b").write_text("b")
+    (mount_point / "c").mkdir()
+    (mount_point / "c" / "d").write_text("d")
+    under = adopt(mount_point, {"files/old": "old"})
     expected = {"files/a": "a", "files/old": "old", "b": "b", "c/d": "d"}
-    assert contents(state / "current") == expected
+    assert contents(mount_point / "current") == expected
     assert list(under.iterdir()) == []
 
 
-def test_nothing_in_current_is_replaced(state: Path) -> None:
+def test_nothing_in_current_is_replaced(mount_point: Path) -> None:
     """A file whose name is taken gets another; a folder and a file of one name are both kept."""
-    (state / "current" / "taken").write_text("new")
-    (state / "current" / "folder").write_text("a file")
-    adopt(state, {"taken": "old", "taken.adopted-1": "older", "folder/x": "x"})
-    assert contents(state / "current") == {
+    (mount_point / "current" / "taken").write_text("new")
+    (mount_point / "current" / "folder").write_text("a file")
+    adopt(mount_point, {"taken": "old", "taken.adopted-1": "older", "folder/x": "x"})
+    assert contents(mount_point / "current") == {
         "taken": "old",
         "taken.adopted-1": "older",
         "taken.adopted-2": "new",
@@ -499,17 +506,17 @@ def test_nothing_in_current_is_replaced(state: Path) -> None:
     }
 
 
-def test_adopted_files_keep_what_they_are(state: Path) -> None:
+def test_adopted_files_keep_what_they_are(mount_point: Path) -> None:
     """Mode, time, links, holes: as cp --archive carries them over."""
-    first = state / "current" / "tree" / "first"
+    first = mount_point / "current" / "tree" / "first"
     first.parent.mkdir()
     first.write_text("x")
     first.chmod(0o640)
     os.utime(first, ns=(1_000_000_007, 2_000_000_009))
     first.with_name("second").hardlink_to(first)
     first.with_name("link").symlink_to("nowhere")
-    adopt(state, {})
-    tree = state / "current" / "tree"
+    adopt(mount_point, {})
+    tree = mount_point / "current" / "tree"
     status = (tree / "first").stat()
     assert (status.st_mode & 0o7777, status.st_mtime_ns) == (0o640, 2_000_000_009)
     assert (tree / "second").stat().st_ino == status.st_ino
@@ -517,16 +524,16 @@ def test_adopted_files_keep_what_they_are(state: Path) -> None:
 
 
 def test_nothing_is_removed_when_copying_fails(
-    monkeypatch: pytest.MonkeyPatch, state: Path, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, tmp_path: Path
 ) -> None:
     """The files stay under the mount point and the message says so."""
-    (state / "current" / "a").write_text("a")
-    (state / "b").write_text("b")
+    (mount_point / "current" / "a").write_text("a")
+    (mount_point / "b").write_text("b")
     program = tmp_path / "bin" / "cp"
     program.parent.mkdir()
     program.write_text("#!/bin/sh\necho 'cp: No space left on device' >&2\nexit 1\n")
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
     with pytest.raises(StatefsError, match=r"No space left.*nothing of them was removed"):
-        adopt(state, {})
+        adopt(mount_point, {})
     assert contents(tmp_path / "under") == {"current/a": "a", "b": "b"}

@@ -11,5 +11,10 @@ if [ ! -x .venv/bin/statefs ]; then
     exit 0
 fi
 code=0
-.venv/bin/statefs umount "$state" || code=$?
-[ $code -eq $not_mounted ] || exit $code
+said=$(.venv/bin/statefs umount "$state" 2>&1) || code=$?
+if [ $code -eq $not_mounted ]; then
+    echo "nothing to stop: $state is not mounted"
+    exit 0
+fi
+echo "$said"
+exit $code

@@ -36,6 +36,8 @@ MARKS_OF_FOLDERS: Final = {
     "crash": ("mounted", "crash"),
 }
 """The marks that a test gets from the folder it lies in."""
+FOLDERS_IN_ORDER: Final = ("", "unit", "project", "model", "mounted", "crash", "apps")
+"""Cheap tests first, honest tests last."""
 RUN_FOLDER: Final = pytest.StashKey[Path]()
 ABORT_SHARE: Final = 0.8
 """The part of a test's time limit after which its mounts are aborted."""
@@ -48,16 +50,23 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, and skip what needs a mount where none is possible."""
+    """Mark each test by its folder, skip what cannot mount here, and put cheap tests first."""
     reason = why_no_mount()
     for item in items:
-        folders = item.path.parts[len(TESTS.parts) :] if item.path.is_relative_to(TESTS) else ()
-        for mark in MARKS_OF_FOLDERS.get(folders[0] if folders else "", ()):
+        for mark in MARKS_OF_FOLDERS.get(folder_of(item), ()):
             item.add_marker(mark)
         if "state" in getattr(item, "fixturenames", ()):
             item.add_marker("mounted")
         if reason and item.get_closest_marker("mounted"):
             item.add_marker(pytest.mark.skip(reason=reason))
+
+    items.sort(key=lambda item: FOLDERS_IN_ORDER.index(folder_of(item)))
+
+
+def folder_of(item: pytest.Item) -> str:
+    """Return the folder of tests/ that a test lies in, "" for a test from elsewhere."""
+    parts = item.path.relative_to(TESTS).parts if item.path.is_relative_to(TESTS) else ("",)
+    return parts[0] if parts[0] in FOLDERS_IN_ORDER else ""
 
 
 def why_no_mount() -> str | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, Final
 
 import trio
@@ -108,9 +109,14 @@ class Service:
             store.catalog.check_request(reason, message, labels)
             store.reserve.require()
             await self._write_back()
-            snapshot = store.catalog.begin(reason, message, labels)
-            await trio.to_thread.run_sync(store.sync)
-            snapshot = store.catalog.complete(snapshot)
+            pending = store.catalog.begin(reason, message, labels)
+            try:
+                await trio.to_thread.run_sync(store.sync)
+                snapshot = store.catalog.complete(pending)
+            except BaseException:
+                with suppress(PosixError):  # if even that fails, recovery drops it
+                    store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
+                raise
             await trio.to_thread.run_sync(store.database.sync)
             await self._publish()
             return snapshot
@@ -153,9 +159,12 @@ class Service:
 
     async def delete(self, snapshot: Snapshot) -> Snapshot:
         """Delete a snapshot: gone at once, its space given back in the background."""
-        self._store.freeing(lambda: self._store.catalog.begin_delete(snapshot.epoch))
-        await trio.to_thread.run_sync(self._store.database.sync)
-        await self._publish()
+        async with self._save_lock:
+            if self._store.catalog.by_view(snapshot.view) is None:
+                raise NoSuchSnapshot(f"the snapshot {snapshot.name} has just been deleted")
+            self._store.freeing(lambda: self._store.catalog.begin_delete(snapshot.epoch))
+            await trio.to_thread.run_sync(self._store.database.sync)
+            await self._publish()
         for name in (snapshot.name, snapshot.label):
             if name is not None:
                 self._forget(invalidation.entry(SNAPSHOTS_DIR, os.fsencode(name)))

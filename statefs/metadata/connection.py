@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import apsw
 
+from statefs.durable import sync_folder
 from statefs.errors import CorruptStore, NewerStore, NoSuchStore, PosixError
 from statefs.metadata import schema
 
@@ -72,6 +73,7 @@ class Database:
         self.connection.pragma("cache_size", -CACHE_KIB)
         self.connection.pragma("temp_store", "MEMORY")
         self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        sync_folder(path.parent)  # the log's own name must survive a loss of power, too
 
     def _check_identity(self, newest: int) -> None:
         try:

@@ -203,11 +203,7 @@ class Catalog:
 
     def _free_slot(self) -> int:
         used = {row[0] for row in self._database.rows("SELECT id FROM snapshots")}
-        newest = self._database.value("SELECT id FROM snapshots ORDER BY epoch DESC LIMIT 1") or 0
-        newest = max(
-            newest,
-            int(self._database.value("SELECT value FROM store WHERE key = 'last_slot'") or 0),
-        )
+        newest = self._database.value("SELECT value FROM store WHERE key = 'last_slot'")
         slot = newest % SLOTS + 1
         while slot in used:
             slot = slot % SLOTS + 1
@@ -227,13 +223,14 @@ class Catalog:
         entry = living_entry(self._database, TREE_ROOT, RUNTIME)
         if entry is None:
             return self._table.files, self._table.bytes
+        # CROSS JOIN keeps the order as written: SQLite may not scan all inodes for the few inside.
         row = self._database.execute(
             "WITH RECURSIVE inside (ino) AS ("
             f" SELECT ino FROM entries WHERE parent = ?1 AND valid_to = {LIVING}"
-            " UNION SELECT e.ino FROM entries e JOIN inside i ON e.parent = i.ino"
+            " UNION SELECT e.ino FROM inside i CROSS JOIN entries e ON e.parent = i.ino"
             f" WHERE e.valid_to = {LIVING})"
             " SELECT count(*), coalesce(sum(n.size), 0) FROM inside i"
-            f" JOIN inodes n ON n.ino = i.ino AND n.valid_to = {LIVING}"
+            f" CROSS JOIN inodes n ON n.ino = i.ino AND n.valid_to = {LIVING}"
             f" WHERE n.mode & 0xF000 = {stat.S_IFREG}",
             (entry.ino,),
         ).fetchone()
@@ -250,7 +247,7 @@ class Catalog:
         return self._by_name[snapshot.name]
 
     def begin_delete(self, epoch: int) -> None:
-        """Hide a snapshot for ever; its rows are still there (maintenance/gc.py)."""
+        """Hide a snapshot for ever, complete or pending; its rows are still there (maintenance/gc.py)."""
         with self._database.transaction():
             self._database.execute(
                 "UPDATE snapshots SET state = ?, label = NULL WHERE epoch = ?", (DELETING, epoch)

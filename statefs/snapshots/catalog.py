@@ -247,7 +247,7 @@ class Catalog:
         return self._by_name[snapshot.name]
 
     def begin_delete(self, epoch: int) -> None:
-        """Hide a snapshot for ever, complete or pending; its rows are still there (maintenance/gc.py)."""
+        """Hide a snapshot for ever, complete or pending; its rows go later (maintenance/gc.py)."""
         with self._database.transaction():
             self._database.execute(
                 "UPDATE snapshots SET state = ?, label = NULL WHERE epoch = ?", (DELETING, epoch)

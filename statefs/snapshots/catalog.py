@@ -203,7 +203,7 @@ class Catalog:
 
     def _free_slot(self) -> int:
         used = {row[0] for row in self._database.rows("SELECT id FROM snapshots")}
-        newest = self._database.value("SELECT value FROM store WHERE key = 'last_slot'")
+        newest = int(self._database.value("SELECT value FROM store WHERE key = 'last_slot'"))
         slot = newest % SLOTS + 1
         while slot in used:
             slot = slot % SLOTS + 1

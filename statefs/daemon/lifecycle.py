@@ -56,6 +56,7 @@ FIRST_ANSWER_SECONDS: Final = 50.0
 """How long the first stat of current/ may take; a little less than start_background() waits."""
 LAST_REPLIES_SECONDS: Final = 5.0
 """How long requests on the control socket may go on after the mount has ended."""
+ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 SWITCH_SECONDS: Final = 0.0002
 """A thread that computes in Python lets the mount's loop in after this; Python's own 5 ms would
 be added to every request (measured: a 5.3 ms request with a busy thread beside it, then 0.4 ms)."""
@@ -117,9 +118,26 @@ def _prepare_process() -> None:
     )
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, _leave)
     sys.setswitchinterval(SWITCH_SECONDS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _leave(number: int, _frame: object) -> NoReturn:
+    """End on a signal that comes while the mount is not served, past every clean-up there is."""
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Let no signal of a terminal or an init system cut short what is in the `with` block."""
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in ENDING_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(state: Path, layout: StoreLayout, options: MountOptions, notice: ReadyNotice) -> None:
@@ -136,7 +154,8 @@ def _run(state: Path, layout: StoreLayout, options: MountOptions, notice: ReadyN
             _mount_and_serve(state, layout, options, service, notice)
             is_clean = True
         finally:
-            service.close(clean=is_clean)
+            with _undisturbed():
+                service.close(clean=is_clean)
     finally:
         lock.release()
 
@@ -182,9 +201,10 @@ def _mounted(state: Path, layout: StoreLayout, options: MountOptions) -> Iterato
     try:
         yield fuse_fd
     finally:
-        # With its descriptor closed the mount answers everything with an error: nothing hangs.
-        os.close(fuse_fd)
-        _unmount_leftover(mount)
+        with _undisturbed():
+            # With its descriptor closed the mount answers with errors: nothing hangs.
+            os.close(fuse_fd)
+            _unmount_leftover(mount)
 
 
 def _unmount_leftover(mount: MountInfo | None) -> None:
@@ -281,7 +301,7 @@ class MountDaemon:
         self._notice.succeed()
 
     async def _obey_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 is_first = True

@@ -1,0 +1,49 @@
+"""Write the JSON Schemas of index.json and metadata.json into docs/, from the types in the code.
+
+    .venv/bin/python scripts/make_schemas.py
+
+tests/project/test_schemas.py fails when a schema in docs/ is not what this writes.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+
+from statefs.snapshots.documents import IndexDocument, SnapshotDocument
+
+DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+TITLES: Final[dict[str, tuple[str, type[msgspec.Struct]]]] = {
+    "index.schema.json": ("statefs index.json", IndexDocument),
+    "metadata.schema.json": ("statefs metadata.json", SnapshotDocument),
+}
+"""File name -> the schema's title, and the type it is made from."""
+
+
+def schemas() -> dict[str, bytes]:
+    """Return the content of each schema file by its name."""
+    return {name: _schema(title, kind) for name, (title, kind) in TITLES.items()}
+
+
+def _schema(title: str, kind: type[msgspec.Struct]) -> bytes:
+    schema: dict[str, Any] = {"$schema": DIALECT, "title": title, **msgspec.json.schema(kind)}
+    for definition in schema["$defs"].values():
+        # A value that is not known is null, never left out; msgspec takes a default for optional.
+        definition["required"] = list(definition["properties"])
+        for described in definition["properties"].values():
+            described.pop("default", None)
+    return msgspec.json.format(msgspec.json.encode(schema), indent=2) + b"\n"
+
+
+def main() -> None:
+    """Write the files."""
+    for name, content in schemas().items():
+        (DOCS / name).write_bytes(content)
+        print(f"docs/{name}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""docs/*.schema.json follow the types in the code, and the documents of a store obey them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from scripts.make_schemas import schemas
+from statefs.ids import TREE_ROOT
+from statefs.maintenance.store import init_store, open_store
+from statefs.volume.names import Creator
+
+DOCS: Final = Path(__file__).parents[2] / "docs"
+NAMES: Final = ("index.schema.json", "metadata.schema.json")
+TYPES: Final[dict[str, type]] = {
+    "string": str,
+    "integer": int,
+    "boolean": bool,
+    "null": type(None),
+    "object": dict,
+    "array": list,
+}
+
+
+def violations(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) -> Iterator[str]:
+    """Yield what in `value` breaks `schema`, for the part of JSON Schema that ours use."""
+    if "$ref" in schema:
+        schema = definitions[schema["$ref"].removeprefix("#/$defs/")]
+    if "anyOf" in schema:
+        if all(any(violations(value, one, definitions)) for one in schema["anyOf"]):
+            yield f"{value!r} is none of {schema['anyOf']}"
+        return
+    if "enum" in schema:
+        if value not in schema["enum"]:
+            yield f"{value!r} is not in {schema['enum']}"
+        return
+    kind = TYPES[schema["type"]]
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        yield f"{value!r} is no {schema['type']}"
+    elif isinstance(value, dict):
+        known = schema.get("properties", {})
+        yield from (f"{key} is missing" for key in schema.get("required", ()) if key not in value)
+        for key, item in value.items():
+            described = known.get(key, schema.get("additionalProperties"))
+            if described is None:
+                yield f"{key} is not described"
+            else:
+                yield from violations(item, described, definitions)
+    elif isinstance(value, list):
+        for item in value:
+            yield from violations(item, schema["items"], definitions)
+
+
+def breaks(document: Any, name: str) -> list[str]:
+    """Return what in a document breaks the schema of that name in docs/."""
+    schema = json.loads((DOCS / name).read_bytes())
+    return list(violations(document, schema, schema["$defs"]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_schema_in_docs_is_what_the_types_say(name: str) -> None:
+    """Nobody changed a document's type without running scripts/make_schemas.py."""
+    assert (DOCS / name).read_bytes() == schemas()[name]
+
+
+def test_the_documents_of_a_store_obey_their_schemas(tmp_path: Path) -> None:
+    """index.json before and after saves, and a metadata.json with and without a parent."""
+    root = tmp_path / "state.store"
+    init_store(root, app_id="com.example.shop")
+    assert breaks(json.loads((root / "index.json").read_bytes()), "index.schema.json") == []
+    store = open_store(root)
+    try:
+        volumes = store.volume.names.lookup(TREE_ROOT, b"volumes").ino
+        store.volume.names.create(volumes, b"dbdata", 0o40755, Creator(0, 0))
+        store.save("first", "manual", {})
+        store.save("", "before-upgrade", {"name": "clean", "ticket": "17"})
+    finally:
+        store.close()
+    index = json.loads((root / "index.json").read_bytes())
+    assert [entry["message"] for entry in index["snapshots"]] == ["first", ""]
+    assert breaks(index, "index.schema.json") == []
+    documents = [json.loads(path.read_bytes()) for path in (root / "snapshots").iterdir()]
+    assert len(documents) == 2
+    for document in documents:
+        assert [volume["name"] for volume in document["volumeManifests"]] == ["dbdata"]
+        assert breaks(document, "metadata.schema.json") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("reason", "boredom"), ("files", "many"), ("labels", None), ("size", 1)]
+)
+def test_a_wrong_document_breaks_its_schema(key: str, value: object) -> None:
+    """A value of another type, an unknown reason, a key nobody describes: each is seen."""
+    document: dict[str, object] = {
+        "snapshotId": "a", "name": "b", "timestamp": "c", "parentSnapshotId": None,
+        "reason": "manual", "message": "", "labels": {}, "appVersion": "1", "formatVersion": 1,
+        "stateDigest": None, "volumeManifests": [], "files": 0, "bytes": 0, "sealed": False,
+    }  # fmt: skip
+    assert breaks(document, "metadata.schema.json") == []
+    assert breaks(document | {key: value}, "metadata.schema.json") != []

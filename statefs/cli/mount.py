@@ -79,11 +79,13 @@ def command(
         print_line(f"{mount_point} is already mounted")
         return
     chosen = prepare(mount_point, store, options, app_id)
-    from statefs.daemon.lifecycle import run_foreground, start_background
-
     if foreground:
+        from statefs.daemon.lifecycle import run_foreground
+
         run_foreground(mount_point, chosen, options)
         return
+    from statefs.daemon.background import start_background
+
     covered = covered_files(mount_point)
     start_background(mount_point, chosen, options)
     print_line(f"mounted {mount_point}")

@@ -26,6 +26,7 @@ from statefs.fuse.handles import NODE_MASK, SYNCED, WRITABLE, handle
 from statefs.ids import INO_BITS, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
 from statefs.metadata.entries import living_entry
 from statefs.snapshots.namespace import FOREVER, METADATA_NAME, Found, Namespace
+from statefs.snapshots.views import PastInode
 from statefs.volume import acl
 from statefs.volume.attributes import AttributeChange, storable_time
 from statefs.volume.names import Creator
@@ -112,7 +113,13 @@ class Operations(pyfuse3.Operations):
 
     @staticmethod
     def _found_reply(found: Found) -> pyfuse3.EntryAttributes:
-        return entry_attributes(*found)
+        inode = found.inode
+        if not isinstance(inode, PastInode):
+            return entry_attributes(*found)
+        reply: pyfuse3.EntryAttributes | None = inode.reply
+        if reply is None or reply.st_ino != found.node:  # the snapshot's other name asked last
+            reply = inode.reply = entry_attributes(*found)
+        return reply
 
     @answers
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:

@@ -34,13 +34,16 @@ _LIST_LIVING: Final = (
     f" WHERE e.parent = ? AND e.valid_to = {LIVING} AND e.cookie > ? ORDER BY e.cookie LIMIT ?"
 )
 _LIST_PAST: Final = (
-    "SELECT e.cookie, e.name, e.ino FROM ("
+    f"SELECT e.cookie, e.name, {_INODE} FROM ("
     "  SELECT cookie, name, ino, valid_from FROM entries INDEXED BY entries_living"
     f"  WHERE parent = ?1 AND valid_to = {LIVING} AND cookie > ?2 AND valid_from <= ?3"
     "  UNION ALL SELECT cookie, name, ino, valid_from FROM entries INDEXED BY entries_past"
     f"  WHERE parent = ?1 AND valid_to < {LIVING} AND cookie > ?2"
     "  AND valid_to > ?3 AND valid_from <= ?3"
-    ") e ORDER BY e.cookie LIMIT ?4"
+    "  ORDER BY cookie LIMIT ?4"
+    ") e CROSS JOIN inodes i ON i.ino = e.ino AND i.valid_to ="
+    "  (SELECT min(valid_to) FROM inodes WHERE ino = e.ino AND valid_to > ?3)"
+    " ORDER BY e.cookie"
 )
 
 
@@ -70,10 +73,9 @@ def list_living(database: Database, parent: int, after: int, limit: int) -> list
 
 def list_past(
     database: Database, parent: int, after: int, epoch: Epoch, limit: int
-) -> list[tuple[int, bytes, int]]:
-    """Return up to `limit` rows (cookie, name, ino) that folder `parent` had in `epoch`."""
-    rows: list[Any] = database.rows(_LIST_PAST, (parent, after, epoch, limit))
-    return rows
+) -> list[tuple[Any, ...]]:
+    """Return up to `limit` rows (cookie, name, *inode) that folder `parent` had in `epoch`."""
+    return database.rows(_LIST_PAST, (parent, after, epoch, limit))
 
 
 def is_empty(database: Database, parent: int) -> bool:

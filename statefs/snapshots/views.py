@@ -55,12 +55,15 @@ class PastTree:
         row = past_row(self._database, ino, self.epoch)
         if row is None:
             raise PosixError(errno.ESTALE)
-        inode = PastInode(row)
+        inode = self._remember(PastInode(row))
         if ino == TREE_ROOT and self._runtime is not None:
             inode.nlink -= 1
+        return inode
+
+    def _remember(self, inode: PastInode) -> PastInode:
         if len(self._inodes) >= INODES_CACHED:
             self._inodes.clear()
-        self._inodes[ino] = inode
+        self._inodes[inode.ino] = inode
         return inode
 
     def lookup(self, parent: int, name: bytes) -> PastInode:
@@ -72,10 +75,11 @@ class PastTree:
 
     def listing(self, parent: int, after: int, limit: int) -> list[tuple[int, bytes, PastInode]]:
         """Return up to `limit` entries (cookie, name, inode) with cookies beyond `after`."""
+        rows = list_past(self._database, parent, after, self.epoch, limit)
         return [
-            (cookie, name, self.inode(ino))
-            for cookie, name, ino in list_past(self._database, parent, after, self.epoch, limit)
-            if not (parent == TREE_ROOT and name == RUNTIME)
+            (row[0], row[1], self._inodes.get(row[2]) or self._remember(PastInode(row[2:])))
+            for row in rows
+            if not (parent == TREE_ROOT and row[1] == RUNTIME)
         ]
 
     def plan_read(self, ino: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:

@@ -17,6 +17,8 @@ from tests.leftovers import COMMAND_SECONDS, mounts_below
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
+NO_SNAPSHOTS = "no snapshots yet: 'statefs save' takes one\n"
+
 
 def run_in(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run `statefs WORDS...` with `folder` as the working directory."""
@@ -85,6 +87,22 @@ def test_a_daemon_and_the_store_itself_tell_the_same(state: Path, statefs_cli: C
     assert (status["mounted"], offline["mounted"]) == (True, False)
     same = ("store", "store_id", "app_id", "epoch", "snapshots", "latest", "files", "bytes")
     assert [offline[key] for key in same] == [status[key] for key in same]
+
+
+@pytest.mark.parametrize("command", ["save", "list", "status"])
+def test_asking_a_daemon_loads_no_engine(state: Path, command: str) -> None:
+    """Such commands are called in loops and by shells' prompts, so they start fast."""
+    code = f"""
+import sys
+from statefs.cli.app import run
+exit_code = run([{command!r}, {str(state)!r}])
+loaded = {{"apsw", "pyfuse3", "trio", "psutil", "rich", "statefs.volume"}} & set(sys.modules)
+sys.exit(exit_code or sorted(loaded) or 0)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=COMMAND_SECONDS
+    )
+    assert (done.returncode, done.stderr.replace(NO_SNAPSHOTS, "")) == (0, "")
 
 
 def test_refusals_of_a_daemon_have_their_exit_codes(state: Path, statefs_cli: Cli) -> None:

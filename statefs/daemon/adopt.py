@@ -7,6 +7,7 @@ where a name is taken, the file gets another.
 
 from __future__ import annotations
 
+import filecmp
 import logging
 import os
 import shutil
@@ -23,6 +24,8 @@ log = logging.getLogger(__name__)
 
 CURRENT: Final = "current"
 """Files below a folder of this name keep their place; everything else goes directly into it."""
+BATCH_NAMES: Final = 1000
+"""Names given to one cp, which keeps hard links among them; a thousand fit a command line."""
 ADOPTED: Final = "adopted"
 """Comes after the name of a file whose own name is taken."""
 
@@ -51,37 +54,44 @@ class CoveredFiles:
         Raises:
             StatefsError: copying failed; the files are still under the mount point.
         """
-        source = Path(f"/proc/self/fd/{self._fd}")
+        source, target = Path(f"/proc/self/fd/{self._fd}"), self._mount_point / CURRENT
         names = os.listdir(source)
-        for name in names:
-            target = self._mount_point / CURRENT
-            self._merge(source / name, target if name == CURRENT else target / name)
+        if CURRENT in names and _is_folder(source / CURRENT):
+            self._merge(source / CURRENT, target, os.listdir(source / CURRENT))
+            self._merge(source, target, [name for name in names if name != CURRENT])
+        else:
+            self._merge(source, target, names)
         write_back(self._mount_point)
         for name in names:
             _remove(source / name)
         if names:
             log.info("brought in what lay under the mount: %s", ", ".join(sorted(names)))
 
-    def _merge(self, source: Path, target: Path) -> None:
-        """Copy `source` to `target`, or what is in it to what is there if both are folders."""
-        if not os.path.lexists(target):
-            self._copy(source, target)
-        elif _is_folder(source) and _is_folder(target):
-            for name in os.listdir(source):
-                self._merge(source / name, target / name)
-        else:
-            free = next(name for name in _other_names(target) if not os.path.lexists(name))
-            log.info("%s is there already: what lay under the mount is now %s", target, free)
-            self._copy(source, free)
+    def _merge(self, source: Path, target: Path, names: list[str]) -> None:
+        """Copy `names` of the folder `source` into the folder `target`, replacing nothing."""
+        taken = [name for name in names if os.path.lexists(target / name)]
+        free = sorted(set(names).difference(taken))
+        for start in range(0, len(free), BATCH_NAMES):
+            batch = [str(source / name) for name in free[start : start + BATCH_NAMES]]
+            self._copy(f"--target-directory={target}", "--", *batch)
+        for name in taken:
+            old, new = source / name, target / name
+            if _is_folder(old) and _is_folder(new):
+                self._merge(old, new, os.listdir(old))
+                continue
+            if _are_equal_files(old, new):
+                continue  # from an earlier attempt that was interrupted
+            other = next(path for path in _other_names(new) if not os.path.lexists(path))
+            log.info("%s is there already: what lay under the mount is now %s", new, other)
+            self._copy("--no-target-directory", "--", str(old), str(other))
 
-    def _copy(self, source: Path, target: Path) -> None:
+    def _copy(self, *arguments: str) -> None:
         # cp carries over what a file has besides its bytes: owner, times, links, xattrs, holes.
-        fd = self._fd
         done = subprocess.run(
-            ["cp", "--archive", "--no-target-directory", "--", str(source), str(target)],
+            ["cp", "--archive", *arguments],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            pass_fds=[fd],
+            pass_fds=[self._fd],
             check=False,
         )
         if done.returncode != 0:
@@ -94,6 +104,11 @@ class CoveredFiles:
 
 def _is_folder(path: Path) -> bool:
     return stat.S_ISDIR(path.lstat().st_mode)
+
+
+def _are_equal_files(first: Path, second: Path) -> bool:
+    both_regular = all(stat.S_ISREG(path.lstat().st_mode) for path in (first, second))
+    return both_regular and filecmp.cmp(first, second, shallow=False)
 
 
 def _other_names(target: Path) -> Iterator[Path]:

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from statefs.control.client import ControlClient
+from statefs.daemon import adopt as adopt_module
 from statefs.daemon import background, lifecycle
 from statefs.daemon.adopt import CoveredFiles
 from statefs.daemon.background import READY_VARIABLE, ReadyNotice, start_background
@@ -515,12 +516,43 @@ def test_adopted_files_keep_what_they_are(mount_point: Path) -> None:
     os.utime(first, ns=(1_000_000_007, 2_000_000_009))
     first.with_name("second").hardlink_to(first)
     first.with_name("link").symlink_to("nowhere")
+    (mount_point / "third").hardlink_to(first)
+    (mount_point / "fourth").hardlink_to(first)
     adopt(mount_point, {})
+    top = mount_point / "current"
+    assert (top / "third").stat().st_ino == (top / "fourth").stat().st_ino
     tree = mount_point / "current" / "tree"
     status = (tree / "first").stat()
     assert (status.st_mode & 0o7777, status.st_mtime_ns) == (0o640, 2_000_000_009)
     assert (tree / "second").stat().st_ino == status.st_ino
     assert os.readlink(tree / "link") == "nowhere"
+
+
+def test_a_second_attempt_makes_no_copies(mount_point: Path) -> None:
+    """What an interrupted attempt has brought in already is recognised by its bytes."""
+    (mount_point / "current" / "a").write_text("a")
+    adopt(mount_point, {"a": "a"})
+    assert contents(mount_point / "current") == {"a": "a"}
+
+
+def test_a_file_called_current_is_adopted_too(mount_point: Path) -> None:
+    """Only a folder of that name stands for the tree."""
+    (mount_point / "current").rmdir()
+    (mount_point / "current").write_text("a file")
+    adopt(mount_point, {"x": "x"})
+    assert contents(mount_point / "current") == {"current": "a file", "x": "x"}
+
+
+def test_more_files_than_one_copy_takes_are_adopted(
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path
+) -> None:
+    """Every one of them, in batches."""
+    monkeypatch.setattr(adopt_module, "BATCH_NAMES", 3)
+    expected = {f"f{number}": str(number) for number in range(10)}
+    for name, text in expected.items():
+        (mount_point / name).write_text(text)
+    adopt(mount_point, {})
+    assert contents(mount_point / "current") == expected
 
 
 def test_nothing_is_removed_when_copying_fails(

@@ -60,7 +60,10 @@ class Database:
         if not path.exists():
             raise NoSuchStore(f"no store at {path.parent}: make one with `statefs init`")
         self.path = path
-        self.connection = _configured(path, apsw.SQLITE_OPEN_READWRITE)
+        try:
+            self.connection = _configured(path, apsw.SQLITE_OPEN_READWRITE)
+        except apsw.Error as error:
+            raise CorruptStore(f"{path} cannot be read as a database: {error}") from error
         self.execute: Callable[..., Any] = self.connection.execute
         self.commits = 0
         self.wal_pages = 0

@@ -34,6 +34,7 @@ class MountInfo:
         options: of the mount and of the filesystem together.
         device: major and minor; for FUSE the minor is the number of the connection.
         mount_id: of this mount, unique among those that exist.
+        root: the folder of the filesystem that is shown; not "/" for a bind mount of a part.
     """
 
     mount_point: Path
@@ -42,6 +43,7 @@ class MountInfo:
     options: frozenset[str] = field(default_factory=frozenset)
     device: tuple[int, int] = (0, 0)
     mount_id: int = 0
+    root: str = "/"
 
 
 def parse_mountinfo(text: str) -> list[MountInfo]:
@@ -64,6 +66,7 @@ def parse_mountinfo(text: str) -> list[MountInfo]:
                 options=frozenset(f"{words[5]},{rest[2]}".split(",")),
                 device=(int(major), int(minor)),
                 mount_id=int(words[0]),
+                root=_unescaped(words[3]),
             )
         )
     return mounts
@@ -79,19 +82,27 @@ def all_mounts() -> list[MountInfo]:
 
 
 def statefs_mounts() -> list[MountInfo]:
-    """Return every statefs mount this process can see, oldest first."""
+    """Return every statefs mount this process can see, oldest first; bind mounts included."""
     return [mount for mount in all_mounts() if mount.fstype == FSTYPE]
 
 
 def find_mount(state: Path) -> MountInfo | None:
-    """Return the statefs mount exactly at `state`, the topmost one, or None."""
+    """Return the statefs mount exactly at `state`, the topmost one, or None.
+
+    A bind mount of a folder inside a state is no state.
+    """
     mount, path = _reached(state)
-    return mount if mount is not None and mount.mount_point == path else None
+    is_state = mount is not None and mount.mount_point == path and mount.root == "/"
+    return mount if is_state else None
 
 
 def mount_containing(path: Path) -> MountInfo | None:
-    """Return the statefs mount that `path` lies in (or is the mount point of), or None."""
-    return _reached(path)[0]
+    """Return the statefs mount that `path` lies in (or is the mount point of), or None.
+
+    None, too, in a bind mount of a folder inside a state.
+    """
+    mount = _reached(path)[0]
+    return mount if mount is not None and mount.root == "/" else None
 
 
 def _reached(path: Path) -> tuple[MountInfo | None, Path]:

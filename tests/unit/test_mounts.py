@@ -111,6 +111,16 @@ def test_a_mount_inside_a_mount_is_found(mount_table: Path, tmp_path: Path) -> N
     assert around is not None and around.mount_point == tmp_path / "state"
 
 
+def test_a_bind_mount_of_a_folder_inside_a_state_is_no_state(
+    mount_table: Path, tmp_path: Path
+) -> None:
+    """What shows only a part of a filesystem is neither a state nor inside one."""
+    part = tmp_path / "data"
+    mount_table.write_text(f"41 22 0:39 /current/files {part} rw - fuse.statefs /srv/store rw\n")
+    assert table.find_mount(part) is None
+    assert table.mount_containing(part / "deep") is None
+
+
 def test_a_path_beside_a_mount_is_in_no_mount(mount_table: Path, tmp_path: Path) -> None:
     """A common beginning of the name is no containment."""
     assert mounts.mount_containing(tmp_path / "state.store") is None

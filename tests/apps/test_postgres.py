@@ -76,11 +76,11 @@ class Cluster:
     def serving(self, *settings: str) -> Iterator[None]:
         """Run the server until the end of the block; fail when it did not end well."""
         log = self.disk / f"{self.data.name}.log"
-        where = ["-c", "listen_addresses=", "-c", f"unix_socket_directories={self.disk}"]
-        words = [word for setting in settings for word in ("-c", setting)]
+        local = ["listen_addresses=", f"unix_socket_directories={self.disk}"]
+        words = [word for setting in (*local, *settings) for word in ("-c", setting)]
         with started(
             self.program("postgres"),
-            *("-D", self.data, *where, *words),
+            *("-D", str(self.data), *words),
             log=log,
             account=self.account,
             env=ENVIRONMENT,
@@ -163,7 +163,7 @@ def save_under_load(cluster: Cluster, state: MountedState, saves: int) -> dict[s
         )
         client = stack.enter_context(
             reporting(
-                *("stdbuf", "-oL", cluster.program("psql"), *server, *quiet),
+                *("stdbuf", "-oL", str(cluster.program("psql")), *server, *quiet),
                 log=cluster.disk / "client.log",
                 stdin=rows,
             )
@@ -203,8 +203,6 @@ def test_acknowledged_transactions_are_in_snapshots_taken_under_load(
         final = int(cluster.psql("SELECT count(*) FROM acknowledged")[0])
         assert cluster.psql(BALANCES_OF_HISTORY) == ["t"]
     cluster.check_pages()
-    found = [
-        check_copy(cluster, app_state.snapshots / name, last) for name, last in known.items()
-    ]
+    found = [check_copy(cluster, app_state.snapshots / name, last) for name, last in known.items()]
     assert sorted(found) == found
     assert found[-1] <= final

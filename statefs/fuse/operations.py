@@ -22,8 +22,8 @@ from statefs.errors import PosixError
 from statefs.fuse.attributes import absent, entry_attributes
 from statefs.fuse.durability import FSYNC, WRITE, Durability
 from statefs.fuse.errno_map import answers
-from statefs.fuse.handles import NODE_MASK, SYNCED, WRITABLE, handle
-from statefs.ids import INO_BITS, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
+from statefs.fuse.handles import LISTING, LISTINGS_MAX, NODE_MASK, SYNCED, WRITABLE, handle
+from statefs.ids import INO_BITS, INO_MASK, LIVING, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
 from statefs.metadata.entries import living_entry
 from statefs.snapshots.namespace import FOREVER, METADATA_NAME, Found, Namespace
 from statefs.snapshots.views import PastInode
@@ -98,6 +98,8 @@ class Operations(pyfuse3.Operations):
         self._durability = durability
         self._keeper = keeper
         self._store_root = store_root
+        self._listings = 0
+        self._bounds: dict[int, int] = {}
 
     @property
     def _objects(self) -> ObjectFiles:
@@ -351,8 +353,8 @@ class Operations(pyfuse3.Operations):
         if not _is_current(ino):
             return
         node = self._table.nodes.get(ino)
-        if node is not None and node.is_stale and node.nlink:
-            self._data.settle([node])
+        if node is not None and node.is_stale and node.nlink and ino not in self._table.unsynced:
+            self._data.settle([node])  # else once its bytes are durable: bytes before sizes
         self._table.closed(ino)
 
     @answers
@@ -364,20 +366,31 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def opendir(self, inode: int, ctx: Any) -> int:
-        """Answer OPENDIR."""
-        return inode
+        """Answer OPENDIR; each listing of current/ has a handle, and so a bound, of its own."""
+        if not _is_current(inode):
+            return inode
+        self._listings = (self._listings + 1) % LISTINGS_MAX
+        return LISTING | self._listings << INO_BITS | inode
 
     @answers
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        """Answer READDIRPLUS: entries after the cookie `start_id`, as many as the reply holds."""
+        """Answer READDIRPLUS: entries after the cookie `start_id`, as many as the reply holds.
+
+        Entries made after the listing began are left out, or a folder that grows as fast as it
+        is read would have no end.
+        """
+        folder = fh & INO_MASK if fh & LISTING else fh
         after = start_id
-        if after < 2 and not self._reply_dots(fh, after, token):
+        if after == 0:
+            self._bounds[fh] = self._table.next_id
+        bound = self._bounds.get(fh, LIVING)
+        if after < 2 and not self._reply_dots(folder, after, token):
             return
         after = max(after, 2)
         while True:
-            batch = self._listing(fh, after)
+            batch = self._listing(folder, after)
             for cookie, name, reply in batch:
-                if not pyfuse3.readdir_reply(token, name, reply, cookie):
+                if cookie >= bound or not pyfuse3.readdir_reply(token, name, reply, cookie):
                     return
                 after = cookie
             if len(batch) < LISTING_BATCH:
@@ -416,6 +429,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def releasedir(self, fh: int) -> None:
         """Answer RELEASEDIR."""
+        self._bounds.pop(fh, None)
 
     @answers
     async def fsyncdir(self, fh: int, datasync: bool) -> None:

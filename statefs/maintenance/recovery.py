@@ -64,7 +64,11 @@ def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
             f"SELECT size FROM inodes WHERE ino = ? AND valid_to = {LIVING}", (ino,)
         )
         if number is not None and size is not None:
-            state = objects.stat(number)
+            try:
+                state = objects.stat(number)
+            except FileNotFoundError:
+                log.error("the object file %x of inode %d is missing", number, ino)
+                continue
             if database.value(_TAIL, (ino,)) == number:
                 size = state.st_size
             elif state.st_size > size:

@@ -131,9 +131,14 @@ class FileData:
         node.size = size
 
     def _promote(self, node: Node) -> None:
-        """Move inline content to an object file."""
+        """Move inline content to an object file.
+
+        Content that is durable stays so: the object is synced before the commit that ends the
+        inline row, as the log may reach the disk before the object's bytes. Once in a file's life.
+        """
         data = self._content(node)
         table = self._table
+        is_durable = self._database.is_commit_synced(node.changed)
         made = 0
         try:
             with table.change(node):
@@ -142,6 +147,8 @@ class FileData:
                 if data:
                     made = self._new_object(node)
                     self._objects.write(made, data, 0)
+                    if is_durable:
+                        self._objects.sync(made)
                     whole = Extent(0, LIVING, made, table.epoch)
                     self._apply(node, *overlay(node.extents, whole))
                     table.temporal.end_all(INLINE, node.ino)

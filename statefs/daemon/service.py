@@ -118,7 +118,7 @@ class Service:
                     store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
                 raise
             await trio.to_thread.run_sync(store.database.sync)
-            await self._publish()
+            await self._publish(snapshot)
             return snapshot
 
     async def _write_back(self) -> None:
@@ -134,12 +134,12 @@ class Service:
                     log.warning("the kernel did not write memory maps back in time")
                 return
 
-    async def _publish(self) -> None:
+    async def _publish(self, changed: Snapshot) -> None:
         """Write the documents of the store and have the kernel forget the old ones."""
-        documents = self._store.documents()
+        documents = self._store.documents(changed)
         await trio.to_thread.run_sync(self._store.write_files, documents)
-        self._forget(invalidation.attributes_of(SNAPSHOTS_DIR))
-        self._forget(invalidation.content_of(INDEX_JSON))
+        await self._send(invalidation.attributes_of(SNAPSHOTS_DIR))
+        await self._send(invalidation.content_of(INDEX_JSON))
 
     def _forget(self, notice: Callable[[], None]) -> None:
         """Send the kernel a notice from a thread: a handler that sends one may deadlock."""
@@ -164,7 +164,7 @@ class Service:
                 raise NoSuchSnapshot(f"the snapshot {snapshot.name} has just been deleted")
             self._store.freeing(lambda: self._store.catalog.begin_delete(snapshot.epoch))
             await trio.to_thread.run_sync(self._store.database.sync)
-            await self._publish()
+            await self._publish(snapshot)
         for name in (snapshot.name, snapshot.label):
             if name is not None:
                 self._forget(invalidation.entry(SNAPSHOTS_DIR, os.fsencode(name)))

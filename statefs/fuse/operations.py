@@ -194,12 +194,13 @@ class Operations(pyfuse3.Operations):
         ctx: Any,
         rdev: int = 0,
         target: bytes | None = None,
+        is_absent: bool = False,
     ) -> Node:
         ino = _current(parent)
         self._check_free(ino, name)
         self._keeper.require_space()
         return self._names.create(
-            ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target
+            ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target, is_absent
         )
 
     @answers
@@ -298,7 +299,7 @@ class Operations(pyfuse3.Operations):
             if flags & os.O_TRUNC and node.is_file:
                 self._truncate(node.ino, 0)
         else:
-            node = self._create(parent, name, mode | stat.S_IFREG, ctx)
+            node = self._create(parent, name, mode | stat.S_IFREG, ctx, is_absent=entry is None)
         self._table.opened(node.ino)
         return pyfuse3.FileInfo(fh=handle(node.ino, flags) | WRITABLE), self._reply(node)
 

@@ -100,7 +100,7 @@ def _fill(layout: StoreLayout, app_id: str | None, clock: Clock) -> None:
     try:
         for name in CURRENT_FOLDERS:
             store.volume.names.create(TREE_ROOT, name.encode(), FOLDER_MODE, Creator(*owner))
-        store.write_documents()
+        store.write_files(store.documents())
     finally:
         store.close()
 
@@ -141,6 +141,8 @@ class Store:
         self.collector = Collector(self.database, self.objects, self.catalog)
         owner = layout.root.stat()
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
+        if not self.was_clean:
+            self.write_files(self.documents())
 
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
@@ -182,28 +184,39 @@ class Store:
             self.database.fail(error)
             raise
 
-    def write_documents(self) -> None:
-        """Write index.json and the metadata.json files of the store, where they are missing."""
-        self.write_files(self.documents())
+    def documents(self, changed: Snapshot | None = None) -> dict[Path, bytes | None]:
+        """Return what plain files of documents in the store should hold, index.json last.
 
-    def documents(self) -> dict[Path, bytes]:
-        """Return what the plain files of documents in the store should hold."""
-        folder = self.layout.snapshots
-        wanted = {
-            folder / f"{snapshot.name}.json": encode(snapshot.document())
-            for snapshot in self.catalog.snapshots
+        Args:
+            changed: the snapshot just taken or deleted; None for all there are.
+
+        Returns:
+            The bytes of each file, None for one that should not exist.
+        """
+        kept = self.catalog.snapshots
+        affected = kept if changed is None else [changed]
+        wanted: dict[Path, bytes | None] = {
+            self._document_path(snapshot): encode(snapshot.document()) for snapshot in affected
         }
+        if changed is None:
+            surplus = set(self.layout.snapshots.glob("*.json")) - wanted.keys()
+            wanted |= dict.fromkeys(surplus)
+        elif self.catalog.by_view(changed.view) is None:
+            wanted[self._document_path(changed)] = None
         wanted[self.layout.index_json] = self.namespace.index_bytes()
         return wanted
 
-    def write_files(self, wanted: dict[Path, bytes]) -> None:
-        """Write the documents that are not there yet, index.json last, and remove surplus ones."""
+    def _document_path(self, snapshot: Snapshot) -> Path:
+        return self.layout.snapshots / f"{snapshot.name}.json"
+
+    @staticmethod
+    def write_files(wanted: dict[Path, bytes | None]) -> None:
+        """Write the documents, and remove those that should not exist; may run in a thread."""
         for path, data in wanted.items():
-            if path == self.layout.index_json or not path.exists():
+            if data is None:
+                path.unlink(missing_ok=True)
+            else:
                 write_file(path, data)
-        for path in self.layout.snapshots.glob("*.json"):
-            if path not in wanted:
-                path.unlink()
 
     # What commands use when no daemon runs.
 
@@ -218,7 +231,7 @@ class Store:
         self.sync()
         snapshot = self.catalog.complete(snapshot)
         self.database.sync()
-        self.write_documents()
+        self.write_files(self.documents(snapshot))
         return document_of(snapshot)
 
     def list_snapshots(self) -> list[dict[str, Any]]:
@@ -233,7 +246,7 @@ class Store:
         """Delete a snapshot and give its space back; return its document."""
         snapshot = self.catalog.choose(selector)
         self.freeing(lambda: self.catalog.begin_delete(snapshot.epoch))
-        self.write_documents()
+        self.write_files(self.documents(snapshot))
         self.collect()
         return document_of(snapshot)
 

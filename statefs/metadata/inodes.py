@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import stat
-from enum import IntFlag
+from enum import IntEnum
 from typing import Any, Final
 
 from statefs.ids import LIVING, Epoch
 from statefs.metadata.connection import Database
 
 
-class InodeFlag(IntFlag):
-    """What an inode has besides its attributes, so that nothing is looked for in vain."""
+class InodeFlag(IntEnum):
+    """Bits of `flags`: what an inode has besides its attributes, so nothing is sought in vain."""
 
     XATTRS = 1
     """It has rows in `xattrs`."""

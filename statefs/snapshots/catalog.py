@@ -22,6 +22,7 @@ from statefs.snapshots import naming
 from statefs.snapshots.documents import (
     REASONS,
     IndexDocument,
+    IndexEntry,
     RetentionPolicy,
     SnapshotDocument,
     VolumeManifest,
@@ -108,14 +109,22 @@ class Catalog:
         self._database = volume.table.database
         self.generation = 0
         self.last_modified_ns = 0
+        self._entries: dict[int, IndexEntry] = {}
         self._load()
 
     def _load(self) -> None:
         rows = self._database.rows(f"{_SELECT} WHERE state = ? ORDER BY epoch", (COMPLETE,))
-        self.snapshots = [_snapshot(row) for row in rows]
-        self._by_view = {view: s for s in self.snapshots for view in (s.view, s.label_view)}
-        self._by_name = {s.name: s for s in self.snapshots}
-        self._by_label = {s.label: s for s in self.snapshots if s.label is not None}
+        self._show([_snapshot(row) for row in rows])
+
+    def _show(self, snapshots: list[Snapshot]) -> None:
+        """Take `snapshots`, oldest first, for all there are."""
+        self.snapshots = snapshots
+        self._by_view = {view: s for s in snapshots for view in (s.view, s.label_view)}
+        self._by_name = {s.name: s for s in snapshots}
+        self._by_label = {s.label: s for s in snapshots if s.label is not None}
+        self._entries = {
+            s.epoch: self._entries.get(s.epoch) or index_entry(s.document()) for s in snapshots
+        }
         self.last_modified_ns = self._table.clock.now_ns()
         self.generation += 1
 
@@ -172,7 +181,8 @@ class Catalog:
         self.check_request(reason, message, labels)
         table, database = self._table, self._database
         now = table.clock.now_ns()
-        taken = {row[0] for row in database.rows("SELECT name FROM snapshots")}
+        hidden = database.rows("SELECT name FROM snapshots WHERE state != ?", (COMPLETE,))
+        taken = {*self._by_name, *(row[0] for row in hidden)}
         label = labels.get("name")
         stale = table.stale_nodes()
         for node in stale:
@@ -202,7 +212,8 @@ class Catalog:
         self._database.execute(f"INSERT INTO snapshots ({names}) VALUES ({marks})", tuple(row))
 
     def _free_slot(self) -> int:
-        used = {row[0] for row in self._database.rows("SELECT id FROM snapshots")}
+        hidden = self._database.rows("SELECT id FROM snapshots WHERE state != ?", (COMPLETE,))
+        used = {*(s.id for s in self.snapshots), *(row[0] for row in hidden)}
         newest = int(self._database.value("SELECT value FROM store WHERE key = 'last_slot'"))
         slot = newest % SLOTS + 1
         while slot in used:
@@ -243,8 +254,9 @@ class Catalog:
             self._database.execute(
                 "UPDATE snapshots SET state = ? WHERE epoch = ?", (COMPLETE, snapshot.epoch)
             )
-        self._load()
-        return self._by_name[snapshot.name]
+        shown = snapshot._replace(state=COMPLETE)
+        self._show([*self.snapshots, shown])
+        return shown
 
     def begin_delete(self, epoch: int) -> None:
         """Hide a snapshot for ever, complete or pending; its rows go later (maintenance/gc.py)."""
@@ -252,7 +264,7 @@ class Catalog:
             self._database.execute(
                 "UPDATE snapshots SET state = ?, label = NULL WHERE epoch = ?", (DELETING, epoch)
             )
-        self._load()
+        self._show([s for s in self.snapshots if s.epoch != epoch])
         self._table.unpin(Epoch(self.newest_pinned()))
 
     def newest_pinned(self) -> int:
@@ -304,7 +316,7 @@ class Catalog:
             project_id=values["uuid"],
             app_id=values["app_id"],
             current_state_digest=None,
-            snapshots=[index_entry(snapshot.document()) for snapshot in self.snapshots],
+            snapshots=list(self._entries.values()),
             retention_policy=RetentionPolicy(),
             last_modified=naming.iso_time(self.last_modified_ns),
         )

@@ -128,7 +128,7 @@ class Namespace:
         if ino == SNAPSHOTS_DIR:
             links = 2 + len(self._catalog.snapshots)
             inode = self._fixed(ino, stat.S_IFDIR | 0o755, nlink=links)
-            return Found(node, inode, FOREVER, 0.0)
+            return Found(node, inode, FOREVER, FOREVER)  # a save has the kernel forget them
         if ino == INDEX_JSON:
             inode = self._fixed(ino, stat.S_IFREG | 0o444, len(self.index_bytes()))
             return Found(node, inode, FOREVER, 0.0)

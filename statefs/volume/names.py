@@ -83,19 +83,21 @@ class Names:
         creator: Creator,
         rdev: int = 0,
         target: bytes | None = None,
+        is_absent: bool = False,
     ) -> Node:
         """Make a file, folder, link or device.
 
         Args:
             mode: type and permission bits; of a regular file, S_IFREG.
             target: where a symbolic link leads.
+            is_absent: the caller has just looked and the folder has no such name.
 
         Raises:
             PosixError: EEXIST, ENAMETOOLONG, ENOENT when the folder is gone, ENOSPC.
         """
         _check_name(name)
         folder = self._folder(parent)
-        if living_entry(self._database, parent, name) is not None:
+        if not is_absent and living_entry(self._database, parent, name) is not None:
             raise PosixError(errno.EEXIST)
         table = self._table
         now = table.clock.now_ns()
@@ -111,7 +113,7 @@ class Names:
             times = (now, now, now, now)
             owner = (creator.uid, gid)
             node = Node(
-                (ino, table.epoch, mode, links, *owner, rdev, size, 0, *times, parent, int(flags))
+                (ino, table.epoch, mode, links, *owner, rdev, size, 0, *times, parent, flags)
             )
             table.insert(node)
             for key, value in xattrs.items():
@@ -301,7 +303,8 @@ class Names:
         with table.change(*touched.values()):
             temporal.end(ENTRIES, source.valid_from, old.ino, old_name)
             if target is None or replaced is None:
-                temporal.born(ENTRIES, new.ino, new_name, node.ino, table.new_id())
+                cookie = source.cookie if old is new else table.new_id()
+                temporal.born(ENTRIES, new.ino, new_name, node.ino, cookie)
             else:
                 key = (new.ino, new_name)
                 temporal.change(ENTRIES, target.valid_from, key, (node.ino, target.cookie))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import select
 import shutil
 import signal
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +31,9 @@ from tests.leftovers import (
 LOUD: Final = (" WARNING", " ERROR", " CRITICAL", "Traceback")
 """What a line of the daemon's log begins with, or holds after its time, when something is wrong."""
 END_SECONDS: Final = 30.0
-"""A daemon ends within a second; one that does not within this will not."""
+"""What the daemon does by itself takes a second or two; not done within this, it is never done."""
+POLL_SECONDS: Final = 0.05
+"""Between two looks at what the daemon does in the background."""
 
 
 @dataclass
@@ -41,11 +44,13 @@ class MountedState:
         state: the mount point.
         store: the backing store.
         options: what follows `-o`; empty for none.
+        expected_log: a pattern of the warnings and errors that the test provokes.
     """
 
     state: Path
     store: Path
     options: str = ""
+    expected_log: str | None = None
 
     @property
     def current(self) -> Path:
@@ -136,10 +141,13 @@ class MountedState:
         assert trouble is None, trouble
 
     def loud_lines(self) -> list[str]:
-        """Return the warnings and errors in the daemon's log."""
+        """Return the warnings and errors in the daemon's log that the test does not expect."""
         log = StoreLayout(self.store).log
         lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        return [line for line in lines if any(word in line for word in LOUD)]
+        loud = [line for line in lines if any(word in line for word in LOUD)]
+        if self.expected_log is None:
+            return loud
+        return [line for line in loud if not re.search(self.expected_log, line)]
 
     def is_mounted(self) -> bool:
         """Return whether the state is mounted, without looking into it."""
@@ -214,6 +222,14 @@ def detach(folder: Path) -> None:
         abort_connections([mount])
         command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
         subprocess.run([*command, str(mount.mount_point)], check=True, timeout=COMMAND_SECONDS)
+
+
+def eventually(condition: Callable[[], bool], what: str) -> None:
+    """Return when `condition` holds; fail, saying `what` was awaited, at the deadline."""
+    end = time.monotonic() + END_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"{what}: not within {END_SECONDS} seconds"
+        time.sleep(POLL_SECONDS)
 
 
 def wait_until_gone(pid: int) -> None:

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+RUN_SECONDS: Final = 100
+
+pytestmark = [
+    pytest.mark.benchmark,
+    pytest.mark.skipif(os.geteuid() != 0, reason="emptying the kernel's caches needs root"),
+]
+
+
+def figures_of(tmp_path: Path, *command: str) -> dict[str, Any]:
+    """Run a benchmark and return what it kept."""
+    kept = tmp_path / "kept"
+    done = subprocess.run(
+        [sys.executable, "-m", *command, "--folder", str(tmp_path), "--results", str(kept)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=RUN_SECONDS,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    (file,) = kept.iterdir()
+    figures: dict[str, Any] = json.loads(file.read_text())
+    return figures
+
+
+def test_operations_are_measured_in_every_mode(tmp_path: Path) -> None:
+    """Each mode has times, and the counting daemons have seen the requests and commits."""
+    figures = figures_of(tmp_path, "benchmarks.operations", "--rounds", "1", "--only", "mkdir")
+    assert set(figures["times_us"]) == {"plain", "close", "fsync"}
+    for mode in ("close", "fsync"):
+        counted = figures["counted"][mode]["mkdir"][-1]
+        assert counted["requests"]["mkdir"] == counted["commits"]
+        assert figures["handlers"][mode]["mkdir"][1] > 0
+
+
+def test_size_and_history_are_measured(tmp_path: Path) -> None:
+    """Small stores give figures of every kind that large ones would."""
+    sizes = ("--files", "2000", "--large-files", "1", "--history-files", "1000", "--snapshots", "3")
+    figures = figures_of(tmp_path, "benchmarks.scale", *sizes)
+    assert min(figures["size"]["save_ms"]) > 0
+    assert set(figures["history"]["lookups"]) == {"with", "without"}

@@ -5,7 +5,7 @@ STATE ?= ./state
 # More arguments for pytest, e.g. make test PYTEST_ARGS="-k rename tests/mounted"
 PYTEST_ARGS ?=
 
-.PHONY: help run setup stop test check lint types layers install-helper
+.PHONY: help run setup stop test check lint types layers bench install-helper
 
 help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -35,6 +35,10 @@ types: setup-tests ## Check types
 
 layers: setup-tests ## Check that each layer imports only lower ones
 	@.venv/bin/lint-imports --no-logo
+
+bench: setup ## Measure what operations, size and history cost (minutes; as root, nothing else running)
+	@$(PY) -m benchmarks.operations
+	@$(PY) -m benchmarks.scale
 
 install-helper: setup ## As root: let mount(8) and /etc/fstab use statefs
 	@ln -sfn "$(CURDIR)/scripts/mount.fuse.statefs" /sbin/mount.fuse.statefs

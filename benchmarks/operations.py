@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from benchmarks.counters import REQUESTS, Counts
 from benchmarks.mounted import Mode, Mounted, mounted
-from benchmarks.report import console, figure, keep, median, table
+from benchmarks.report import RESULTS, console, figure, keep, median, table
 from benchmarks.workloads import WORKLOADS, Workload, make_cold
 
 MODES: Final = ("close", "fsync")
@@ -89,7 +89,6 @@ def run(
                 for place in places:
                     place.measure(workload)
             console.print(f"{mode}: round {number + 1} of {rounds}", style="dim")
-        shutil.rmtree(plain)
     return places
 
 
@@ -185,6 +184,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="workloads whose name holds this text")
     parser.add_argument("--folder", type=Path, help="where stores and the plain folder are made")
     parser.add_argument("--modes", default=",".join(MODES), help="durability modes")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
     arguments = parser.parse_args()
     workloads = [one for one in WORKLOADS if arguments.only in one.name]
     modes = arguments.modes.split(",")
@@ -196,7 +196,7 @@ def main() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     show_operations(workloads, timed, counted)
     show_requests(counted)
-    path = keep("operations", figures_of(timed, counted))
+    path = keep("operations", figures_of(timed, counted), arguments.results)
     console.print(f"kept in {path}")
 
 

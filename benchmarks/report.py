@@ -36,12 +36,14 @@ def machine() -> dict[str, Any]:
     }
 
 
-def keep(name: str, figures: dict[str, Any]) -> Path:
-    """Write the figures of a run to benchmarks/results/ and return the file."""
-    RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
-    document = {"machine": machine(), "arguments": sys.argv[1:], **figures}
-    path.write_bytes(msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n")
+def keep(name: str, figures: dict[str, Any], folder: Path = RESULTS) -> Path:
+    """Write the figures of a run into a folder and return the file."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"{name}-{time.strftime('%Y%m%dT%H%M%SZ', time.gmtime())}.json"
+    surroundings = {"machine": machine(), "arguments": sys.argv[1:]}
+    path.write_bytes(
+        msgspec.json.format(msgspec.json.encode(surroundings | figures), indent=2) + b"\n"
+    )
     return path
 
 

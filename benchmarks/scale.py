@@ -20,7 +20,7 @@ from typing import Any, Final
 
 from benchmarks.mounted import Mounted, drop_kernel_caches, mounted, start
 from benchmarks.mounted import end as unmount_and_wait
-from benchmarks.report import console, figure, keep, median, table
+from benchmarks.report import RESULTS, console, figure, keep, median, table
 from benchmarks.stores import LARGE_FILE_BYTES, build, file_path, rewrite
 from statefs.control.client import ControlClient
 from statefs.layout import StoreLayout
@@ -200,6 +200,7 @@ def main() -> None:
     parser.add_argument("--history-files", type=int, default=100_000)
     parser.add_argument("--snapshots", type=int, default=100)
     parser.add_argument("--folder", type=Path, help="where stores are made")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="where figures are kept")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="statefs-scale-", dir=arguments.folder))
     figures: dict[str, Any] = {}
@@ -215,7 +216,7 @@ def main() -> None:
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     drop_kernel_caches()
-    console.print(f"kept in {keep('scale', figures)}")
+    console.print(f"kept in {keep('scale', figures, arguments.results)}")
 
 
 if __name__ == "__main__":

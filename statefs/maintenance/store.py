@@ -81,6 +81,7 @@ def _fill(layout: StoreLayout, app_id: str | None, clock: Clock) -> None:
         "epoch": 1,
         "next_id": FIRST_FREE_INO,
         "last_slot": 0,
+        "last_modified_ns": now,
         "clean": 1,
         "files": 0,
         "bytes": 0,

@@ -125,8 +125,17 @@ class Catalog:
         self._entries = {
             s.epoch: self._entries.get(s.epoch) or index_entry(s.document()) for s in snapshots
         }
-        self.last_modified_ns = self._table.clock.now_ns()
+        self.last_modified_ns = int(
+            self._database.value("SELECT value FROM store WHERE key = 'last_modified_ns'")
+        )
         self.generation += 1
+
+    def _note_change(self) -> None:
+        """Write down when the list of snapshots changed; in the transaction that does it."""
+        self._database.execute(
+            "UPDATE store SET value = ? WHERE key = 'last_modified_ns'",
+            (self._table.clock.now_ns(),),
+        )
 
     def by_view(self, view: int) -> Snapshot | None:
         """Return the complete snapshot shown in `view`, or None."""
@@ -218,7 +227,7 @@ class Catalog:
         slot = newest % SLOTS + 1
         while slot in used:
             slot = slot % SLOTS + 1
-        self._database.execute("INSERT OR REPLACE INTO store VALUES ('last_slot', ?)", (slot,))
+        self._database.execute("UPDATE store SET value = ? WHERE key = 'last_slot'", (slot,))
         return slot
 
     def _volumes(self) -> list[str]:
@@ -254,6 +263,7 @@ class Catalog:
             self._database.execute(
                 "UPDATE snapshots SET state = ? WHERE epoch = ?", (COMPLETE, snapshot.epoch)
             )
+            self._note_change()
         shown = snapshot._replace(state=COMPLETE)
         self._show([*self.snapshots, shown])
         return shown
@@ -264,6 +274,7 @@ class Catalog:
             self._database.execute(
                 "UPDATE snapshots SET state = ?, label = NULL WHERE epoch = ?", (DELETING, epoch)
             )
+            self._note_change()
         self._show([s for s in self.snapshots if s.epoch != epoch])
         self._table.unpin(Epoch(self.newest_pinned()))
 

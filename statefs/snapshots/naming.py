@@ -133,6 +133,8 @@ def _moment_ns(moment: str, now_ns: int) -> int:
         start = start.replace(tzinfo=UTC)
     colons = clock.split("+")[0].count(":")
     step = _STEPS[colons] if clock else timedelta(days=1)
+    if "." in clock:
+        step = timedelta(microseconds=1)
     end = start + step
     whole = int(end.timestamp())
     return whole * 1_000_000_000 + end.microsecond * 1000

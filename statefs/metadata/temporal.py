@@ -138,9 +138,9 @@ class Temporal:
         """
         table, named = life.table, "object" if life is EXTENTS else "0"
         cursor = self._execute(
-            f"DELETE FROM {table} WHERE ino = ? AND valid_to > ?"
-            f" AND (valid_from >= ? OR valid_from > ?) RETURNING {named}",
-            (ino, epoch, epoch, self.pinned),
+            f"DELETE FROM {table} WHERE ino = ?1 AND valid_to > ?2 AND NOT EXISTS (SELECT 1"
+            f" FROM snapshots s WHERE s.epoch >= valid_from AND s.epoch < ?2) RETURNING {named}",
+            (ino, epoch),
         )
         deleted = [row[0] for row in cursor.fetchall()]
         self._execute(

@@ -40,6 +40,8 @@ CURRENT_NAME: Final = b"current"
 SNAPSHOTS_NAME: Final = b"snapshots"
 INDEX_NAME: Final = b"index.json"
 METADATA_NAME: Final = b"metadata.json"
+TREES_CACHED: Final = 8
+"""Past trees that keep inodes in memory, each up to `views.INODES_CACHED` of about 500 bytes."""
 _FIRST_COOKIE: Final = 16
 """Cookies below are for fixed entries and "." and ".."."""
 
@@ -79,9 +81,12 @@ class Namespace:
         if snapshot is None:
             self._trees = {e: t for e, t in self._trees.items() if e in self._epochs()}
             raise PosixError(errno.ESTALE)
-        tree = self._trees.get(snapshot.epoch)
+        tree = self._trees.pop(snapshot.epoch, None)
         if tree is None:
-            tree = self._trees[snapshot.epoch] = PastTree(self._database, snapshot.epoch)
+            tree = PastTree(self._database, snapshot.epoch)
+            if len(self._trees) >= TREES_CACHED:
+                del self._trees[next(iter(self._trees))]
+        self._trees[snapshot.epoch] = tree  # the last, so that the first is the longest unused
         return snapshot, tree
 
     def _epochs(self) -> set[int]:

@@ -24,6 +24,8 @@ from statefs.metadata.connection import Database
 from statefs.metadata.inodes import Inode, InodeFlag, living_row
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
 
+EXTENTS_KEPT: Final = 64
+"""Extents that a file which nobody has open may keep in memory; more are read again."""
 NODES_CACHED: Final = 32_768
 """Living inodes kept in memory, about 1 KB each."""
 IDS_RESERVED: Final = 4096
@@ -273,7 +275,12 @@ class InodeTable:
             return
         self.opens.pop(ino, None)
         node = self.nodes.get(ino)
-        if node is not None and node.nlink == 0 and not self.assumes_open:
+        if node is None:
+            return
+        node.data = None  # the kernel's cache serves readers; all files' contents are too much
+        if node.extents is not None and len(node.extents) > EXTENTS_KEPT:
+            node.extents = None
+        if node.nlink == 0 and not self.assumes_open:
             self.reap(ino)
 
     def reap(self, ino: int) -> None:

@@ -9,6 +9,7 @@ counting takes time.
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -55,6 +56,7 @@ class Place:
         folder = self.folder / workload.name.replace("/", "-")
         folder.mkdir(exist_ok=True)
         workload.prepare(folder, workload.operations)
+        os.sync()  # what earlier workloads left to be written would slow this one's syncs down
         make_cold(workload)
         counters = self.mount.counters if self.mount else None
         before = counters.read() if counters else None

@@ -13,7 +13,6 @@ from statefs.cli.init import require_same_app
 from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line
 from statefs.cli.prepare import (
-    MOUNT_FREE_BYTES,
     choose_store,
     covered_files,
     ensure_store,
@@ -22,7 +21,6 @@ from statefs.cli.prepare import (
     names_text,
     refuse_covered_files,
     refuse_overlap,
-    require_space,
 )
 from statefs.cli.target import mount_of_store, require_state
 from statefs.errors import AlreadyMounted, StaleMount
@@ -114,8 +112,6 @@ def prepare(
         print_line(f"made the store {chosen}")
     else:
         require_same_app(mount_point, chosen, app_id)
-    if not options.read_only:
-        require_space(chosen, MOUNT_FREE_BYTES)
     warning = link_store(mount_point, chosen)
     if warning:
         click.echo(f"statefs: warning: {warning}", err=True)

@@ -17,8 +17,6 @@ from statefs.layout import default_store
 
 NEW_STORE_FREE_BYTES: Final = 16 << 20
 """A new store needs about 1 MiB; with less than this around it, it would be full at once."""
-MOUNT_FREE_BYTES: Final = 4 << 20
-"""SQLite's log grows to some MiB before a checkpoint; with less, the first writes would fail."""
 
 _NAMED_FILES: Final = 3
 """How many of the files under a mount point a message names."""

@@ -13,7 +13,7 @@ import errno
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final
 
@@ -54,6 +54,10 @@ class _Unsynced:
         self.synced = 0
 
 
+Piece = tuple[int, int, int]
+"""Bytes [start, end) of a file, and the object that holds them at the same offsets."""
+
+
 class ObjectFiles:
     """The folder objects/ of one store."""
 
@@ -61,6 +65,7 @@ class ObjectFiles:
         self._layout = layout
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
+        self._readers: dict[int, int] = {}
         self._unsynced: dict[int, _Unsynced] = {}
         self._unsynced_names: set[int] = set()
 
@@ -122,31 +127,66 @@ class ObjectFiles:
             while written < len(data):
                 written += os.pwrite(fd, memoryview(data)[written:], offset + written)
 
-    def read(self, object_id: int, offset: int, size: int) -> bytes:
-        """Return `size` bytes at `offset`; what lies beyond the object's end reads as zeros."""
+    def read(self, pieces: Sequence[Piece]) -> bytes:
+        """Return the bytes of pieces of a file; may wait for the disk.
+
+        Args:
+            pieces: (start, end, object) in order; object 0 stands for zeros. What lies beyond an
+                object's end reads as zeros, too.
+        """
+        return b"".join(self._read_piece(*piece) for piece in pieces)
+
+    def _read_piece(self, start: int, end: int, object_id: int) -> bytes:
+        if not object_id:
+            return bytes(end - start)
+        size = end - start
         with self._descriptor(object_id) as fd:
-            data = os.pread(fd, size, offset)
+            data = os.pread(fd, size, start)
             while len(data) < size:
-                more = os.pread(fd, size - len(data), offset + len(data))
+                more = os.pread(fd, size - len(data), start + len(data))
                 if not more:
                     return data + bytes(size - len(data))
                 data += more
             return data
 
-    def read_cached(self, object_id: int, offset: int, size: int) -> bytes | None:
-        """Return the bytes if the host has all of them in memory, else None without waiting.
+    def read_cached(self, pieces: Sequence[Piece]) -> bytes | None:
+        """Return the bytes of pieces if the host has them all in memory, else None at once."""
+        parts = []
+        for start, end, object_id in pieces:
+            part = self._cached(start, end, object_id) if object_id else bytes(end - start)
+            if part is None:
+                return None
+            parts.append(part)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
-        Source: preadv2(2), RWF_NOWAIT.
-        """
-        buffer = bytearray(size)
+    def _cached(self, start: int, end: int, object_id: int) -> bytes | None:
+        """Return bytes without waiting for the disk. Source: preadv2(2), RWF_NOWAIT."""
+        buffer = bytearray(end - start)
         with self._descriptor(object_id) as fd:
             try:
-                count = os.preadv(fd, [buffer], offset, os.RWF_NOWAIT)
+                count = os.preadv(fd, [buffer], start, os.RWF_NOWAIT)
             except OSError as error:
                 if error.errno in (errno.EAGAIN, errno.EOPNOTSUPP):
                     return None
                 raise
-        return bytes(buffer) if count == size else None
+        return bytes(buffer) if count == end - start else None
+
+    @contextmanager
+    def being_read(self, pieces: Sequence[Piece]) -> Iterator[None]:
+        """Keep `is_being_read` true for the objects of pieces, from before a thread reads them."""
+        for _, _, object_id in pieces:
+            self._readers[object_id] = self._readers.get(object_id, 0) + 1
+        try:
+            yield
+        finally:
+            for _, _, object_id in pieces:
+                self._readers[object_id] -= 1
+                if not self._readers[object_id]:
+                    del self._readers[object_id]
+
+    def is_being_read(self, object_id: int) -> bool:
+        """Whether a thread reads the object: none of its bytes may be freed now."""
+        return object_id in self._readers
 
     def truncate(self, object_id: int, size: int) -> None:
         """Make the object file `size` bytes long."""

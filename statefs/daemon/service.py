@@ -222,7 +222,8 @@ class Service:
                     await trio.sleep(0)
                 while candidates := collector.candidates():
                     await trio.to_thread.run_sync(self._store.sync)
-                    collector.free(candidates)
+                    if not collector.free(candidates):
+                        break
                     await trio.sleep(0)
             except (OSError, PosixError) as error:
                 log.error("space could not be given back: %s", error)

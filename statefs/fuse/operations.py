@@ -311,23 +311,11 @@ class Operations(pyfuse3.Operations):
         plan = source.plan_read(node, off, size)
         if isinstance(plan, bytes):
             return plan
-        try:
-            return await self._read_pieces(plan)
-        except FileNotFoundError:  # the object was freed while we waited: look again, once
-            plan = source.plan_read(node, off, size)
-            return plan if isinstance(plan, bytes) else await self._read_pieces(plan)
-
-    async def _read_pieces(self, pieces: list[tuple[int, int, int]]) -> bytes:
-        parts = []
-        for start, end, number in pieces:
-            if number == 0:
-                parts.append(bytes(end - start))
-                continue
-            data = self._objects.read_cached(number, start, end - start)
-            if data is None:
-                data = await trio.to_thread.run_sync(self._objects.read, number, start, end - start)
-            parts.append(data)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
+        data = self._objects.read_cached(plan)
+        if data is not None:
+            return data
+        with self._objects.being_read(plan):
+            return await trio.to_thread.run_sync(self._objects.read, plan)
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:

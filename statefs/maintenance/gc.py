@@ -71,13 +71,20 @@ class Collector:
             'SELECT DISTINCT start, "end" FROM extents WHERE object = ?', (number,)
         )
 
-    def free(self, candidates: dict[int, Ranges]) -> None:
+    def free(self, candidates: dict[int, Ranges]) -> bool:
         """Free the bytes of objects that neither `candidates` nor any row refers to.
+
+        Returns:
+            Whether any is dealt with; one that a thread is reading stays a candidate.
 
         Raises:
             OSError: the disk refused; the object stays a candidate.
         """
+        is_progress = False
         for number, before in candidates.items():
+            if self._objects.is_being_read(number):
+                continue
+            is_progress = True
             now = self._references(number)
             if not before and not now:
                 with self._database.transaction():
@@ -87,6 +94,7 @@ class Collector:
                 self._punch(number, [*before, *now])
             with self._database.transaction():
                 self._database.execute("DELETE FROM garbage WHERE object = ?", (number,))
+        return is_progress
 
     def _punch(self, number: int, referenced: Ranges) -> None:
         size = self._objects.stat(number).st_size

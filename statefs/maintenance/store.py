@@ -135,8 +135,7 @@ class Store:
         self.was_clean = bool(self._value("clean"))
         if not self.was_clean:
             recover(self.database, self.objects)
-        with self.database.transaction():
-            self.database.execute("UPDATE store SET value = 0 WHERE key = 'clean'")
+        self.freeing(lambda: self._set("clean", 0))
         self.volume = Volume(self.database, self.objects, clock)
         self.catalog = Catalog(self.volume)
         self.collector = Collector(self.database, self.objects, self.catalog)
@@ -144,6 +143,10 @@ class Store:
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:
             self.write_files(self.documents())
+
+    def _set(self, key: str, value: int) -> None:
+        with self.database.transaction():
+            self.database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))
 
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))

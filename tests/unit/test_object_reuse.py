@@ -17,10 +17,7 @@ def content(store: Store, ino: int, size: int) -> bytes:
     plan = store.volume.data.plan_read(ino, 0, size)
     if isinstance(plan, bytes):
         return plan
-    return b"".join(
-        store.objects.read(number, start, end - start) if number else bytes(end - start)
-        for start, end, number in plan
-    )
+    return store.objects.read(plan)
 
 
 def test_bytes_behind_the_end_of_a_reused_object_read_as_zeros(tmp_path: Path) -> None:

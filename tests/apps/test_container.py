@@ -89,13 +89,24 @@ class Bundle:
                 *mounts,
                 *({"destination": to, "source": str(at), **bind} for to, at in binds.items()),
             ],
-            "linux": {"namespaces": [{"type": kind} for kind in ("mount", "pid", "ipc", "uts")]},
+            "linux": self._namespaces(),
+        }
+
+    def _namespaces(self) -> dict[str, Any]:
+        """Return what is a container's own; for an ordinary user, being root there is."""
+        kinds = ["mount", "pid", "ipc", "uts"]
+        if os.geteuid() == 0:
+            return {"namespaces": [{"type": kind} for kind in kinds]}
+        return {
+            "namespaces": [{"type": kind} for kind in (*kinds, "user")],
+            "uidMappings": [{"containerID": 0, "hostID": os.geteuid(), "size": 1}],
+            "gidMappings": [{"containerID": 0, "hostID": os.getegid(), "size": 1}],
         }
 
     def crun(self, *words: str) -> list[str]:
         """Return a command of crun, which keeps its own state in this folder too."""
         command = ["crun", "--cgroup-manager=disabled", "--root", str(self.folder / "run"), *words]
-        if not UNIFIED_CGROUPS.exists():
+        if not UNIFIED_CGROUPS.exists() and os.geteuid() == 0:
             apart = ["unshare", "-m", "--propagation", "private"]
             return [*apart, "sh", "-c", WITH_UNIFIED_CGROUPS, *command]
         return command

@@ -137,6 +137,9 @@ install_missing() {
 
 # --- programs that tests drive ---------------------------------------------------------------------
 
+# The administrator's programs are not in every user's PATH.
+have_admin() { have "$1" || [ -x "/usr/sbin/$1" ] || [ -x "/sbin/$1" ]; }
+
 postgres_here() { ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || have initdb; }
 
 missing_programs() {
@@ -148,6 +151,8 @@ missing_programs() {
     have crun || echo crun
     have node || echo nodejs
     have busybox || echo busybox-static
+    have_admin mkfs.ext4 || echo e2fsprogs
+    have_admin mkfs.btrfs || echo btrfs-progs
     postgres_here || echo postgresql
 }
 

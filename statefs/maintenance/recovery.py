@@ -55,10 +55,10 @@ def _temporal(database: Database) -> Temporal:
 
 def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
     """Take sizes and times of files that were being written from their object files."""
-    pinned = _temporal(database).pinned
+    epoch = _temporal(database).epoch
     for (ino,) in database.rows("SELECT ino FROM dirty"):
         number = database.value(
-            "SELECT id FROM objects WHERE ino = ? AND epoch > ? ORDER BY id DESC", (ino, pinned)
+            "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC", (ino, epoch)
         )
         size = database.value(
             f"SELECT size FROM inodes WHERE ino = ? AND valid_to = {LIVING}", (ino,)
@@ -98,10 +98,14 @@ def _drop_orphans(database: Database) -> None:
 
 
 def _remove_strays(database: Database, objects: ObjectFiles) -> None:
-    """Remove object files whose making was never committed: they have numbers not yet used."""
+    """Remove object files whose making was never committed: they have numbers not yet used.
+
+    Such a number is the last that was handed out before the end: it lies in the last reservation,
+    or just behind it when the reservation was part of what was not committed.
+    """
     newest = database.value("SELECT max(id) FROM objects") or FIRST_FREE_INO - 1
     reserved = database.value("SELECT value FROM store WHERE key = 'next_id'")
-    for number in range(newest + 1, min(reserved, newest + 1 + 2 * IDS_RESERVED)):
+    for number in range(max(newest + 1, reserved - IDS_RESERVED), reserved + IDS_RESERVED):
         if objects.exists(number):
             log.info("removed object file %x, whose making was never committed", number)
             objects.remove(number)

@@ -20,6 +20,9 @@ _AGO: Final = re.compile(r"-(?:(\d+)([smhdw]))")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _STEPS: Final = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
 """How long the moment lasts that a time with 0, 1 or 2 colons names."""
+_ZONE: Final = re.compile(r"[+-]\d\d(?::?\d\d)?$")
+"""A time's distance from UTC."""
+_START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _BACK: Final = re.compile(r"latest(?:~(\d+))?")
 
 
@@ -123,18 +126,14 @@ def _moment_ns(moment: str, now_ns: int) -> int:
     clock = re.sub(
         r"^(\d\d)-(\d\d)(?:-(\d\d))?", lambda m: ":".join(filter(None, m.groups())), clock
     )
+    step = _STEPS[min(_ZONE.sub("", clock).count(":"), 2)] if clock else timedelta(days=1)
+    if "." in clock:
+        step = timedelta(microseconds=1)
     try:
         start = datetime.fromisoformat(f"{date}T{clock}" if clock else date)
-    except ValueError:
+        end = (start if start.tzinfo else start.replace(tzinfo=UTC)) + step
+    except (ValueError, OverflowError):
         raise UsageError(
             f"cannot read the time @{moment}: write @-2h, @2026-03-13 or @2026-03-13T12:00"
         ) from None
-    if start.tzinfo is None:
-        start = start.replace(tzinfo=UTC)
-    colons = clock.split("+")[0].count(":")
-    step = _STEPS[colons] if clock else timedelta(days=1)
-    if "." in clock:
-        step = timedelta(microseconds=1)
-    end = start + step
-    whole = int(end.timestamp())
-    return whole * 1_000_000_000 + end.microsecond * 1000
+    return (end - _START) // timedelta(microseconds=1) * 1000

@@ -136,7 +136,8 @@ class Attributes:
 
         Raises:
             PosixError: ERANGE, E2BIG for names or values beyond xattr(7)'s limits, EINVAL for a
-                malformed ACL or durability, EOPNOTSUPP for ACLs of links.
+                malformed ACL or durability, EOPNOTSUPP for ACLs of links, ENOENT for a removed
+                folder that is somebody's working directory.
         """
         if len(name) > XATTR_NAME_MAX:
             raise PosixError(errno.ERANGE)
@@ -146,6 +147,8 @@ class Attributes:
             raise PosixError(errno.EINVAL)
         table = self._table
         node = table.node(ino)
+        if node.nlink == 0 and not table.is_open(node):
+            raise PosixError(errno.ENOENT)  # its rows are gone: another one would never go
         with table.change(node):
             node.ctime_ns = table.clock.now_ns()
             if name in (acl.ACCESS, acl.DEFAULT):

@@ -174,11 +174,15 @@ class FileData:
         return number
 
     def current_object(self, node: Node) -> int:
-        """Return the object file that no snapshot pins, or 0 when there is none yet."""
+        """Return the object file that may be written, or 0 when there is none yet.
+
+        It is the one of this epoch. One that was frozen by a snapshot stays so after the
+        snapshot's deletion: it may be longer than the file that refers to it.
+        """
         if node.object < 0:
             found = self._database.value(
-                "SELECT id FROM objects WHERE ino = ? AND epoch > ? ORDER BY id DESC",
-                (node.ino, self._table.temporal.pinned),
+                "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC",
+                (node.ino, self._table.epoch),
             )
             node.object = found or 0
         return node.object
@@ -247,6 +251,8 @@ class FileData:
                     number = made = self._new_object(node)
                 self._pwrite(node, number, offset, data)
                 extents = self._extents(node)
+                if offset > node.size:
+                    self._close_tail(node, number)
                 until = LIVING if end >= node.size else end
                 written = Extent(offset, until, number, table.epoch)
                 self._apply(node, *overlay(extents, written))
@@ -264,6 +270,16 @@ class FileData:
             raise
         node.object = number
         node.is_marked = True
+
+    def _close_tail(self, node: Node, number: int) -> None:
+        """Before a file grows: a frozen object holds no more of it than it did; in a `Change`.
+
+        Args:
+            number: the object of this epoch, which grows with the file.
+        """
+        extents = self._extents(node)
+        if extents and extents[-1].end == LIVING and extents[-1].object != number:
+            self._apply(node, *cut(extents, node.size, self._table.epoch))
 
     def truncate(self, ino: int, size: int) -> Node:
         """Make a file `size` bytes long; what is added reads as zeros.
@@ -315,17 +331,22 @@ class FileData:
             extents = self._extents(node)
             if shorter:
                 self._apply(node, *cut(extents, size, table.epoch))
+            else:
+                self._close_tail(node, number)
+            if number and all(extent.object != number for extent in extents):
+                self._database.execute("DELETE FROM objects WHERE id = ?", (number,))
+                table.discard_objects([number])
+                number = 0
             self._resize(node, size)
             if size == 0:
                 node.flags &= ~InodeFlag.EXTENTS
                 node.blocks = 0
-                self._database.execute("DELETE FROM objects WHERE id = ?", (number,))
-                table.discard_objects([number] if number else [])
             else:
                 table.mark_dirty(node)
             self._changed_by_truncate(node)
+        node.object = number
         if size == 0:
-            node.data, node.object, node.extents = b"", 0, None
+            node.data, node.extents = b"", None
             return
         node.is_marked = True
         if number and shorter:

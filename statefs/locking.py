@@ -6,6 +6,7 @@ ends, however it ends. What the file says about the owner is for messages only; 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -82,11 +83,21 @@ class StoreLock:
                 if time.monotonic() >= give_up:
                     raise StoreLocked(_locked_text(self._layout))
                 time.sleep(POLL_SECONDS)
-            _write_owner(fd, self._role, self._mount_point)
+            self._write_owner(fd)
         except BaseException:
             os.close(fd)
             raise
         self._fd = fd
+
+    def _write_owner(self, fd: int) -> None:
+        """Say who holds the lock; on a full disk with the room kept back (content/reserve.py)."""
+        try:
+            _write_owner(fd, self._role, self._mount_point)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            self._layout.reserve.unlink(missing_ok=True)
+            _write_owner(fd, self._role, self._mount_point)
 
     def acquire_for_mount(self, timeout_seconds: float = MOUNT_WAIT_SECONDS) -> None:
         """Take the lock as acquire() does, but wait only for an owner that will soon be gone.

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import errno
 import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from statefs.errors import PosixError
 
-RESERVE_BYTES: Final = 4 << 20
-"""Room for some hundred deletions: each writes a few pages of 4 KiB into the log."""
+RESERVE_BYTES: Final = 8 << 20
+"""Room to move a log of the usual length (4 MiB) into meta.db, and for some hundred deletions."""
 FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 """What a full disk and a full quota answer."""
 
@@ -36,20 +35,25 @@ class Reserve:
     def hold(self) -> bool:
         """Take the room if it is not held and the disk has it; return whether it is held."""
         if not self.is_held:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                os.posix_fallocate(fd, 0, RESERVE_BYTES)
+                self._take()
                 self.is_held = True
-            except OSError:
-                os.ftruncate(fd, 0)  # a part of the room is of no use to anyone
-            finally:
-                os.close(fd)
+            except OSError as error:
+                if error.errno not in FULL:
+                    raise
+                self.give_up()  # a part of the room is of no use to anyone
         return self.is_held
+
+    def _take(self) -> None:
+        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.posix_fallocate(fd, 0, RESERVE_BYTES)
+        finally:
+            os.close(fd)
 
     def give_up(self) -> None:
         """Let go of the room, for a deletion."""
-        with suppress(FileNotFoundError):
-            os.truncate(self._path, 0)
+        self._path.unlink(missing_ok=True)  # some filesystems refuse to truncate when full
         self.is_held = False
 
     def require(self) -> None:

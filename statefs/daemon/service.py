@@ -10,9 +10,9 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from typing import Any, Final
 
+import apsw
 import trio
 
 from statefs.errors import NoSuchSnapshot, PosixError, UsageError
@@ -28,10 +28,12 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 1.0
 """How often what is owed to the disk is paid: the most that durability=fsync can lose."""
-WAL_PAGES_MAX: Final = 4096
-"""A log of 16 MiB is moved into meta.db."""
-WAL_PAGES_RESTART: Final = 4 * WAL_PAGES_MAX
-"""A log of 64 MiB is started anew even if that holds commits up for a moment."""
+WAL_PAGES_MAX: Final = 1024
+"""A log of 4 MiB is moved into meta.db; on a full disk the reserve must have room for that."""
+WAL_PAGES_RESTART: Final = 8 * WAL_PAGES_MAX
+"""A log of 32 MiB is started anew even if that holds commits up for a moment."""
+CHECKPOINT_PAUSE_SECONDS: Final = 0.1
+"""Between checkpoints that did not make the log short, because commits went on meanwhile."""
 WRITE_BACK_SECONDS: Final = 30.0
 """How long a save waits for the kernel to hand over dirty pages of shared memory maps."""
 
@@ -50,9 +52,11 @@ class Service:
 
     def __init__(self, store: Store, durability: str) -> None:
         self._store = store
-        self._durability = Durability(store.volume, durability)
+        self._durability = Durability(store.volume, durability, store.freeing)
         self._save_lock = trio.Lock()
         self._work = trio.Event()
+        self._log_is_long = trio.Event()
+        store.database.on_commit = self._note_log_length
         self.operations = Operations(
             store.volume, store.namespace, self._durability, self, store.layout.root
         )
@@ -112,13 +116,13 @@ class Service:
             pending = store.catalog.begin(reason, message, labels)
             try:
                 await trio.to_thread.run_sync(store.sync)
+                await trio.to_thread.run_sync(store.write_document, pending)
                 snapshot = store.catalog.complete(pending)
             except BaseException:
-                with suppress(PosixError):  # if even that fails, recovery drops it
-                    store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
+                store.abandon(pending)
                 raise
             await trio.to_thread.run_sync(store.database.sync)
-            await self._publish(snapshot)
+            await self._publish()
             return snapshot
 
     async def _write_back(self) -> None:
@@ -134,10 +138,10 @@ class Service:
                     log.warning("the kernel did not write memory maps back in time")
                 return
 
-    async def _publish(self, changed: Snapshot) -> None:
-        """Write the documents of the store and have the kernel forget the old ones."""
-        documents = self._store.documents(changed)
-        await trio.to_thread.run_sync(self._store.write_files, documents)
+    async def _publish(self) -> None:
+        """Write index.json and have the kernel forget the old one."""
+        data = self._store.namespace.index_bytes()
+        await trio.to_thread.run_sync(self._store.write_index, data)
         await self._send(invalidation.attributes_of(SNAPSHOTS_DIR))
         await self._send(invalidation.content_of(INDEX_JSON))
 
@@ -164,7 +168,8 @@ class Service:
                 raise NoSuchSnapshot(f"the snapshot {snapshot.name} has just been deleted")
             self._store.freeing(lambda: self._store.catalog.begin_delete(snapshot.epoch))
             await trio.to_thread.run_sync(self._store.database.sync)
-            await self._publish(snapshot)
+            self._store.document_path(snapshot).unlink(missing_ok=True)
+            await self._publish()
         for name in (snapshot.name, snapshot.label):
             if name is not None:
                 self._forget(invalidation.entry(SNAPSHOTS_DIR, os.fsencode(name)))
@@ -191,19 +196,37 @@ class Service:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pay)
             nursery.start_soon(self._collect)
+            nursery.start_soon(self._keep_log_short)
 
     async def _pay(self) -> None:
         """Make all that was acknowledged durable about once a second, if something was."""
-        database = self._store.database
         while True:
             await trio.sleep(TICK_SECONDS)
             try:
                 await self._durability.sync_everything()
-                if database.wal_pages > WAL_PAGES_MAX or not self._store.reserve.hold():
+                if not self._store.reserve.hold():
                     await self._checkpoint()
-            except (OSError, PosixError) as error:
+            except (OSError, PosixError, apsw.Error) as error:
                 log.error("the disk refuses what the store owes it: %s", error)
             self._work.set()
+
+    async def _keep_log_short(self) -> None:
+        """Move the log into meta.db whenever it has become long."""
+        database = self._store.database
+        while True:
+            await self._log_is_long.wait()
+            self._log_is_long = trio.Event()
+            try:
+                await self._checkpoint()
+            except apsw.Error as error:
+                log.warning("the log could not be moved into the database: %s", error)
+                await trio.sleep(TICK_SECONDS)
+            if database.wal_pages >= WAL_PAGES_MAX:
+                await trio.sleep(CHECKPOINT_PAUSE_SECONDS)
+
+    def _note_log_length(self, pages: int) -> None:
+        if pages >= WAL_PAGES_MAX:
+            self._log_is_long.set()
 
     async def _checkpoint(self) -> None:
         database = self._store.database

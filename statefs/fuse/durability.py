@@ -6,6 +6,7 @@ size, and that before the log. Syncs run in threads; those who wait for the same
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 import trio
@@ -29,12 +30,16 @@ class Durability:
     Args:
         volume: the living tree.
         mode: the mount's mode: "close", "fsync" or "write".
+        freeing: runs what must not fail for lack of space with the room kept back for it.
     """
 
-    def __init__(self, volume: Volume, mode: str) -> None:
+    def __init__(
+        self, volume: Volume, mode: str, freeing: Callable[[Callable[[], None]], None]
+    ) -> None:
         self._volume = volume
         self._table = volume.table
         self._database = volume.table.database
+        self._freeing = freeing
         self.mode = mode
 
     def of(self, node: Node) -> str:
@@ -76,12 +81,16 @@ class Durability:
         else:
             await trio.to_thread.run_sync(database.sync)
 
+    def settle(self, nodes: list[Node]) -> None:
+        """Write sizes and times that are newer in memory into rows."""
+        self._freeing(lambda: self._volume.data.settle(nodes))
+
     async def sync_file(self, node: Node) -> None:
         """Make a file's bytes, attributes and name durable, as fsync(2) promises."""
         if node.ino in self._table.unsynced:
             await self.sync_bytes(node.ino)
         if node.is_stale:
-            self._volume.data.settle([node])
+            self.settle([node])
         if not self._database.is_commit_synced(node.changed):
             await self.sync_names()
 
@@ -89,5 +98,5 @@ class Durability:
         """Make all that was acknowledged durable."""
         for ino in list(self._table.unsynced):
             await self.sync_bytes(ino)
-        self._volume.data.settle(self._table.stale_nodes())
+        self.settle(self._table.stale_nodes())
         await self.sync_names()

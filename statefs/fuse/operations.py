@@ -343,7 +343,7 @@ class Operations(pyfuse3.Operations):
             return
         node = self._table.nodes.get(ino)
         if node is not None and node.is_stale and node.nlink and ino not in self._table.unsynced:
-            self._data.settle([node])  # else once its bytes are durable: bytes before sizes
+            self._durability.settle([node])  # else once its bytes are durable: bytes before sizes
         self._table.closed(ino)
 
     @answers

@@ -16,7 +16,7 @@ import apsw
 from statefs.durable import sync_folder
 from statefs.errors import CorruptStore
 from statefs.layout import StoreLayout
-from statefs.metadata.connection import Database
+from statefs.metadata.connection import Database, connect
 from statefs.metadata.schema import FORMAT_VERSION
 
 log = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def back_up(layout: StoreLayout, version: int) -> None:
     layout.backups.mkdir(mode=0o700, exist_ok=True)
     moment = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
     target = layout.backups / f"meta-v{version}-{moment}.db"
-    source, copy = apsw.Connection(str(layout.meta_db)), apsw.Connection(str(target))
+    source, copy = connect(layout.meta_db), apsw.Connection(str(target))
     try:
         with copy.backup("main", source, "main") as backup:
             backup.step()

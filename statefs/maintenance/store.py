@@ -11,9 +11,11 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
+import apsw
 import msgspec
 
 from statefs import __version__
@@ -101,7 +103,7 @@ def _fill(layout: StoreLayout, app_id: str | None, clock: Clock) -> None:
     try:
         for name in CURRENT_FOLDERS:
             store.volume.names.create(TREE_ROOT, name.encode(), FOLDER_MODE, Creator(*owner))
-        store.write_files(store.documents())
+        store.write_all_documents()
     finally:
         store.close()
 
@@ -128,13 +130,14 @@ class Store:
     def __init__(self, layout: StoreLayout, clock: Clock) -> None:
         self.layout = layout
         self.clock = clock
-        migrate(layout)
-        self.database = Database(layout.meta_db)
-        self.objects = ObjectFiles(layout)
         self.reserve = Reserve(layout.reserve)
+        self.objects = ObjectFiles(layout)
+        self._is_open = False
+        self.database = self.freeing(lambda: _opened_database(layout))
+        self._is_open = True
         self.was_clean = bool(self._value("clean"))
         if not self.was_clean:
-            recover(self.database, self.objects)
+            self.freeing(lambda: recover(self.database, self.objects))
         self.freeing(lambda: self._set("clean", 0))
         self.volume = Volume(self.database, self.objects, clock)
         self.catalog = Catalog(self.volume)
@@ -142,7 +145,7 @@ class Store:
         owner = layout.root.stat()
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:
-            self.write_files(self.documents())
+            self.freeing(self.write_all_documents)
 
     def _set(self, key: str, value: int) -> None:
         with self.database.transaction():
@@ -151,20 +154,25 @@ class Store:
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
 
-    def freeing(self, deletion: Callable[[], T]) -> T:
-        """Run a deletion, on a full disk with the room that is reserved for it.
+    def freeing(self, action: Callable[[], T]) -> T:
+        """Run what makes room, or must not fail for lack of it, on a full disk with the reserve.
+
+        Args:
+            action: changes nothing when it raises.
 
         Raises:
-            PosixError: as the deletion; ENOSPC when even the reserve does not help.
+            PosixError, OSError: as the action; ENOSPC when even the reserve does not help.
         """
         try:
-            return deletion()
-        except PosixError as error:
+            return action()
+        except (OSError, PosixError) as error:
             if error.errno not in FULL:
                 raise
         self.reserve.give_up()
-        self.database.checkpoint(restart=True)
-        return deletion()
+        if self._is_open:
+            with suppress(apsw.Error):  # it needs room itself; the action will tell
+                self.database.checkpoint(restart=True)
+        return action()
 
     # What a save consists of; the daemon runs the parts that wait in threads.
 
@@ -188,39 +196,27 @@ class Store:
             self.database.fail(error)
             raise
 
-    def documents(self, changed: Snapshot | None = None) -> dict[Path, bytes | None]:
-        """Return what plain files of documents in the store should hold, index.json last.
-
-        Args:
-            changed: the snapshot just taken or deleted; None for all there are.
-
-        Returns:
-            The bytes of each file, None for one that should not exist.
-        """
-        kept = self.catalog.snapshots
-        affected = kept if changed is None else [changed]
-        wanted: dict[Path, bytes | None] = {
-            self._document_path(snapshot): encode(snapshot.document()) for snapshot in affected
-        }
-        if changed is None:
-            surplus = set(self.layout.snapshots.glob("*.json")) - wanted.keys()
-            wanted |= dict.fromkeys(surplus)
-        elif self.catalog.by_view(changed.view) is None:
-            wanted[self._document_path(changed)] = None
-        wanted[self.layout.index_json] = self.namespace.index_bytes()
-        return wanted
-
-    def _document_path(self, snapshot: Snapshot) -> Path:
+    def document_path(self, snapshot: Snapshot) -> Path:
+        """Return where the store keeps a snapshot's metadata.json as a plain file."""
         return self.layout.snapshots / f"{snapshot.name}.json"
 
-    @staticmethod
-    def write_files(wanted: dict[Path, bytes | None]) -> None:
-        """Write the documents, and remove those that should not exist; may run in a thread."""
-        for path, data in wanted.items():
-            if data is None:
-                path.unlink(missing_ok=True)
-            else:
-                write_file(path, data)
+    def write_document(self, snapshot: Snapshot) -> None:
+        """Write a snapshot's metadata.json; before it is complete, so that a listed one has it."""
+        write_file(self.document_path(snapshot), encode(snapshot.document()))
+
+    def write_index(self, data: bytes) -> None:
+        """Write index.json; may run in a thread."""
+        self.freeing(lambda: write_file(self.layout.index_json, data))
+
+    def write_all_documents(self) -> None:
+        """Make the plain files of documents equal to what the database says."""
+        wanted = {self.document_path(snapshot): snapshot for snapshot in self.catalog.snapshots}
+        for path, snapshot in wanted.items():
+            if not path.exists():
+                self.write_document(snapshot)
+        for path in set(self.layout.snapshots.iterdir()) - wanted.keys():
+            path.unlink()
+        self.write_index(self.namespace.index_bytes())
 
     # What commands use when no daemon runs.
 
@@ -231,12 +227,23 @@ class Store:
             UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
         """
         self.reserve.require()
-        snapshot = self.catalog.begin(reason, message, labels)
-        self.sync()
-        snapshot = self.catalog.complete(snapshot)
+        pending = self.catalog.begin(reason, message, labels)
+        try:
+            self.sync()
+            self.write_document(pending)
+            snapshot = self.catalog.complete(pending)
+        except BaseException:
+            self.abandon(pending)
+            raise
         self.database.sync()
-        self.write_files(self.documents(snapshot))
+        self.write_index(self.namespace.index_bytes())
         return document_of(snapshot)
+
+    def abandon(self, pending: Snapshot) -> None:
+        """Give up a save that failed; what cannot be undone now is undone by recovery."""
+        with suppress(OSError, PosixError):
+            self.freeing(lambda: self.catalog.begin_delete(pending.epoch))
+            self.document_path(pending).unlink(missing_ok=True)
 
     def list_snapshots(self) -> list[dict[str, Any]]:
         """Return the documents of all snapshots, oldest first."""
@@ -250,7 +257,9 @@ class Store:
         """Delete a snapshot and give its space back; return its document."""
         snapshot = self.catalog.choose(selector)
         self.freeing(lambda: self.catalog.begin_delete(snapshot.epoch))
-        self.write_files(self.documents(snapshot))
+        self.database.sync()
+        self.document_path(snapshot).unlink(missing_ok=True)
+        self.write_index(self.namespace.index_bytes())
         self.collect()
         return document_of(snapshot)
 
@@ -321,6 +330,11 @@ class Store:
                 "UPDATE store SET value = ? WHERE key = 'next_id'", (table.next_id,)
             )
         self.database.sync()
+
+
+def _opened_database(layout: StoreLayout) -> Database:
+    migrate(layout)
+    return Database(layout.meta_db)
 
 
 def document_of(snapshot: Snapshot) -> dict[str, Any]:

@@ -18,6 +18,7 @@ import msgspec
 from statefs.errors import PosixError
 from statefs.ids import LIVING, TREE_ROOT
 from statefs.layout import StoreLayout
+from statefs.metadata.connection import connect
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import VERSIONED, RowLife
 from statefs.snapshots.catalog import COMPLETE, SLOTS
@@ -54,8 +55,7 @@ class Reading:
 
     def __init__(self, layout: StoreLayout) -> None:
         self.layout = layout
-        self.connection = apsw.Connection(str(layout.meta_db), flags=apsw.SQLITE_OPEN_READONLY)
-        self.connection.set_busy_timeout(10_000)
+        self.connection = connect(layout.meta_db)
         self.connection.execute("BEGIN")
 
     def rows(self, statement: str, parameters: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:

@@ -25,13 +25,28 @@ from statefs.metadata import schema
 CACHE_KIB: Final = 32 * 1024
 """SQLite's page cache: holds the hot part of a million inodes, well under the 200 MB goal."""
 BUSY_MS: Final = 10_000
-"""How long a commit waits for another process's read (verify, backup) to let go of a lock."""
+"""How long a commit waits for another connection (a checkpoint, verify) to let go of a lock."""
 STATEMENTS_CACHED: Final = 256
 """More than the distinct statements of the code, so none is parsed twice."""
 
 
-def _configured(path: Path, flags: int) -> apsw.Connection:
-    connection = apsw.Connection(str(path), flags=flags, statementcachesize=STATEMENTS_CACHED)
+VFS: Final = "unix-excl"
+"""SQLite's way for files of one process: locks once and keeps the log's index in memory.
+
+The store's own lock lets no other process in. A mapped index file would cost four system calls for
+each transaction, and end the process with SIGBUS when a copy-on-write disk is full.
+"""
+
+
+def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connection:
+    """Open a connection to a database of this process's store.
+
+    Raises:
+        apsw.Error: it cannot be opened.
+    """
+    connection = apsw.Connection(
+        str(path), flags=flags, vfs=VFS, statementcachesize=STATEMENTS_CACHED
+    )
     connection.set_busy_timeout(BUSY_MS)
     connection.pragma("synchronous", "NORMAL")
     connection.pragma("wal_autocheckpoint", 0)
@@ -41,8 +56,9 @@ def _configured(path: Path, flags: int) -> apsw.Connection:
 class Database:
     """meta.db, open for the one process that holds the store's lock.
 
-    `commits` counts them, `wal_pages` is the log's length, `sync_seconds` how long a sync may be
-    expected to take: as long as the last, or a little less than the longest of late.
+    `commits` counts them, `wal_pages` is the log's length (told to `on_commit`), `sync_seconds` how
+    long a sync may be expected to take: as long as the last, or a little less than the longest of
+    late.
 
     Args:
         path: of meta.db.
@@ -61,12 +77,13 @@ class Database:
             raise NoSuchStore(f"no store at {path.parent}: make one with `statefs init`")
         self.path = path
         try:
-            self.connection = _configured(path, apsw.SQLITE_OPEN_READWRITE)
+            self.connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
         except apsw.Error as error:
             raise CorruptStore(f"{path} cannot be read as a database: {error}") from error
         self.execute: Callable[..., Any] = self.connection.execute
         self.commits = 0
         self.wal_pages = 0
+        self.on_commit: Callable[[int], None] | None = None
         self.sync_seconds = 1.0
         self.failure: OSError | None = None
         self._synced_commits = 0
@@ -82,6 +99,8 @@ class Database:
         try:
             identity = self.connection.pragma("application_id")
             version = self.connection.pragma("user_version")
+        except (apsw.FullError, apsw.IOError) as error:
+            raise PosixError(self.errno_of(error)) from error
         except apsw.Error as error:
             raise CorruptStore(f"{self.path} cannot be read as a database: {error}") from error
         if identity != schema.APPLICATION_ID:
@@ -94,6 +113,8 @@ class Database:
 
     def _note_wal_pages(self, _: apsw.Connection, __: str, pages: int) -> int:
         self.wal_pages = pages
+        if self.on_commit is not None:
+            self.on_commit(pages)
         return apsw.SQLITE_OK
 
     @property
@@ -208,7 +229,7 @@ class Database:
         Args:
             restart: also make the next commit start the log anew, holding it up meanwhile.
         """
-        connection = _configured(self.path, apsw.SQLITE_OPEN_READWRITE)
+        connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
         try:
             mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
             connection.wal_checkpoint(mode=mode)

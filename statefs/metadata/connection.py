@@ -26,6 +26,8 @@ CACHE_KIB: Final = 32 * 1024
 """SQLite's page cache: holds the hot part of a million inodes, well under the 200 MB goal."""
 BUSY_MS: Final = 10_000
 """How long a commit waits for another connection (a checkpoint, verify) to let go of a lock."""
+RESTART_WAIT_MS: Final = 20
+"""How long a checkpoint that holds commits up may wait for readers to let go of the log."""
 STATEMENTS_CACHED: Final = 256
 """More than the distinct statements of the code, so none is parsed twice."""
 
@@ -224,15 +226,21 @@ class Database:
         self.failure = self.failure or error
 
     def checkpoint(self, restart: bool = False) -> None:
-        """Move the log's pages into meta.db, from any thread.
+        """Move the log's pages into meta.db, from any thread; as far as readers let it.
 
         Args:
             restart: also make the next commit start the log anew, holding it up meanwhile.
+
+        Raises:
+            apsw.Error: the disk refused.
         """
         connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
+        connection.set_busy_timeout(RESTART_WAIT_MS)
         try:
             mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
             connection.wal_checkpoint(mode=mode)
+        except apsw.BusyError:
+            pass  # verify reads an old state: the log is moved when it has ended
         finally:
             connection.close()
 

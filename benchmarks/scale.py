@@ -188,6 +188,11 @@ def show(title: str, figures: dict[str, Any]) -> None:
     for name, lookups in figures.get("lookups", {}).items():
         for kind, values in lookups.items():
             rows.append([f"{kind} {name} history", figure(median(values)), figure(max(values)), ""])
+    if "lookups" in figures:
+        pair = figures["lookups"]["with"], figures["lookups"]["without"]
+        for kind in ("lookup_us", "lookup_cpu_us"):
+            ratios = [a / b for a, b in zip(pair[0][kind], pair[1][kind], strict=True)]
+            rows.append([f"{kind}, with / without", figure(median(ratios)), "", "about 1"])
     table(title, ["", "median", "most", "goal"], rows)
 
 

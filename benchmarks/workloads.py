@@ -103,6 +103,11 @@ def _create_each(folder: Path, operations: int) -> None:
         _write_new(folder / f"f{number}")
 
 
+def _create_each_empty(folder: Path, operations: int) -> None:
+    for number in range(operations):
+        os.close(os.open(f"{folder}/f{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+
+
 def _unlink_each(folder: Path, operations: int) -> None:
     for number in range(operations):
         os.unlink(f"{folder}/f{number}")
@@ -226,6 +231,7 @@ WORKLOADS: Final = (
     Workload("stat of a missing name, again", 5000, _nothing, _missing_again),
     Workload("list 1000 entries, cold", 1000, _small_files, _list, is_cold=True),
     Workload("list 1000 entries, warm", 1000, _small_files_listed, _list),
+    Workload("create+close, empty", 500, _empty_folder, _create_each_empty),
     Workload("create+write 1 KiB+close", 500, _empty_folder, _create_each),
     Workload("unlink", 500, _small_files, _unlink_each),
     Workload("rename", 500, _files_to_rename, _rename_each),
@@ -234,9 +240,9 @@ WORKLOADS: Final = (
     Workload("append 100 B, large file", 2000, _large_file, _append_each),
     Workload("append 100 B, small file", 640, _empty_folder, _append_small),
     Workload("pwrite 4 KiB", 2000, _large_file, _write_pages),
-    Workload("write 1 MiB", 64, _nothing, _write_mebibytes),
     Workload("safe JSON save", 200, _nothing, _save_documents),
     Workload("safe JSON save, fsync", 200, _nothing, _save_documents_synced),
+    Workload("write 1 MiB", 64, _nothing, _write_mebibytes),
 )
 
 

@@ -297,12 +297,17 @@ class Store:
 
     def verify(self) -> list[dict[str, Any]]:
         """Check every rule of docs/on-disk-format.md; return the problems found."""
-        self.volume.data.settle(self.volume.table.stale_nodes())
-        return self.verify_files()
+        table = self.volume.table
+        self.volume.data.settle(table.stale_nodes())
+        return self.verify_files((table.files, table.bytes))
 
-    def verify_files(self) -> list[dict[str, Any]]:
-        """Check the store as it lies on disk; may run in a thread while the mount goes on."""
-        return [msgspec.to_builtins(problem) for problem in verify(self.layout)]
+    def verify_files(self, totals: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+        """Check the store as it lies on disk; may run in a thread while the mount goes on.
+
+        Args:
+            totals: files and bytes of the living tree, where nothing changes meanwhile.
+        """
+        return [msgspec.to_builtins(problem) for problem in verify(self.layout, totals)]
 
     def close(self, *, clean: bool = True) -> None:
         """Settle what is newer in memory, make it durable and close.

@@ -1,0 +1,144 @@
+"""Rules of content: each holds now and in every snapshot. Of object files, lengths are read."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from typing import Final
+
+from statefs.content.objects import FOLDERS
+from statefs.ids import LIVING, ObjectId
+from statefs.maintenance.verify.reading import Reading, meet
+from statefs.metadata.inodes import InodeFlag
+
+IS_INLINE: Final = (
+    f"(i.mode & 0xF000 = {stat.S_IFLNK} OR"
+    f" (i.mode & 0xF000 = {stat.S_IFREG} AND NOT i.flags & {InodeFlag.EXTENTS:d}))"
+)
+IN_OBJECTS: Final = f"(i.mode & 0xF000 = {stat.S_IFREG} AND i.flags & {InodeFlag.EXTENTS:d})"
+
+
+def check_inline(reading: Reading) -> Iterator[str]:
+    """R16: inline content belongs to a link or a file without extents, and is as long as it."""
+    query = (
+        f"SELECT d.ino, length(d.data) FROM inline d WHERE {reading.count('d')} >"
+        f" (SELECT coalesce(sum({reading.count('d', 'i')}), 0) FROM inodes i WHERE i.ino = d.ino"
+        f" AND {meet('d', 'i')} AND {IS_INLINE} AND i.size = length(d.data)) ORDER BY d.ino"
+    )
+    for ino, length in reading.rows(query):
+        yield f"{reading.named(ino)} has {length} bytes inline that are not its content"
+    query = (
+        f"SELECT i.ino, i.size FROM inodes i WHERE i.size > 0 AND {IS_INLINE}"
+        f" AND {reading.count('i')} > (SELECT coalesce(sum({reading.count('i', 'd')}), 0)"
+        f" FROM inline d WHERE d.ino = i.ino AND {meet('i', 'd')}) ORDER BY i.ino"
+    )
+    for ino, size in reading.rows(query):
+        yield f"{reading.named(ino)} has size {size}, but no content in the database"
+
+
+def check_extents(reading: Reading) -> Iterator[str]:
+    """R17: extents belong to a file whose flags say so, lie inside it, and do not overlap."""
+    query = (
+        'SELECT x.ino, x.start, x."end" FROM extents x WHERE x.start < 0 OR x."end" <= x.start'
+        f" OR {reading.count('x')} > (SELECT coalesce(sum({reading.count('x', 'i')}), 0)"
+        f" FROM inodes i WHERE i.ino = x.ino AND {meet('x', 'i')} AND {IN_OBJECTS}"
+        f' AND x.start < i.size AND (x."end" <= i.size OR x."end" = {LIVING}))'
+        " ORDER BY x.ino, x.start"
+    )
+    for ino, start, end in reading.rows(query):
+        yield f"{reading.named(ino)}: the extent {_range(start, end)} does not lie in the file"
+    query = (
+        'SELECT a.ino, a.start, a."end", b.start, b."end" FROM extents a CROSS JOIN extents b'
+        f' ON b.ino = a.ino AND b.start > a.start AND b.start < a."end" AND {meet("a", "b")}'
+        f" WHERE {reading.count('a', 'b')} > 0 ORDER BY a.ino, a.start"
+    )
+    for ino, start, end, other, other_end in reading.rows(query):
+        yield (
+            f"{reading.named(ino)}: the extents {_range(start, end)} and"
+            f" {_range(other, other_end)} overlap"
+        )
+
+
+def _range(start: int, end: int) -> str:
+    return f"[{start}, {'end of file' if end == LIVING else end})"
+
+
+def check_owners(reading: Reading) -> Iterator[str]:
+    """R18: an extent names an object made for the same file, not later than the extent."""
+    query = (
+        'SELECT x.ino, x.start, x."end", x.object, o.ino, o.epoch FROM extents x'
+        " LEFT JOIN objects o ON o.id = x.object"
+        " WHERE o.id IS NULL OR o.ino != x.ino OR o.epoch > x.valid_from"
+        " ORDER BY x.ino, x.start"
+    )
+    for ino, start, end, number, owner, epoch in reading.rows(query):
+        what = "has no row" if owner is None else f"is of inode {owner} and epoch {epoch}"
+        yield f"{reading.named(ino)}: extent {_range(start, end)}: object {number:x} {what}"
+
+
+def check_object_files(reading: Reading) -> Iterator[str]:
+    """R19: an object that extents name has a file that holds all of them.
+
+    The one that a file's open-ended extent names, and that may be written now, is exactly as long
+    as the file, unless the file is marked dirty.
+    """
+    living = f"x.valid_to = {LIVING} AND i.valid_to = {LIVING}"
+    query = (
+        f'SELECT x.object, max(CASE x."end" WHEN {LIVING} THEN i.size ELSE x."end" END),'
+        f' max(CASE WHEN {living} AND x."end" = {LIVING} THEN i.size ELSE -1 END),'
+        f" (SELECT epoch FROM objects o WHERE o.id = x.object) = {reading.epoch},"
+        " EXISTS (SELECT 1 FROM dirty d WHERE d.ino = x.ino), x.ino"
+        " FROM extents x INDEXED BY extents_object"
+        f" CROSS JOIN inodes i ON i.ino = x.ino AND {meet('x', 'i')}"
+        f" WHERE {reading.count('x', 'i')} > 0 GROUP BY x.object ORDER BY x.object"
+    )
+    for number, needed, tail, is_current, is_dirty, ino in reading.rows(query):
+        who = f"object {number:x} of {reading.named(ino)}" if needed else ""
+        try:
+            length = os.stat(reading.layout.object_path(ObjectId(number))).st_size
+        except FileNotFoundError:
+            yield f"{who} is missing"
+            continue
+        if is_current and is_dirty:
+            continue
+        if length < needed:
+            yield f"{who} has {length} bytes, {needed} are needed"
+        elif is_current and tail >= 0 and length != tail:
+            yield f"{who} has {length} bytes, the file {tail}"
+
+
+def check_surplus_objects(reading: Reading) -> Iterator[str]:
+    """R20: a file in objects/ belongs to a row; what nothing refers to is in `garbage`."""
+    query = (
+        "SELECT o.id FROM objects o"
+        " WHERE NOT EXISTS (SELECT 1 FROM extents x WHERE x.object = o.id)"
+        " AND NOT EXISTS (SELECT 1 FROM garbage g WHERE g.object = o.id) ORDER BY o.id"
+    )
+    for (number,) in reading.rows(query):
+        yield f"nothing refers to object {number:x}, and it is not in garbage"
+    known = (
+        "SELECT (SELECT 1 FROM objects WHERE id = ?1) OR (SELECT 1 FROM garbage WHERE object = ?1)"
+    )
+    present = {entry.name for entry in os.scandir(reading.layout.objects)}
+    folders = {f"{number:02x}" for number in range(FOLDERS)}
+    for missing in sorted(folders - present):
+        yield f"the folder objects/{missing} is missing"
+    for surplus in sorted(present - folders):
+        yield f"objects/{surplus} belongs to nothing"
+    for folder in sorted(folders & present):
+        for entry in sorted(os.listdir(reading.layout.objects / folder)):
+            number = _number(entry)
+            if number is None or f"{number & 0xFF:02x}" != folder:
+                yield f"objects/{folder}/{entry} is not named as an object file is"
+            elif not reading.value(known, (number,)):
+                yield f"object file {number:x} belongs to nothing"
+
+
+def _number(name: str) -> int | None:
+    """Return the object that a file's name stands for, None when it stands for none."""
+    try:
+        number = int(name, 16)
+    except ValueError:
+        return None
+    return number if f"{number:x}" == name and number <= LIVING else None

@@ -1,0 +1,122 @@
+"""Rules of the database as such: pages, keys, lifetimes, numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+from uuid import UUID
+
+from statefs.ids import FIRST_FREE_INO, INO_MASK, LIVING, TREE_ROOT
+from statefs.maintenance.verify.reading import Reading
+from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
+from statefs.metadata.temporal import INLINE, VERSIONED, RowLife
+
+INTEGRITY_LINES: Final = 20
+"""SQLite's own complaints that are worth reading."""
+NUMBERS: Final = (
+    "created_ns", "epoch", "next_id", "last_slot", "last_modified_ns", "clean", "files", "bytes",
+)  # fmt: skip
+"""Keys of the table `store` whose values are not negative."""
+
+
+def check_pages(reading: Reading) -> Iterator[str]:
+    """R01: SQLite finds its file sound, and it is a statefs database of this format."""
+    for (line,) in reading.rows(f"PRAGMA integrity_check({INTEGRITY_LINES})"):
+        if line != "ok":
+            yield f"meta.db: {line}"
+    for pragma, wanted in (("application_id", APPLICATION_ID), ("user_version", FORMAT_VERSION)):
+        found = reading.value(f"PRAGMA {pragma}")
+        if found != wanted:
+            yield f"meta.db: {pragma} is {found}, not {wanted}"
+
+
+def check_store_keys(reading: Reading) -> Iterator[str]:
+    """R02: `store` holds every key, with a value that it can have."""
+    store = reading.store
+    for key in ("app_id", "uuid", "lineage", *NUMBERS):
+        if key not in store:
+            yield f"the key {key} is missing"
+    for key in ("uuid", "lineage"):
+        if key in store and not _is_uuid(store[key]):
+            yield f"the key {key} is no UUID: {store[key]!r}"
+    for key in NUMBERS:
+        least = {"epoch": 1, "next_id": FIRST_FREE_INO}.get(key, 0)
+        if key in store and not (isinstance(store[key], int) and store[key] >= least):
+            yield f"the key {key} cannot be {store[key]!r}"
+    if store.get("clean", 0) not in (0, 1):
+        yield f"the key clean cannot be {store['clean']!r}"
+
+
+def _is_uuid(value: object) -> bool:
+    try:
+        return str(UUID(str(value))) == value
+    except ValueError:
+        return False
+
+
+def _key(life: RowLife) -> str:
+    return ", ".join(f"r.{name}" for name in life.key)
+
+
+def check_lifetimes(reading: Reading) -> Iterator[str]:
+    """R03: a row begins before it ends, and neither later than the current epoch."""
+    for life in VERSIONED:
+        query = (
+            f"SELECT r.valid_from, r.valid_to, {_key(life)} FROM {life.table} r"
+            " WHERE valid_from < 1 OR valid_from > ?1 OR valid_to <= valid_from"
+            f" OR (valid_to > ?1 AND valid_to != {LIVING}) ORDER BY 3, 2"
+        )
+        for since, until, *key in reading.rows(query, (reading.epoch,)):
+            end = "for ever" if until == LIVING else f"until {until}"
+            yield f"{life.table} {key} lives from epoch {since} {end}; now is {reading.epoch}"
+
+
+def check_versions(reading: Reading) -> Iterator[str]:
+    """R04: two versions of one key are never true in the same epoch."""
+    for life in VERSIONED:
+        same = " AND ".join(f"n.{name} = r.{name}" for name in life.key)
+        later = "n.valid_to > r.valid_to"
+        if life is INLINE:  # the one table whose primary key is not its key
+            later = "(n.valid_to, n.id) > (r.valid_to, r.id)"
+        query = (
+            f"SELECT r.valid_to, {_key(life)} FROM {life.table} r WHERE r.valid_to < {LIVING} AND"
+            f" (SELECT n.valid_from FROM {life.table} n WHERE {same} AND {later}"
+            "  ORDER BY n.valid_to LIMIT 1) < r.valid_to ORDER BY 2, 1"
+        )
+        for until, *key in reading.rows(query):
+            yield f"{life.table} {key} has two versions in epoch {until - 1}"
+    query = (
+        "SELECT ino FROM inline INDEXED BY inline_ino GROUP BY ino, valid_to HAVING count(*) > 1"
+    )
+    for (ino,) in reading.rows(query):
+        yield f"inline [{ino}] has two versions that end together"
+
+
+def check_past_is_pinned(reading: Reading) -> Iterator[str]:
+    """R05: a row that has ended is seen by some snapshot, else it would never be freed."""
+    for life in VERSIONED:
+        query = (
+            f"SELECT r.valid_from, r.valid_to, {_key(life)} FROM {life.table} r"
+            f" WHERE r.valid_to < {LIVING} AND NOT seen(r.valid_from, r.valid_to) ORDER BY 3, 2"
+        )
+        for since, until, *key in reading.rows(query):
+            yield f"{life.table} {key}: no snapshot sees an epoch from {since} until {until}"
+
+
+def check_numbers(reading: Reading) -> Iterator[str]:
+    """R06: every number in use has been handed out."""
+    newest = reading.store["next_id"]
+    for what, query in (
+        ("inode", f"SELECT min(ino), max(ino) FROM inodes WHERE ino != {TREE_ROOT}"),
+        ("cookie", "SELECT min(cookie), max(cookie) FROM entries"),
+        ("object", "SELECT min(id), max(id) FROM objects"),
+        ("garbage", "SELECT min(object), max(object) FROM garbage"),
+    ):
+        for number in next(reading.rows(query)):
+            if number is not None and not FIRST_FREE_INO <= number < newest:
+                yield (
+                    f"{what} {number} was never handed out: numbers go from {FIRST_FREE_INO}"
+                    f" to below {newest}"
+                )
+    if newest > INO_MASK:
+        yield f"the next number, {newest}, does not fit the 40 bits of an inode number"

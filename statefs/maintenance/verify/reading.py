@@ -1,0 +1,141 @@
+"""One read transaction over a store's database, and the moments whose trees must be whole."""
+
+from __future__ import annotations
+
+import json
+import os
+from bisect import bisect_left
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any, Final
+
+from statefs.errors import NoSuchStore
+from statefs.ids import LIVING, TREE_ROOT
+from statefs.layout import StoreLayout
+from statefs.metadata.connection import connect
+from statefs.snapshots.catalog import DELETING, Snapshot
+
+FOLDERS_UP_MAX: Final = 100
+"""How far a path in a message is followed upwards: a damaged tree may have a loop."""
+CACHE_KIB: Final = 16 * 1024
+"""SQLite's page cache of this connection; sorting beyond it goes to temporary files."""
+
+
+class Reading:
+    """A store as it was when the reading began.
+
+    A *moment* is an epoch whose tree must be whole: the current one, and that of each snapshot that
+    is complete or pending. In SQL, `moments(a, b)` counts those in [a, b).
+
+    Args:
+        layout: the store.
+        totals: files and bytes of the living tree as the store's process counts them, if known.
+
+    Raises:
+        NoSuchStore: it has no database. apsw.Error: it cannot be read.
+    """
+
+    def __init__(self, layout: StoreLayout, totals: tuple[int, int] | None = None) -> None:
+        if not layout.meta_db.exists():
+            raise NoSuchStore(f"{layout.meta_db} is missing")
+        self.layout = layout
+        self.totals = totals
+        self.connection = connect(layout.meta_db)
+        try:
+            self.connection.pragma("cache_size", -CACHE_KIB)
+            self.connection.execute("BEGIN")
+            self.store = dict(self.rows("SELECT key, value FROM store"))
+            self.epoch = int(self.store.get("epoch", 0))
+            kept = self._epochs(f"WHERE state != {DELETING}")
+            self.moments = sorted({*kept, self.epoch})
+            self.pinned = kept[-1] if kept else 0
+            if self.store.get("clean") and totals is None:
+                self.totals = (self.store.get("files", 0), self.store.get("bytes", 0))
+            self._define("moments", self.moments)
+            self._define("seen", sorted({*self._epochs(""), self.epoch}))
+        except BaseException:
+            self.connection.close()
+            raise
+
+    def _epochs(self, condition: str) -> list[int]:
+        return [row[0] for row in self.rows(f"SELECT epoch FROM snapshots {condition} ORDER BY 1")]
+
+    def _define(self, name: str, epochs: list[int]) -> None:
+        """Give SQL a function that counts the epochs in [a, b)."""
+        known: dict[tuple[Any, ...], int] = {}
+
+        def count(*key: Any) -> int:
+            found = known.get(key)
+            if found is None:
+                found = max(0, bisect_left(epochs, key[1]) - bisect_left(epochs, key[0]))
+                known[key] = found
+            return found
+
+        self.connection.create_scalar_function(name, count, 2, deterministic=True)
+
+    def rows(self, statement: str, parameters: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+        """Return the rows of a query, one by one."""
+        return self.connection.execute(statement, parameters)
+
+    def value(self, statement: str, parameters: tuple[Any, ...] = ()) -> Any:
+        """Return the first column of the first row of a query, or None."""
+        return next(self.rows(statement, parameters), (None,))[0]
+
+    def count(self, one: str, other: str | None = None) -> str:
+        """Return SQL for the number of moments that see a row, or two rows together.
+
+        Args:
+            one: the alias of a versioned table.
+            other: of another; the caller's join makes sure that their lifetimes meet.
+        """
+        since, until = f"{one}.valid_from", f"{one}.valid_to"
+        if other is not None:
+            since = f"max({since}, {other}.valid_from)"
+            until = f"min({until}, {other}.valid_to)"
+        # Most rows are young and living; a call of Python for each would double the time.
+        return (
+            f"CASE WHEN {until} = {LIVING} AND {since} > {self.pinned} THEN 1"
+            f" ELSE moments({since}, {until}) END"
+        )
+
+    @cached_property
+    def snapshots(self) -> list[Snapshot]:
+        """All rows of `snapshots`, oldest first."""
+        columns = ", ".join(Snapshot._fields)
+        return [
+            Snapshot(*row)._replace(
+                labels=json.loads(row[Snapshot._fields.index("labels")]),
+                volumes=json.loads(row[Snapshot._fields.index("volumes")]),
+            )
+            for row in self.rows(f"SELECT {columns} FROM snapshots ORDER BY epoch")
+        ]
+
+    def named(self, ino: int) -> str:
+        """Return an inode's number, with its path where the living tree tells it."""
+        path = self._path(ino)
+        return f"inode {ino} ({path})" if path else f"inode {ino}"
+
+    def _path(self, ino: int) -> str:
+        parts: list[str] = []
+        while ino != TREE_ROOT and len(parts) < FOLDERS_UP_MAX:
+            parent = self.value(
+                "SELECT parent FROM inodes WHERE ino = ? ORDER BY valid_to DESC", (ino,)
+            )
+            name = self.value(
+                "SELECT name FROM entries WHERE parent = ? AND ino = ? ORDER BY valid_to DESC",
+                (parent, ino),
+            )
+            if name is None:
+                return ""
+            parts.append(os.fsdecode(name))
+            ino = parent
+        return "/".join(["current", *reversed(parts)])
+
+    def close(self) -> None:
+        """End the transaction."""
+        self.connection.close()
+
+
+def meet(one: str, other: str) -> str:
+    """Return SQL that is true when the lifetimes of two rows have an epoch in common."""
+    return f"{other}.valid_to > {one}.valid_from AND {other}.valid_from < {one}.valid_to"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from statefs.layout import StoreLayout
+from statefs.mounts import MountInfo
+from tests.harness.system_calls import errno_of
 from tests.leftovers import (
     COMMAND_SECONDS,
     abort_connections,
@@ -140,6 +143,10 @@ class MountedState:
         trouble = verify_store(StoreLayout(self.store))
         assert trouble is None, trouble
 
+    def verify_mounted(self) -> None:
+        """Fail when `statefs verify`, which then asks the daemon, finds anything wrong."""
+        self.command("verify", self.state)
+
     def loud_lines(self) -> list[str]:
         """Return the warnings and errors in the daemon's log that the test does not expect."""
         log = StoreLayout(self.store).log
@@ -179,6 +186,7 @@ def mounted(
         yield made
     except BaseException:
         detach(made.state)
+        wait_for_lock(made.store)
         raise
     made.dispose()
 
@@ -202,13 +210,26 @@ def aborted_after(seconds: float, folder: Path) -> Iterator[None]:
     A system call that waits for a hung daemon cannot be interrupted, it fails when its
     connection is aborted.
     """
-    timer = threading.Timer(seconds, lambda: abort_connections(mounts_below([folder])))
+    timer = threading.Timer(seconds, lambda: [*map(force_apart, mounts_below([folder]))])
     timer.daemon = True
     timer.start()
     try:
         yield
     finally:
         timer.cancel()
+
+
+def wait_for_lock(store: Path) -> None:
+    """Return when no process has the store open, so that it can be removed."""
+    lock = StoreLayout(store).lock
+    if not lock.exists():
+        return
+    with open(lock, "rb") as file:
+
+        def is_free() -> bool:
+            return errno_of(lambda: fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)) == 0
+
+        eventually(is_free, f"{lock} is let go of")
 
 
 def several_users() -> str:
@@ -219,9 +240,21 @@ def several_users() -> str:
 def detach(folder: Path) -> None:
     """Take away every mount in `folder`, also those whose daemon is dead or hangs."""
     for mount in mounts_below([folder]):
-        abort_connections([mount])
+        force_apart(mount)
         command = ["umount", "-l"] if os.geteuid() == 0 else ["fusermount3", "-u", "-z"]
-        subprocess.run([*command, str(mount.mount_point)], check=True, timeout=COMMAND_SECONDS)
+        if mounts_below([mount.mount_point]):
+            subprocess.run([*command, str(mount.mount_point)], check=True, timeout=COMMAND_SECONDS)
+
+
+def force_apart(mount: MountInfo) -> None:
+    """Make every system call that waits for the daemon of a mount fail.
+
+    umount -f does that even when it cannot unmount, and where fusectl is not mounted.
+    """
+    abort_connections([mount])
+    if os.geteuid() == 0:
+        command = ["umount", "-f", str(mount.mount_point)]
+        subprocess.run(command, stderr=subprocess.DEVNULL, timeout=COMMAND_SECONDS)
 
 
 def eventually(condition: Callable[[], bool], what: str) -> None:

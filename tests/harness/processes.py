@@ -48,6 +48,22 @@ def run_as(person: Person | None, function: Callable[[], Any]) -> Any:
     return value
 
 
+def start(function: Callable[[], None]) -> int:
+    """Run `function` in a child process and return its pid; wait for it with os.waitpid.
+
+    The child's exit code is 0, or 1 after an exception, whose traceback goes to standard error.
+    """
+    pid = _fork()
+    if pid:
+        return pid
+    try:
+        function()
+    except BaseException:
+        traceback.print_exc()
+        os._exit(1)
+    os._exit(0)
+
+
 class Child:
     """A child process that does steps on request, so that two processes can take turns.
 

@@ -22,7 +22,9 @@ class Entry:
         kind: the file type, as stat.filemode writes it: one of "-dlpscb".
         links: every path in the tree that names the same inode, sorted; for a directory only
             its own.
-        nlink: None where it is not compared.
+        size: None for a directory.
+        nlink: None for a directory.
+        mtime_ns: None, in an expected entry, where it may be anything.
         content: SHA-256 of a file's bytes, a symlink's target, or nothing.
         xattrs: names and values, sorted by name; POSIX ACLs are among them.
     """
@@ -34,7 +36,7 @@ class Entry:
     size: int | None
     nlink: int | None
     device: int
-    mtime_ns: int
+    mtime_ns: int | None
     content: bytes
     xattrs: tuple[tuple[str, bytes], ...]
     links: tuple[bytes, ...]
@@ -123,7 +125,7 @@ def differences(expected: Tree, found: Tree, *, ignore: Collection[str] = ()) ->
     """Return one line for each difference between two trees; none when they are equal.
 
     Args:
-        expected: the tree as it should be.
+        expected: the tree as it should be; a field that is None there is not compared.
         found: the tree as it is.
         ignore: names of `Entry` fields that are not compared.
     """
@@ -134,6 +136,6 @@ def differences(expected: Tree, found: Tree, *, ignore: Collection[str] = ()) ->
         lines += [
             f"{path!r} {field}: expected {wanted[field]!r}, found {got[field]!r}"
             for field in wanted
-            if field not in ignore and wanted[field] != got[field]
+            if field not in ignore and wanted[field] is not None and wanted[field] != got[field]
         ]
     return lines

@@ -1,0 +1,220 @@
+"""Rounds of work on a state whose daemon is killed at a random instant, each followed by a check.
+
+A round: writers and a saver work; the daemon is killed; the state is mounted again; what was
+acknowledged must be there. The same store goes through all rounds, so that what one recovery
+leaves is what the next begins with.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+from tests.crash.clients import Saver, Writer, new_reference
+from tests.crash.journal import JournalWriter, Step, read_journal
+from tests.crash.outcomes import check_end, check_instant
+from tests.harness.mounted_state import END_SECONDS, MountedState, detach, wait_until_gone
+from tests.harness.processes import start
+from tests.harness.trees import Tree, capture, differences, tree_digest
+
+WRITERS: Final = 2
+STEPS_MIN: Final = 20
+"""A round in which less was acknowledged shows nothing and does not count."""
+RUN_SECONDS_MAX: Final = 0.6
+"""How long the clients work, at most, before the daemon is killed."""
+AIM_SECONDS_MAX: Final = 0.02
+"""How long after the beginning of a save or a deletion the daemon is killed, when one is aimed at;
+a save takes a few milliseconds."""
+VERIFY_EVERY: Final = 5
+"""Rounds between two runs of `statefs verify`, which also runs at the end."""
+
+
+@dataclass
+class Round:
+    """What one round left: journals, and where they point."""
+
+    number: int
+    folder: Path
+    writers: list[list[Step]] = field(default_factory=list)
+    saver: list[Step] = field(default_factory=list)
+
+    @property
+    def acknowledged(self) -> int:
+        """How many operations returned before the kill."""
+        return sum(step.done_ns is not None for steps in self.writers for step in steps)
+
+
+class CrashHunt:
+    """Drives a state through rounds.
+
+    Args:
+        state: mounted.
+        outside: a folder on the disk for journals.
+        seed: decides everything but the scheduling of processes.
+    """
+
+    def __init__(self, state: MountedState, outside: Path, seed: int) -> None:
+        self._state = state
+        self._outside = outside
+        self._rng = random.Random(seed)
+        self._digests: dict[str, str] = {}
+        self._previous: tuple[Path, Tree] | None = None
+        self.rounds = 0
+        self.void_rounds = 0
+        self.acknowledged = 0
+        self.saves = 0
+        self.saves_cut = 0
+        self.deletes_cut = 0
+
+    def run_round(self) -> None:
+        """Let the clients work, kill the daemon, mount again and check everything."""
+        work = self._work()
+        if work.acknowledged < STEPS_MIN:
+            self.void_rounds += 1
+        else:
+            self.rounds += 1
+            self.acknowledged += work.acknowledged
+        self._state.mount()
+        self._check_previous()
+        self._check_writers(work)
+        self._check_snapshots(work)
+        self._check_documents()
+        if (self.rounds + self.void_rounds) % VERIFY_EVERY == 0:
+            self._state.verify_mounted()
+        if self._previous is not None:
+            shutil.rmtree(self._previous[0])
+        self._previous = work.folder, capture(work.folder)
+
+    def _work(self) -> Round:
+        number = self.rounds + self.void_rounds
+        work = Round(number, self._state.files / f"round-{number}")
+        folders = [work.folder / f"writer-{index}" for index in range(WRITERS)]
+        for folder in folders:
+            folder.mkdir(parents=True)
+        daemon = self._state.daemon_pid()
+        journals = [
+            self._outside / f"{number}-{name}" for name in ("saver", *map(str, range(WRITERS)))
+        ]
+        clients = self._start_clients(number, folders, journals)
+        self._wait_for_the_instant(journals)
+        os.kill(daemon, signal.SIGKILL)
+        detach(self._state.state)
+        wait_until_gone(daemon)
+        codes = [_ended(pid) for pid in clients]
+        assert codes == [0] * len(clients), f"a client failed before the kill: {codes}"
+        work.saver, *work.writers = map(read_journal, journals)
+        for journal in journals:
+            journal.unlink()
+        return work
+
+    def _start_clients(
+        self, number: int, folders: Sequence[Path], journals: Sequence[Path]
+    ) -> list[int]:
+        seeds = [self._rng.randrange(1 << 32) for _ in journals]
+        saver = Saver(
+            self._state.snapshots,
+            JournalWriter(journals[0]),
+            seeds[0],
+            list(self._digests),
+            f"r{number}-",
+        )
+        writers = [
+            Writer(folder, JournalWriter(journal), seed)
+            for folder, journal, seed in zip(folders, journals[1:], seeds[1:], strict=True)
+        ]
+        return [start(saver.run), *(start(writer.run) for writer in writers)]
+
+    def _wait_for_the_instant(self, journals: Sequence[Path]) -> None:
+        """Return at the instant of the kill: any, or within a save, or within a deletion."""
+        end = time.monotonic() + END_SECONDS
+        while min(os.stat(journal).st_size for journal in journals[1:]) < 100 * STEPS_MIN:
+            assert time.monotonic() < end, "the clients make no progress"
+            time.sleep(0.005)
+        time.sleep(self._rng.random() * RUN_SECONDS_MAX)
+        aim = self._rng.choice((None, b'"save"', b'"delete"'))
+        end = time.monotonic() + RUN_SECONDS_MAX
+        while aim is not None and time.monotonic() < end:
+            if aim in journals[0].read_bytes()[-200:].splitlines()[-1]:
+                time.sleep(self._rng.random() * AIM_SECONDS_MAX)
+                return
+
+    def _check_previous(self) -> None:
+        """What the round before last left in current was not touched by anybody since."""
+        if self._previous is not None:
+            folder, tree = self._previous
+            assert differences(tree, capture(folder)) == []
+
+    def _check_writers(self, work: Round) -> None:
+        for index, steps in enumerate(work.writers):
+            folder = work.folder / f"writer-{index}"
+            found = capture(folder)
+            check_end(new_reference(folder), steps, folder, found)
+
+    def _check_snapshots(self, work: Round) -> None:
+        """Each listed snapshot is complete and as it was; acknowledged ones are listed."""
+        wanted = dict(self._digests)
+        maybe: set[str] = set()
+        windows: dict[str, Step] = {}
+        for step in work.saver:
+            name = str(step.arguments[0])
+            if step.done_ns is None and step.name != "digest":
+                maybe.add(name)
+                self.saves_cut += step.name == "save"
+                self.deletes_cut += step.name == "delete"
+            if step.name == "save":
+                windows[name] = step
+                self.saves += 1
+                wanted[name] = ""
+            elif step.name == "digest" and step.answer is not None:
+                wanted[name] = step.answer
+            elif step.name == "delete" and step.done_ns is not None:
+                del wanted[name]
+        labels = {snapshot["labels"]["name"] for snapshot in self._index()["snapshots"]}
+        assert wanted.keys() - maybe <= labels, "an acknowledged save is lost"
+        assert labels <= wanted.keys(), "a deleted snapshot is back"
+        self._digests = {name: self._digest_of(name, wanted[name]) for name in sorted(labels)}
+        for name in labels & windows.keys():
+            self._check_instant(work, self._state.snapshots / name, windows[name])
+
+    def _digest_of(self, name: str, wanted: str) -> str:
+        digest = tree_digest(capture(self._state.snapshots / name))
+        assert wanted in ("", digest), f"snapshot {name} has changed"
+        return digest
+
+    def _check_instant(self, work: Round, snapshot: Path, save: Step) -> None:
+        """A snapshot shows each writer's folder as it was at one instant within the save."""
+        inside = work.folder.relative_to(self._state.current)
+        for index, steps in enumerate(work.writers):
+            past = snapshot / inside / f"writer-{index}"
+            reference = new_reference(work.folder / f"writer-{index}")
+            check_instant(reference, steps, save, past, capture(past))
+
+    def _check_documents(self) -> None:
+        """index.json, the listing and the plain copies in the store name the same snapshots."""
+        index = self._index()
+        names = {snapshot["name"] for snapshot in index["snapshots"]}
+        labels = {snapshot["labels"]["name"] for snapshot in index["snapshots"]}
+        listed = set(os.listdir(self._state.snapshots)) - {"latest"}
+        assert listed == names | labels
+        assert json.loads((self._state.store / "index.json").read_text()) == index
+        copies = {path.name for path in (self._state.store / "snapshots").iterdir()}
+        assert copies == {f"{name}.json" for name in names}
+
+    def _index(self) -> dict[str, list[dict[str, dict[str, str]]]]:
+        index: dict[str, list[dict[str, dict[str, str]]]]
+        index = json.loads((self._state.state / "index.json").read_text())
+        return index
+
+
+def _ended(pid: int) -> int:
+    """Return the exit code of a client, which ends by itself when the mount is gone."""
+    wait_until_gone(pid)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

@@ -121,11 +121,13 @@ class ObjectFiles:
         Raises:
             OSError: the disk refused; a part may have been written.
         """
-        self._count_write(object_id)
-        with self._descriptor(object_id) as fd:
-            written = os.pwrite(fd, data, offset)
-            while written < len(data):
-                written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+        try:
+            with self._descriptor(object_id) as fd:
+                written = os.pwrite(fd, data, offset)
+                while written < len(data):
+                    written += os.pwrite(fd, memoryview(data)[written:], offset + written)
+        finally:
+            self._count_write(object_id)
 
     def read(self, pieces: Sequence[Piece]) -> bytes:
         """Return the bytes of pieces of a file; may wait for the disk.
@@ -190,15 +192,19 @@ class ObjectFiles:
 
     def truncate(self, object_id: int, size: int) -> None:
         """Make the object file `size` bytes long."""
-        self._count_write(object_id)
-        with self._descriptor(object_id) as fd:
-            os.ftruncate(fd, size)
+        try:
+            with self._descriptor(object_id) as fd:
+                os.ftruncate(fd, size)
+        finally:
+            self._count_write(object_id)
 
     def _count_write(self, object_id: int) -> None:
-        state = self._unsynced.get(object_id)
-        if state is None:
-            state = self._unsynced[object_id] = _Unsynced()
-        state.writes += 1
+        """Note a write that has been made: counted before it, a sync beside it might pass it by."""
+        with self._lock:
+            state = self._unsynced.get(object_id)
+            if state is None:
+                state = self._unsynced[object_id] = _Unsynced()
+            state.writes += 1
 
     def is_synced(self, object_id: int) -> bool:
         """Whether every write to the object that has returned is durable."""
@@ -208,6 +214,13 @@ class ObjectFiles:
         """Return the object file's attributes. Raises FileNotFoundError when it is missing."""
         with self._descriptor(object_id) as fd:
             return os.fstat(fd)
+
+    def blocks(self, object_id: int) -> int:
+        """Return the space the object file takes, in units of 512 bytes; none when it is lost."""
+        try:
+            return self.stat(object_id).st_blocks
+        except FileNotFoundError:
+            return 0
 
     def sync(self, object_id: int) -> None:
         """Make the object's bytes, and its name when it is new, durable. May be slow.

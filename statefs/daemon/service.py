@@ -16,10 +16,10 @@ import apsw
 import trio
 
 from statefs.errors import NoSuchSnapshot, PosixError, UsageError
-from statefs.fuse import invalidation
 from statefs.fuse.durability import Durability
+from statefs.fuse.invalidation import forget_attributes
 from statefs.fuse.operations import Operations
-from statefs.ids import INDEX_JSON, SNAPSHOTS_DIR, TREE_ROOT, node_id
+from statefs.ids import SNAPSHOTS_DIR
 from statefs.maintenance.store import Store, document_of
 from statefs.mounts import statefs_mounts, write_back
 from statefs.snapshots.catalog import Snapshot
@@ -36,10 +36,6 @@ CHECKPOINT_PAUSE_SECONDS: Final = 0.1
 """Between checkpoints that did not make the log short, because commits went on meanwhile."""
 WRITE_BACK_SECONDS: Final = 30.0
 """How long a save waits for the kernel to hand over dirty pages of shared memory maps."""
-
-
-NOTICE_SECONDS: Final = 30.0
-"""How long the kernel may take to forget something before we go on without knowing."""
 
 
 class Service:
@@ -142,24 +138,14 @@ class Service:
         """Write index.json and have the kernel forget the old one."""
         data = self._store.namespace.index_bytes()
         await trio.to_thread.run_sync(self._store.write_index, data)
-        await self._send(invalidation.attributes_of(SNAPSHOTS_DIR))
-        await self._send(invalidation.content_of(INDEX_JSON))
-
-    def _forget(self, notice: Callable[[], None]) -> None:
-        """Send the kernel a notice from a thread: a handler that sends one may deadlock."""
-        trio.lowlevel.spawn_system_task(self._send, notice)
-
-    async def _send(self, notice: Callable[[], None]) -> None:
         try:
-            with trio.move_on_after(NOTICE_SECONDS):
-                await trio.to_thread.run_sync(notice, abandon_on_cancel=True)
+            await trio.to_thread.run_sync(forget_attributes, SNAPSHOTS_DIR)
         except OSError as error:
             log.warning("the kernel did not take a notice: %s", error)
 
-    async def save_labelled(self, label: str) -> int:
-        """Take a snapshot for mkdir(2) in snapshots/; return the node of its folder."""
-        snapshot = await self.save("manual", "", {"name": label})
-        return node_id(snapshot.label_view, TREE_ROOT)
+    async def save_labelled(self, label: str) -> None:
+        """Take a snapshot for mkdir(2) in snapshots/."""
+        await self.save("manual", "", {"name": label})
 
     async def delete(self, snapshot: Snapshot) -> Snapshot:
         """Delete a snapshot: gone at once, its space given back in the background."""
@@ -170,9 +156,6 @@ class Service:
             await trio.to_thread.run_sync(self._store.database.sync)
             self._store.document_path(snapshot).unlink(missing_ok=True)
             await self._publish()
-        for name in (snapshot.name, snapshot.label):
-            if name is not None:
-                self._forget(invalidation.entry(SNAPSHOTS_DIR, os.fsencode(name)))
         self._work.set()
         return snapshot
 
@@ -247,6 +230,8 @@ class Service:
                     await trio.to_thread.run_sync(self._store.sync)
                     if not collector.free(candidates):
                         break
+                    await trio.sleep(0)
+                while collector.shrink():
                     await trio.sleep(0)
             except (OSError, PosixError) as error:
                 log.error("space could not be given back: %s", error)

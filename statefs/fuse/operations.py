@@ -42,8 +42,8 @@ _XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", acl.ACCESS, acl.DEF
 class Keeper(Protocol):
     """What handlers need of whoever keeps the store: snapshots for mkdir and rmdir, and space."""
 
-    async def save_labelled(self, label: str) -> int:
-        """Take a snapshot with a label; return the node of its folder."""
+    async def save_labelled(self, label: str) -> None:
+        """Take a snapshot with a label."""
 
     async def delete_folder(self, name: str) -> None:
         """Delete the snapshot whose folder has this name."""
@@ -116,7 +116,7 @@ class Operations(pyfuse3.Operations):
     @staticmethod
     def _found_reply(found: Found) -> pyfuse3.EntryAttributes:
         inode = found.inode
-        if not isinstance(inode, PastInode):
+        if not isinstance(inode, PastInode) or found.entry_seconds != FOREVER:
             return entry_attributes(*found)
         reply: pyfuse3.EntryAttributes | None = inode.reply
         if reply is None or reply.st_ino != found.node:  # the snapshot's other name asked last
@@ -214,8 +214,8 @@ class Operations(pyfuse3.Operations):
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Answer MKDIR; in snapshots/ it takes a snapshot with that label."""
         if parent == SNAPSHOTS_DIR:
-            node = await self._keeper.save_labelled(os.fsdecode(name))
-            return self._found_reply(self._namespace.node(node))
+            await self._keeper.save_labelled(os.fsdecode(name))
+            return self._found_reply(self._namespace.lookup(parent, name))
         return self._reply(self._create(parent, name, mode, ctx))
 
     @answers
@@ -370,7 +370,7 @@ class Operations(pyfuse3.Operations):
         """
         folder = fh & INO_MASK if fh & LISTING else fh
         after = start_id
-        if after == 0:
+        if after == 0 and fh & LISTING:
             self._bounds[fh] = self._table.next_id
         bound = self._bounds.get(fh, LIVING)
         if after < 2 and not self._reply_dots(folder, after, token):

@@ -7,6 +7,7 @@ bytes are gone.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -15,10 +16,18 @@ from statefs.ids import LIVING
 from statefs.metadata.connection import Database
 from statefs.snapshots.catalog import Catalog
 
+log = logging.getLogger(__name__)
+
 ROWS_PER_STEP: Final = 500
 """Rows deleted of each table at a time: some milliseconds."""
 OBJECTS_PER_STEP: Final = 16
 """Objects looked at in one step."""
+PAGES_PER_STEP: Final = 250
+"""Pages of meta.db given back in one step, 1 MiB."""
+FREE_PAGES_KEPT: Final = 1024
+"""Unused pages that are not worth giving back, 4 MiB: the next files will want them."""
+FREE_PAGES_SHARE: Final = 4
+"""Beyond that, up to this part of meta.db may lie unused."""
 
 Ranges = list[tuple[int, int]]
 
@@ -82,19 +91,36 @@ class Collector:
         """
         is_progress = False
         for number, before in candidates.items():
-            if self._objects.is_being_read(number):
-                continue
-            is_progress = True
             now = self._references(number)
-            if not before and not now:
+            if self._objects.is_being_read(number) or (before and not now):
+                continue  # the last reference went just now, and may not be gone durably
+            is_progress = True
+            self._free_object(number, [*before, *now])
+        return is_progress
+
+    def _free_object(self, number: int, referenced: Ranges) -> None:
+        try:
+            if referenced:
+                self._punch(number, referenced)
+            else:
                 with self._database.transaction():
                     self._database.execute("DELETE FROM objects WHERE id = ?", (number,))
                 self._objects.remove(number)
-            else:
-                self._punch(number, [*before, *now])
-            with self._database.transaction():
-                self._database.execute("DELETE FROM garbage WHERE object = ?", (number,))
-        return is_progress
+        except FileNotFoundError:
+            log.error("the object file %x is missing", number)
+        with self._database.transaction():
+            self._database.execute("DELETE FROM garbage WHERE object = ?", (number,))
+
+    def shrink(self) -> bool:
+        """Give some unused pages of meta.db back; return whether there is more to do."""
+        database = self._database
+        free = database.value("PRAGMA freelist_count")
+        if free <= max(FREE_PAGES_KEPT, database.value("PRAGMA page_count") // FREE_PAGES_SHARE):
+            return False
+        with database.transaction():
+            for _ in database.execute(f"PRAGMA incremental_vacuum({PAGES_PER_STEP})"):
+                pass
+        return True
 
     def _punch(self, number: int, referenced: Ranges) -> None:
         size = self._objects.stat(number).st_size

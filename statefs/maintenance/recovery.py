@@ -75,11 +75,13 @@ def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
                 objects.truncate(number, size)
             objects.sync_now(number)
             with database.transaction():
+                # A time set by utimens after the last write stays: its ctime is the later one.
                 # In place: a dirty file's living row was born after the newest snapshot.
                 database.execute(
-                    "UPDATE inodes SET size = ?, blocks = ?, mtime_ns = max(mtime_ns, ?),"
-                    f" ctime_ns = max(ctime_ns, ?) WHERE ino = ? AND valid_to = {LIVING}",
-                    (size, state.st_blocks, state.st_mtime_ns, state.st_mtime_ns, ino),
+                    "UPDATE inodes SET size = ?1, blocks = ?2,"
+                    " mtime_ns = CASE WHEN ?3 > ctime_ns THEN ?3 ELSE mtime_ns END,"
+                    f" ctime_ns = max(ctime_ns, ?3) WHERE ino = ?4 AND valid_to = {LIVING}",
+                    (size, state.st_blocks, state.st_mtime_ns, ino),
                 )
         with database.transaction():
             database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))

@@ -270,6 +270,8 @@ class Store:
         while candidates := self.collector.candidates():
             self.sync()
             self.collector.free(candidates)
+        while self.collector.shrink():
+            pass
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the store; a daemon adds what it knows of the mount."""

@@ -260,6 +260,7 @@ def create_database(path: Path) -> None:
     connection = apsw.Connection(str(path))
     try:
         connection.pragma("page_size", schema.PAGE_BYTES)
+        connection.pragma("auto_vacuum", "INCREMENTAL")  # so that meta.db can shrink
         connection.pragma("journal_mode", "WAL")
         with connection:
             schema.create_tables(connection)

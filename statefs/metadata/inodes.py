@@ -132,7 +132,7 @@ def past_row(database: Database, ino: int, epoch: Epoch) -> tuple[Any, ...] | No
 def living_totals(database: Database) -> tuple[int, int]:
     """Count the living regular files and the sum of their sizes in bytes, by a full scan."""
     row = database.execute(
-        "SELECT count(*), coalesce(sum(size), 0) FROM inodes"
+        "SELECT count(*), CAST(total(size) AS INTEGER) FROM inodes"
         f" WHERE valid_to = {LIVING} AND mode & 0xF000 = {stat.S_IFREG} AND nlink > 0"
     ).fetchone()
     assert row is not None

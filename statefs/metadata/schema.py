@@ -36,9 +36,10 @@ _TABLES: Final = (
     "CREATE TABLE store (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     # A file, folder, link or device. `mode` holds type and permissions as stat(2) does; `nlink`
     # is exact, 0 for a file that is unlinked and still open; `size` in bytes, of a folder 0;
-    # `blocks` in units of 512 bytes; `parent` is the folder that holds a folder (0 for files, the
-    # root holds itself); `flags` says which kinds of extended attributes exist and where the
-    # content lies (volume/inode.py, `InodeFlag`).
+    # `blocks` in units of 512 bytes; `parent` is the folder that holds it, of a file with several
+    # names the one where it was named last (0 when that name is gone); the root holds itself;
+    # `flags` says which kinds of extended attributes exist and where the content lies
+    # (metadata/inodes.py, `InodeFlag`).
     """CREATE TABLE inodes (
         ino INTEGER NOT NULL, valid_to INTEGER NOT NULL, valid_from INTEGER NOT NULL,
         mode INTEGER NOT NULL, nlink INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,

@@ -249,7 +249,7 @@ class Catalog:
             f" SELECT ino FROM entries WHERE parent = ?1 AND valid_to = {LIVING}"
             " UNION SELECT e.ino FROM inside i CROSS JOIN entries e ON e.parent = i.ino"
             f" WHERE e.valid_to = {LIVING})"
-            " SELECT count(*), coalesce(sum(n.size), 0) FROM inside i"
+            " SELECT count(*), CAST(total(n.size) AS INTEGER) FROM inside i"
             f" CROSS JOIN inodes n ON n.ino = i.ino AND n.valid_to = {LIVING}"
             f" WHERE n.mode & 0xF000 = {stat.S_IFREG}",
             (entry.ino,),

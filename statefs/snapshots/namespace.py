@@ -171,7 +171,9 @@ class Namespace:
         text = os.fsdecode(name)
         found = self._catalog.by_folder(text)
         if found is not None:
-            return self.node(node_id(found[1], TREE_ROOT))
+            # Asked for anew on each walk: to have the kernel forget a name would need the lock of
+            # snapshots/, which a mkdir there holds while it waits for us.
+            return self.node(node_id(found[1], TREE_ROOT))._replace(entry_seconds=0.0)
         if text == LATEST or text.startswith("@"):
             try:
                 snapshot = self._catalog.choose(text)

@@ -7,6 +7,7 @@ import stat
 from typing import Final, NamedTuple
 
 from statefs.errors import PosixError
+from statefs.ids import LIVING
 from statefs.metadata import xattrs as xattr_rows
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import XATTRS
@@ -16,6 +17,7 @@ from statefs.volume.table import InodeTable, Node
 CAPABILITY: Final = b"security.capability"
 DURABILITY: Final = b"user.statefs.durability"
 DURABILITY_MODES: Final = (b"close", b"fsync", b"write")
+_STRICTNESS: Final = ("fsync", "close", "write")
 XATTR_NAME_MAX: Final = 255
 XATTR_SIZE_MAX: Final = 65_536
 """The kernel's own limits (xattr(7))."""
@@ -226,21 +228,34 @@ class Attributes:
         Args:
             default: the mount's mode, for a tree without the extended attribute.
         """
-        known = node.durability
         table = self._table
-        if known is not None and known[0] == table.durability_generation:
-            return known[1]
-        if node.flags & InodeFlag.DURABILITY:
-            mode = self.xattr(node.ino, DURABILITY).decode("ascii")
-        elif node.parent in (0, node.ino):
-            mode = default
+        generation = table.durability_generation
+        path: list[Node] = []
+        here = node
+        while here.durability is None or here.durability[0] != generation:
+            path.append(here)
+            if here.flags & InodeFlag.DURABILITY:
+                mode = self.xattr(here.ino, DURABILITY).decode("ascii")
+                break
+            if here.parent == here.ino:
+                mode = default
+                break
+            try:
+                here = table.node(here.parent)
+            except PosixError:  # the folder is gone, or which one is left is not known
+                mode = self._strictest(default)
+                break
         else:
-            mode = self._durability_of_parent(node, default)
-        node.durability = (table.durability_generation, mode)
+            mode = here.durability[1]
+        for passed in path:
+            passed.durability = (generation, mode)
         return mode
 
-    def _durability_of_parent(self, node: Node, default: str) -> str:
-        try:
-            return self.durability(self._table.node(node.parent), default)
-        except PosixError:  # the folder is gone; another name of the file is not
-            return default
+    def _strictest(self, default: str) -> str:
+        """Return the strictest mode that any folder asks for: a file's folder is not known."""
+        values = self._table.database.rows(
+            f"SELECT DISTINCT value FROM xattrs WHERE name = ? AND valid_to = {LIVING}",
+            (DURABILITY,),
+        )
+        modes: list[str] = [default, *(value.decode("ascii") for (value,) in values)]
+        return max(modes, key=_STRICTNESS.index)

@@ -23,8 +23,8 @@ from statefs.volume.table import InodeTable, Node
 
 INLINE_MAX_BYTES: Final = 8192
 """The largest content kept in the database; to be measured (docs/on-disk-format.md)."""
-FILE_MAX_BYTES: Final = (1 << 63) - 1
-"""The largest offset off_t can hold."""
+FILE_MAX_BYTES: Final = 1 << 44
+"""The largest file, 16 TiB as on ext4; the sum of half a million such still fits 64 bits."""
 BLOCK_BYTES: Final = 512
 """The unit of st_blocks (stat(2))."""
 EXTENTS_COUNTED: Final = 64
@@ -138,7 +138,7 @@ class FileData:
         """
         data = self._content(node)
         table = self._table
-        is_durable = self._database.is_commit_synced(node.changed)
+        is_durable = self._database.is_commit_synced(node.born)
         made = 0
         try:
             with table.change(node):
@@ -185,7 +185,15 @@ class FileData:
                 (node.ino, self._table.epoch),
             )
             node.object = found or 0
+            if found:
+                self._cut_leftover(node, found)
         return node.object
+
+    def _cut_leftover(self, node: Node, number: int) -> None:
+        """Cut what a write that failed or was never acknowledged left behind the file's end."""
+        if self._objects.stat(number).st_size > node.size:
+            self._objects.truncate(number, node.size)
+            self._note_unsynced(node, number)
 
     def _apply(self, node: Node, removed: list[Extent], added: list[Extent]) -> None:
         """Write a change of extents into the rows; inside a `Change`."""
@@ -194,9 +202,13 @@ class FileData:
             temporal.end(EXTENTS, old.valid_from, node.ino, old.start)
         for new in added:
             temporal.born(EXTENTS, node.ino, new.start, new.end, new.object)
-        if removed:
-            kept = {extent.object for extent in added}
-            self._table.discard_objects({old.object for old in removed} - kept)
+        kept = {extent.object for extent in added}
+        self._table.discard_objects(
+            old.object
+            for old in removed
+            if old.object not in kept
+            or (old.object != node.object and old.valid_from > temporal.pinned)
+        )
 
     def _note_unsynced(self, node: Node, number: int) -> None:
         if number:
@@ -210,7 +222,6 @@ class FileData:
         now = table.clock.now_ns()
         privileged = Attributes.has_privileges(node)
         if number and is_covered(extents, offset, LIVING if end > node.size else end, number):
-            self._pwrite(node, number, offset, data)
             if not node.is_marked or privileged:
                 with table.change(node):
                     if privileged:
@@ -218,6 +229,7 @@ class FileData:
                         table.store(node)
                     table.mark_dirty(node)
                 node.is_marked = True
+            self._pwrite(node, number, offset, data)
             self._grow(node, end, now)
             return
         self._write_new_range(node, number, offset, data)
@@ -366,7 +378,7 @@ class FileData:
             if number:
                 mapped[number] = mapped.get(number, 0) + end - start
         return sum(
-            min(-(-size // BLOCK_BYTES), self._objects.stat(number).st_blocks)
+            min(-(-size // BLOCK_BYTES), self._objects.blocks(number))
             for number, size in mapped.items()
         )
 

@@ -124,7 +124,7 @@ class Names:
             folder.nlink += is_dir
             self._touch(folder, now)
             table.files += stat.S_ISREG(mode)
-        node.changed = folder.changed
+        node.born = node.changed = folder.changed
         node.object = 0
         return table.remember(node)
 
@@ -178,6 +178,7 @@ class Names:
             node.nlink += 1
             node.ctime_ns = now
             node.parent = parent
+            node.durability = None
             table.store(node)
             self._touch(folder, now)
         return node
@@ -197,6 +198,9 @@ class Names:
         now = table.clock.now_ns()
         with table.change(folder, node):
             self._temporal.end(ENTRIES, entry.valid_from, parent, name)
+            if node.parent == parent:
+                node.parent = 0  # which of its other names' folders it lies in is not known
+                node.durability = None
             self._lose_name(node, now)
             self._touch(folder, now)
         self._after_loss(node)

@@ -36,12 +36,14 @@ class Node(Inode):
     """A living inode in memory.
 
     Beyond the row: `extents` and `object` (the object file of this epoch, 0 for none) once they
-    were needed, `data` the inline content likewise, `changed` the number of the last commit that
-    touched it, `is_marked` whether the table `dirty` has it, `reply` a place where the layer above
-    keeps what it made of the attributes (cleared when they change).
+    were needed, `data` the inline content likewise, `born` and `changed` the numbers of the commits
+    that made it (0 for an earlier process) and last touched it, `is_marked` whether the table
+    `dirty` has it, `reply` a place where the layer above keeps what it made of the attributes
+    (cleared when they change).
     """
 
     __slots__ = (
+        "born",
         "changed",
         "data",
         "durability",
@@ -54,6 +56,7 @@ class Node(Inode):
 
     def __init__(self, row: tuple[Any, ...]) -> None:
         super().__init__(row)
+        self.born = 0
         self.changed = 0
         self.data: bytes | None = None
         self.durability: tuple[int, str] | None = None

@@ -94,18 +94,20 @@ def check_object_files(reading: Reading) -> Iterator[str]:
         f" WHERE {reading.count('x', 'i')} > 0 GROUP BY x.object ORDER BY x.object"
     )
     for number, needed, tail, is_current, is_dirty, ino in reading.rows(query):
-        who = f"object {number:x} of {reading.named(ino)}" if needed else ""
+        trouble = None
         try:
             length = os.stat(reading.layout.object_path(ObjectId(number))).st_size
         except FileNotFoundError:
-            yield f"{who} is missing"
-            continue
-        if is_current and is_dirty:
-            continue
-        if length < needed:
-            yield f"{who} has {length} bytes, {needed} are needed"
-        elif is_current and tail >= 0 and length != tail:
-            yield f"{who} has {length} bytes, the file {tail}"
+            trouble = "is missing"
+        else:
+            if is_current and is_dirty:
+                continue
+            if length < needed:
+                trouble = f"has {length} bytes, {needed} are needed"
+            elif is_current and tail >= 0 and length != tail:
+                trouble = f"has {length} bytes, the file {tail}"
+        if trouble:
+            yield f"object {number:x} of {reading.named(ino)} {trouble}"
 
 
 def check_surplus_objects(reading: Reading) -> Iterator[str]:

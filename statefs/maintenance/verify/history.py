@@ -23,7 +23,7 @@ def check_pages(reading: Reading) -> Iterator[str]:
     """R01: SQLite finds its file sound, and it is a statefs database of this format."""
     for (line,) in reading.rows(f"PRAGMA integrity_check({INTEGRITY_LINES})"):
         if line != "ok":
-            yield f"meta.db: {line}"
+            yield f"meta.db: {' '.join(line.split())}"
     for pragma, wanted in (("application_id", APPLICATION_ID), ("user_version", FORMAT_VERSION)):
         found = reading.value(f"PRAGMA {pragma}")
         if found != wanted:

@@ -136,7 +136,7 @@ def is_mounted(mount_point: Path, store: Path | None, repair: bool) -> bool:
                 f"a crashed daemon left {mount_point} mounted: 'statefs mount --repair "
                 f"{mount_point}' mounts it again, 'statefs umount {mount_point}' frees it"
             )
-        unmount(mount_point, lazy=True)
+        unmount(mount_point, is_dead=True)
         return False
     if store is not None and store.resolve() != Path(mount.source):
         raise AlreadyMounted(

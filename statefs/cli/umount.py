@@ -47,7 +47,7 @@ def command(state: Path | None, store: Path | None, lazy: bool) -> None:
 
     mount = mounted_place(state, store)
     stale = is_stale(mount)
-    unmount(mount.mount_point, lazy=lazy or stale)
+    unmount(mount.mount_point, lazy=lazy, is_dead=stale)
     if not lazy and not stale:
         wait_until_closed(StoreLayout(Path(mount.source)))
     print_line(f"unmounted {mount.mount_point}" + (" (its daemon had crashed)" if stale else ""))

@@ -215,7 +215,7 @@ def _unmount_leftover(mount: MountInfo | None) -> None:
     if now is None or now.device != mount.device:
         return
     try:
-        unmount(mount.mount_point, lazy=True)
+        unmount(mount.mount_point, is_dead=True)
     except NotMounted:
         pass  # somebody else was faster
 

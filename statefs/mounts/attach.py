@@ -35,6 +35,7 @@ MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
 MS_NOEXEC: Final = 8
+MNT_FORCE: Final = 1
 MNT_DETACH: Final = 2
 UMOUNT_NOFOLLOW: Final = 8
 
@@ -227,22 +228,32 @@ def _last_line(output: bytes) -> str:
     return lines[-1].removeprefix("fusermount3: ") if lines else "fusermount3 failed silently"
 
 
-def unmount(mount_point: Path, *, lazy: bool = False) -> None:
+def unmount(mount_point: Path, *, lazy: bool = False, is_dead: bool = False) -> None:
     """Unmount. The daemon ends by itself a moment later; its lock tells when.
 
     Args:
         mount_point: as the mount table has it.
         lazy: take it out of the tree now, and end it when the last program lets go.
+        is_dead: its daemon is gone: programs that wait for an answer get an error first.
 
     Raises:
         MountBusy: programs use it; they are named.
         NotMounted: nothing is mounted there.
         FuseUnavailable: this user may not unmount it.
     """
-    if os.geteuid() == 0:
-        _unmount_as_root(mount_point, lazy)
-    else:
-        _unmount_as_user(mount_point, lazy)
+    if os.geteuid() != 0:
+        _unmount_as_user(mount_point, lazy or is_dead)
+        return
+    if is_dead:
+        # A thread of the dead process may be held by the kernel, and the connection by it: the
+        # kernel ends neither by itself. Forcing aborts the connection, even when it is busy then.
+        try:
+            _libc_call("umount2", os.fsencode(mount_point), UMOUNT_NOFOLLOW | MNT_FORCE)
+            return
+        except OSError as error:
+            if error.errno != errno.EBUSY:
+                raise _refusal(mount_point, error) from error
+    _unmount_as_root(mount_point, lazy or is_dead)
 
 
 def _unmount_as_root(mount_point: Path, lazy: bool) -> None:
@@ -252,9 +263,13 @@ def _unmount_as_root(mount_point: Path, lazy: bool) -> None:
     except OSError as error:
         if error.errno == errno.EBUSY:
             raise _busy(mount_point) from error
-        if error.errno in (errno.EINVAL, errno.ENOENT):
-            raise NotMounted(f"nothing is mounted at {mount_point}") from error
-        raise FuseUnavailable(f"cannot unmount {mount_point}: {error.strerror}") from error
+        raise _refusal(mount_point, error) from error
+
+
+def _refusal(mount_point: Path, error: OSError) -> StatefsError:
+    if error.errno in (errno.EINVAL, errno.ENOENT):
+        return NotMounted(f"nothing is mounted at {mount_point}")
+    return FuseUnavailable(f"cannot unmount {mount_point}: {error.strerror}")
 
 
 def _unmount_as_user(mount_point: Path, lazy: bool) -> None:

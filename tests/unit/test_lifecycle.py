@@ -390,8 +390,8 @@ def test_only_our_own_mount_is_cleared_away_at_the_end(
     there = None if now is None else MountInfo(mount_point, "/s", "fuse.statefs", device=now)
     unmounted: list[Path] = []
 
-    def unmount(mount_point: Path, *, lazy: bool) -> None:
-        assert lazy
+    def unmount(mount_point: Path, *, is_dead: bool) -> None:
+        assert is_dead
         unmounted.append(mount_point)
         raise NotMounted("somebody was faster")
 

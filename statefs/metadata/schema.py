@@ -61,7 +61,8 @@ _TABLES: Final = (
         PRIMARY KEY (ino, name, valid_to)) WITHOUT ROWID""",
     # Where the bytes [start, "end") of a file lie: at the same offsets of object file `object`.
     # Ranges without a row read as zeros. "end" may be LIVING: to the end of the file, wherever
-    # that is, so that appends need no change here; such an object is exactly as long as the file.
+    # that is, so that appends need no change here; such an object is exactly as long as the file
+    # for as long as it may be written.
     """CREATE TABLE extents (
         ino INTEGER NOT NULL, start INTEGER NOT NULL, valid_to INTEGER NOT NULL,
         valid_from INTEGER NOT NULL, "end" INTEGER NOT NULL, object INTEGER NOT NULL,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import stat
 from collections.abc import Iterator
@@ -141,8 +142,9 @@ class EngineStore:
 
 
 def tree_of(engine: EngineStore, epoch: int | None = None) -> dict[str, Any]:
-    """Return path -> what is there, of the living tree or of a snapshot."""
-    return dict(_walk(engine, None if epoch is None else engine.past(epoch), TREE_ROOT, ""))
+    """Return path -> what is there, of the living tree or of a snapshot; "." is its root."""
+    past = None if epoch is None else engine.past(epoch)
+    return {".": _shown(engine, past, TREE_ROOT), **dict(_walk(engine, past, TREE_ROOT, ""))}
 
 
 def _walk(
@@ -150,7 +152,7 @@ def _walk(
 ) -> Iterator[tuple[str, Any]]:
     source = engine.names if past is None else past
     for _, name, inode in source.listing(folder, 0, 1 << 30):
-        where = f"{path}/{name.decode()}" if path else name.decode()
+        where = f"{path}/{os.fsdecode(name)}" if path else os.fsdecode(name)
         yield where, _shown(engine, past, inode.ino)
         if inode.is_dir:
             yield from _walk(engine, past, inode.ino, where)

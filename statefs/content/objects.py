@@ -248,12 +248,6 @@ class ObjectFiles:
                 if state.writes == reached:
                     self._unsynced.pop(object_id, None)
 
-    def sync_now(self, object_id: int) -> None:
-        """Make an object's bytes durable whether or not this process wrote them."""
-        with self._descriptor(object_id) as fd:
-            os.fsync(fd)
-        sync_folder(self._layout.object_path(ObjectId(object_id)).parent)
-
     def exists(self, object_id: int) -> bool:
         """Whether there is an object file of that number."""
         return self._layout.object_path(ObjectId(object_id)).exists()

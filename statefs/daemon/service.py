@@ -187,6 +187,7 @@ class Service:
             await trio.sleep(TICK_SECONDS)
             try:
                 await self._durability.sync_everything()
+                self._store.freeing(self._store.volume.table.reap_closed)
                 if not self._store.reserve.hold():
                     await self._checkpoint()
             except (OSError, PosixError, apsw.Error) as error:
@@ -233,7 +234,7 @@ class Service:
                     await trio.sleep(0)
                 while collector.shrink():
                     await trio.sleep(0)
-            except (OSError, PosixError) as error:
+            except (OSError, PosixError, apsw.Error) as error:
                 log.error("space could not be given back: %s", error)
 
     def close(self, *, clean: bool) -> None:

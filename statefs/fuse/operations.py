@@ -23,7 +23,7 @@ from statefs.fuse.attributes import absent, entry_attributes
 from statefs.fuse.durability import FSYNC, WRITE, Durability
 from statefs.fuse.errno_map import answers
 from statefs.fuse.handles import LISTING, LISTINGS_MAX, NODE_MASK, SYNCED, WRITABLE, handle
-from statefs.ids import INO_BITS, INO_MASK, LIVING, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
+from statefs.ids import INDEX_JSON, INO_BITS, INO_MASK, LIVING, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
 from statefs.metadata.entries import living_entry
 from statefs.snapshots.namespace import FOREVER, METADATA_NAME, Found, Namespace
 from statefs.snapshots.views import PastInode
@@ -35,6 +35,7 @@ from statefs.volume.volume import Volume
 
 LISTING_BATCH: Final = 64
 """Entries read from the database at a time; a reply of one page holds about 25."""
+SET_ID: Final = stat.S_ISUID | stat.S_ISGID
 _CURRENT_LIMIT: Final = 1 << INO_BITS
 _XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", acl.ACCESS, acl.DEFAULT)
 
@@ -110,7 +111,9 @@ class Operations(pyfuse3.Operations):
         if reply is None:
             if node.is_stale:
                 node.blocks = self._data.blocks(node)
-            reply = node.reply = entry_attributes(node.ino, node, FOREVER, FOREVER)
+            # A write clears setuid and setgid without the kernel's noticing: it asks each time.
+            seconds = 0.0 if node.mode & SET_ID and node.is_file else FOREVER
+            reply = node.reply = entry_attributes(node.ino, node, FOREVER, seconds)
         return reply
 
     @staticmethod
@@ -280,9 +283,12 @@ class Operations(pyfuse3.Operations):
         if not _is_current(inode):
             if flags & os.O_ACCMODE != os.O_RDONLY or flags & os.O_TRUNC:
                 raise PosixError(errno.EROFS)
-            found = self._namespace.node(inode)
-            return pyfuse3.FileInfo(fh=inode, keep_cache=found.attribute_seconds > 0)
+            if inode == INDEX_JSON:  # past the cache, which knows one version at a time
+                return pyfuse3.FileInfo(fh=self._namespace.index_node(), direct_io=True)
+            return pyfuse3.FileInfo(fh=inode)
         node = self._table.node(inode)
+        if node.nlink == 0 and not self._table.is_open(node):
+            raise PosixError(errno.ESTALE)  # removed, and held by a path alone (O_PATH)
         if flags & os.O_TRUNC and node.is_file:
             self._truncate(inode, 0)
         self._table.opened(inode)
@@ -342,9 +348,12 @@ class Operations(pyfuse3.Operations):
         if not _is_current(ino):
             return
         node = self._table.nodes.get(ino)
-        if node is not None and node.is_stale and node.nlink and ino not in self._table.unsynced:
-            self._durability.settle([node])  # else once its bytes are durable: bytes before sizes
-        self._table.closed(ino)
+        try:
+            is_owed = ino in self._table.unsynced  # its bytes come first, at the next tick
+            if node is not None and node.is_stale and node.nlink and not is_owed:
+                self._durability.settle([node])
+        finally:
+            self._keeper.freeing(lambda: self._table.closed(ino))
 
     @answers
     async def fsync(self, fh: int, datasync: bool) -> None:
@@ -454,7 +463,11 @@ class Operations(pyfuse3.Operations):
         if name in _XATTR_SPACES and name.endswith(b"."):
             raise PosixError(errno.EINVAL)
         self._keeper.require_space()
-        self._attributes.set_xattr(_current(inode), name, value)
+        self._attributes.set_xattr(_current(inode), name, value, self._is_stranger(inode, ctx))
+
+    def _is_stranger(self, ino: int, ctx: Any) -> bool:
+        """Whether a caller is neither root nor, as far as is known, in the file's group."""
+        return bool(ctx.uid != 0 and ctx.gid != self._table.node(ino).gid)
 
     @answers
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:

@@ -8,9 +8,11 @@ and an object file made by a transaction that never came.
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Final
 
 from statefs.content.objects import ObjectFiles
+from statefs.durable import sync_filesystem
 from statefs.ids import FIRST_FREE_INO, LIVING, Epoch
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import living_totals
@@ -25,11 +27,15 @@ _TAIL: Final = (
 )
 
 
-def recover(database: Database, objects: ObjectFiles) -> None:
+def recover(database: Database, objects: ObjectFiles, root: Path) -> None:
     """Repair what an unclean end may have left; harmless after a clean one.
 
+    Args:
+        root: the store's folder. What the earlier process wrote there is made durable, for it may
+            not have been, and nobody knows any more for which files.
+
     Raises:
-        OSError: an object file cannot be read or synced.
+        OSError: an object file cannot be read, or the disk refuses a sync.
     """
     with database.transaction():
         database.execute(
@@ -42,6 +48,7 @@ def recover(database: Database, objects: ObjectFiles) -> None:
     with database.transaction():
         for key, value in (("files", files), ("bytes", size)):
             database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))
+    sync_filesystem(root)
     database.sync()
 
 
@@ -73,7 +80,6 @@ def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
                 size = state.st_size
             elif state.st_size > size:
                 objects.truncate(number, size)
-            objects.sync_now(number)
             with database.transaction():
                 # A time set by utimens after the last write stays: its ctime is the later one.
                 # In place: a dirty file's living row was born after the newest snapshot.

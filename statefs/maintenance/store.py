@@ -137,7 +137,7 @@ class Store:
         self._is_open = True
         self.was_clean = bool(self._value("clean"))
         if not self.was_clean:
-            self.freeing(lambda: recover(self.database, self.objects))
+            self.freeing(lambda: recover(self.database, self.objects, layout.root))
         self.freeing(lambda: self._set("clean", 0))
         self.volume = Volume(self.database, self.objects, clock)
         self.catalog = Catalog(self.volume)

@@ -17,6 +17,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
+from statefs.durable import sync_filesystem
 from statefs.errors import (
     FuseUnavailable,
     MountBusy,
@@ -304,11 +305,7 @@ def write_back(mount_point: Path) -> None:
     Raises:
         OSError: the mount does not answer.
     """
-    fd = os.open(mount_point, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        _libc_call("syncfs", fd)
-    finally:
-        os.close(fd)
+    sync_filesystem(mount_point)
 
 
 def _busy(mount_point: Path) -> MountBusy:

@@ -191,7 +191,7 @@ class Catalog:
         table, database = self._table, self._database
         now = table.clock.now_ns()
         hidden = database.rows("SELECT name FROM snapshots WHERE state != ?", (COMPLETE,))
-        taken = {*self._by_name, *(row[0] for row in hidden)}
+        taken = {*self._by_name, *self._by_label, *(row[0] for row in hidden)}
         label = labels.get("name")
         stale = table.stale_nodes()
         for node in stale:

@@ -10,7 +10,7 @@ import errno
 import os
 import stat
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from statefs.errors import PosixError, StatefsError
 from statefs.ids import (
@@ -21,6 +21,7 @@ from statefs.ids import (
     SNAPSHOT_LINK,
     SNAPSHOTS_DIR,
     TREE_ROOT,
+    VIEW_MAX,
     Ino,
     View,
     ino_of,
@@ -40,6 +41,8 @@ CURRENT_NAME: Final = b"current"
 SNAPSHOTS_NAME: Final = b"snapshots"
 INDEX_NAME: Final = b"index.json"
 METADATA_NAME: Final = b"metadata.json"
+INDEXES_KEPT: Final = 16
+"""Versions of index.json kept for programs that opened it and read it late."""
 TREES_CACHED: Final = 8
 """Past trees that keep inodes in memory, each up to `views.INODES_CACHED` of about 500 bytes."""
 _FIRST_COOKIE: Final = 16
@@ -73,8 +76,7 @@ class Namespace:
         self._catalog = catalog
         self._owner = owner
         self._trees: dict[int, PastTree] = {}
-        self._generation = -1
-        self._index = b""
+        self._indexes: dict[int, bytes] = {}
 
     def _tree(self, view: int) -> tuple[Snapshot, PastTree]:
         snapshot = self._catalog.by_view(view)
@@ -94,10 +96,22 @@ class Namespace:
 
     def index_bytes(self) -> bytes:
         """Return index.json as it is now."""
-        if self._generation != self._catalog.generation:
-            self._index = encode(self._catalog.index())
-            self._generation = self._catalog.generation
-        return self._index
+        return self._indexes[self._index_version()]
+
+    def _index_version(self) -> int:
+        version = self._catalog.generation % VIEW_MAX + 1
+        if version not in self._indexes:
+            self._indexes[version] = encode(self._catalog.index())
+            while len(self._indexes) > INDEXES_KEPT:
+                del self._indexes[next(iter(self._indexes))]
+        return version
+
+    def index_node(self) -> int:
+        """Return a node that stands for index.json as it is now, for a handle on it.
+
+        A program that reads on over a save sees the document it opened, whole.
+        """
+        return node_id(View(self._index_version()), INDEX_JSON)
 
     def _fixed(self, ino: int, mode: int, size: int = 0, nlink: int = 1, time_ns: int = 0) -> Inode:
         uid, gid = self._owner
@@ -187,23 +201,21 @@ class Namespace:
         view, ino = view_of(folder), ino_of(folder)
         if view != CURRENT:
             return self._past_listing(view, ino, after, limit)
-        entries: list[tuple[int, bytes, Any]]
+        entries: list[tuple[int, bytes]]
         if ino == MOUNT_ROOT:
             names = (CURRENT_NAME, SNAPSHOTS_NAME, INDEX_NAME)
-            entries = [(3 + i, name, name) for i, name in enumerate(names)]
+            entries = [(3 + place, name) for place, name in enumerate(names)]
         elif ino == SNAPSHOTS_DIR:
-            entries = [(3, LATEST.encode(), LATEST.encode())] if self._catalog.snapshots else []
+            entries = [(3, LATEST.encode())] if self._catalog.snapshots else []
             for snapshot in self._catalog.snapshots:
                 cookie = _FIRST_COOKIE + 2 * snapshot.epoch
-                entries.append((cookie, snapshot.name.encode(), snapshot.name.encode()))
+                entries.append((cookie, snapshot.name.encode()))
                 if snapshot.label is not None:
-                    label = os.fsencode(snapshot.label)
-                    entries.append((cookie + 1, label, label))
+                    entries.append((cookie + 1, os.fsencode(snapshot.label)))
         else:
             raise PosixError(errno.ENOTDIR)
-        return [(c, name, self.lookup(folder, key)) for c, name, key in entries if c > after][
-            :limit
-        ]
+        wanted = [entry for entry in entries if entry[0] > after][:limit]
+        return [(cookie, name, self.lookup(folder, name)) for cookie, name in wanted]
 
     def _past_listing(
         self, view: View, ino: Ino, after: int, limit: int
@@ -230,8 +242,8 @@ class Namespace:
     def plan_read(self, node: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:
         """Return the bytes when no object file is needed, else the pieces to read them from."""
         view, ino = view_of(node), ino_of(node)
-        if view == CURRENT:
-            return self.index_bytes()[offset : offset + size]
+        if ino == INDEX_JSON:
+            return self._indexes.get(view, self.index_bytes())[offset : offset + size]
         snapshot, tree = self._tree(view)
         if ino == METADATA_JSON:
             return encode(snapshot.document())[offset : offset + size]

@@ -6,7 +6,7 @@ import errno
 from typing import Any, Final
 
 from statefs.content import rows
-from statefs.content.extents import pieces
+from statefs.content.extents import Extent, pieces
 from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT, Epoch
 from statefs.layout import RUNTIME
@@ -41,6 +41,7 @@ class PastTree:
         self._database = database
         self.epoch = epoch
         self._inodes: dict[int, PastInode] = {}
+        self._last_read: tuple[int, list[Extent]] = (0, [])
         self._runtime = past_entry(database, TREE_ROOT, RUNTIME, epoch)
 
     def inode(self, ino: int) -> PastInode:
@@ -89,10 +90,15 @@ class PastTree:
         if end <= offset:
             return b""
         if inode.flags & InodeFlag.EXTENTS:
-            extents = rows.extents(self._database, ino, self.epoch)
-            return list(pieces(extents, offset, end))
+            return list(pieces(self._extents(ino), offset, end))
         found = rows.inline(self._database, ino, self.epoch)
         return found[0][offset:end] if found is not None else bytes(end - offset)
+
+    def _extents(self, ino: int) -> list[Extent]:
+        """Return a file's extents, kept for the file that was read last."""
+        if self._last_read[0] != ino:
+            self._last_read = (ino, rows.extents(self._database, ino, self.epoch))
+        return self._last_read[1]
 
     def target(self, ino: int) -> bytes:
         """Return where a symbolic link led."""

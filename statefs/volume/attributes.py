@@ -133,8 +133,11 @@ class Attributes:
             return []
         return sorted(xattr_rows.xattrs(self._table.database, ino, xattr_rows.NOW))
 
-    def set_xattr(self, ino: int, name: bytes, value: bytes) -> Node:
+    def set_xattr(self, ino: int, name: bytes, value: bytes, by_stranger: bool = False) -> Node:
         """Set an extended attribute; an access ACL also sets the mode it stands for.
+
+        Args:
+            by_stranger: the caller is not in the file's group: an access ACL clears setgid.
 
         Raises:
             PosixError: ERANGE, E2BIG for names or values beyond xattr(7)'s limits, EINVAL for a
@@ -155,6 +158,8 @@ class Attributes:
             node.ctime_ns = table.clock.now_ns()
             if name in (acl.ACCESS, acl.DEFAULT):
                 self._set_acl(node, name, value)
+                if by_stranger and name == acl.ACCESS:
+                    node.mode &= ~stat.S_ISGID
             else:
                 self._put(node, name, value)
             table.store(node)

@@ -286,6 +286,14 @@ class InodeTable:
         if node.nlink == 0 and not self.assumes_open:
             self.reap(ino)
 
+    def reap_closed(self) -> None:
+        """Destroy the orphans that nobody has open, which a full disk may have left."""
+        if self.assumes_open:
+            return
+        for (ino,) in self.database.rows("SELECT ino FROM orphans"):
+            if ino not in self.opens:
+                self.reap(ino)
+
     def reap(self, ino: int) -> None:
         """Destroy an orphan that nobody has open any more."""
         database, temporal = self.database, self.temporal

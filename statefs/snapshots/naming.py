@@ -94,7 +94,7 @@ def choose(selector: str, snapshots: Sequence[Named], now_ns: int) -> Named:
         if selector in (snapshot.name, snapshot.label) or selector == snapshot.labels.get("name"):
             return snapshot
     fitting = [snapshot for snapshot in snapshots if snapshot.name.startswith(selector)]
-    if len(fitting) > 1:
+    if selector and len(fitting) > 1:
         raise AmbiguousSnapshot(
             f"{selector!r} fits {len(fitting)} snapshots, the first {fitting[0].name} and"
             f" {fitting[1].name}: give more of the name"

@@ -128,7 +128,7 @@ class EngineStore:
         """
         root = self.root.with_name(self.root.name + "-killed")
         shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(self.root, root)
+        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("reserve"))
         return EngineStore(root)
 
     def problems(self) -> list[str]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import shutil
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -20,13 +19,6 @@ from statefs.volume.data import FILE_MAX_BYTES, INLINE_MAX_BYTES
 from tests.unit.engine_store import EngineStore
 
 BIG = 3 * INLINE_MAX_BYTES
-
-
-@pytest.fixture
-def engine(tmp_path: Path) -> Iterator[EngineStore]:
-    """A new store, closed after the test."""
-    with EngineStore(tmp_path / "store") as engine:
-        yield engine
 
 
 def test_small_content_lies_in_the_database(engine: EngineStore) -> None:
@@ -277,14 +269,15 @@ def _do(engine: EngineStore, ino: int, model: bytearray, step: tuple[str, int, i
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=steps)
 def test_a_file_is_the_bytes_that_were_written_in_every_epoch(
     tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]
 ) -> None:
     """Against a byte array: now, in each snapshot, after a kill, and in the rules of the store."""
-    with EngineStore(tmp_path_factory.mktemp("model") / "store") as engine:
+    folder = tmp_path_factory.mktemp("model")
+    with EngineStore(folder / "store") as engine:
         ino, model, saved = engine.file("f"), bytearray(), dict[int, bytes]()
         for step in steps:
             if step[0] == "save":
@@ -301,3 +294,4 @@ def test_a_file_is_the_bytes_that_were_written_in_every_epoch(
             for epoch, content in saved.items():
                 assert after.past_content(epoch, ino) == content
             assert after.problems() == []
+    shutil.rmtree(folder)

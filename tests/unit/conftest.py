@@ -1,0 +1,25 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+
+import pytest
+
+from statefs.maintenance.verify import verify
+from tests.unit.engine_store import EngineStore
+
+
+@pytest.fixture
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineStore]:
+    """A new store; closed after the test, and then sound.
+
+    It does not lie in the test's own folder, whose stores are checked by the command line: that
+    would take longer than most tests that need no mount.
+    """
+    folder = tmp_path_factory.mktemp("engine")
+    try:
+        with EngineStore(folder / "store") as engine:
+            yield engine
+        assert verify(engine.store.layout) == []
+    finally:
+        shutil.rmtree(folder)

@@ -167,10 +167,10 @@ class FileData:
     def _new_object(self, node: Node) -> int:
         """Make an object file for the current epoch; inside a `Change`."""
         number = ObjectId(self._table.new_id())
-        self._objects.create(number)
         self._database.execute(
             "INSERT INTO objects VALUES (?, ?, ?)", (number, node.ino, self._table.epoch)
         )
+        self._objects.create(number)
         return number
 
     def current_object(self, node: Node) -> int:
@@ -333,15 +333,33 @@ class FileData:
         mark, and recovery cuts the object. To lengthen, the object comes first, as the host may
         refuse the size.
         """
-        table = self._table
         number = self.current_object(node)
-        shorter = size < node.size
-        if number and not shorter:
+        old_size = node.size
+        if number and size >= old_size:
             self._objects.truncate(number, size)
             self._note_unsynced(node, number)
+        try:
+            number = self._truncate_rows(node, size, number)
+        except BaseException:
+            if number and size >= old_size:
+                self._objects.truncate(number, old_size)
+            raise
+        node.object = number
+        if size == 0:
+            node.data, node.extents = b"", None
+            return
+        node.is_marked = True
+        if number and size < old_size:
+            self._objects.truncate(number, size)
+            self._note_unsynced(node, number)
+        self._table.mark_stale(node)
+
+    def _truncate_rows(self, node: Node, size: int, number: int) -> int:
+        """Write what a truncation changes, and return this epoch's object if it is still used."""
+        table = self._table
         with table.change(node):
             extents = self._extents(node)
-            if shorter:
+            if size < node.size:
                 self._apply(node, *cut(extents, size, table.epoch))
             else:
                 self._close_tail(node, number)
@@ -356,15 +374,7 @@ class FileData:
             else:
                 table.mark_dirty(node)
             self._changed_by_truncate(node)
-        node.object = number
-        if size == 0:
-            node.data, node.extents = b"", None
-            return
-        node.is_marked = True
-        if number and shorter:
-            self._objects.truncate(number, size)
-            self._note_unsynced(node, number)
-        table.mark_stale(node)
+        return number
 
     def blocks(self, node: Node) -> int:
         """Return the space a file takes, in units of 512 bytes."""

@@ -221,7 +221,6 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ("R18", "too late", sql("UPDATE objects SET epoch = 4 WHERE ino = $sparse")),
     ("R19", "missing", lambda damage: damage.object_of("sparse").unlink()),
     ("R19", "short", lambda damage: os.truncate(damage.object_of("big"), 10)),
-    ("R19", "long", lambda damage: os.truncate(damage.object_of("young"), BIG + 1)),
     ("R20", "unreferenced row", sql("INSERT INTO objects VALUES ($nobody, $big, 4)")),
     ("R20", "surplus file",
      lambda damage: damage.layout.object_path(ObjectId(1030)).write_text("?")),

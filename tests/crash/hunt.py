@@ -106,8 +106,8 @@ class CrashHunt:
         clients = self._start_clients(number, folders, journals)
         self._wait_for_the_instant(journals)
         os.kill(daemon, signal.SIGKILL)
-        detach(self._state.state)
         wait_until_gone(daemon)
+        detach(self._state.state)
         codes = [_ended(pid) for pid in clients]
         assert codes == [0] * len(clients), f"a client failed before the kill: {codes}"
         work.saver, *work.writers = map(read_journal, journals)

@@ -33,6 +33,8 @@ from tests.leftovers import (
 
 LOUD: Final = (" WARNING", " ERROR", " CRITICAL", "Traceback")
 """What a line of the daemon's log begins with, or holds after its time, when something is wrong."""
+LOG_LINES_SHOWN: Final = 60
+"""Of the daemon's log, when a test fails: two tracebacks."""
 END_SECONDS: Final = 30.0
 """What the daemon does by itself takes a second or two; not done within this, it is never done."""
 POLL_SECONDS: Final = 0.05
@@ -147,11 +149,14 @@ class MountedState:
         """Fail when `statefs verify`, which then asks the daemon, finds anything wrong."""
         self.command("verify", self.state)
 
+    def log_lines(self) -> list[str]:
+        """Return what the daemon has logged."""
+        log = StoreLayout(self.store).log
+        return log.read_text(errors="replace").splitlines() if log.exists() else []
+
     def loud_lines(self) -> list[str]:
         """Return the warnings and errors in the daemon's log that the test does not expect."""
-        log = StoreLayout(self.store).log
-        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
-        loud = [line for line in lines if any(word in line for word in LOUD)]
+        loud = [line for line in self.log_lines() if any(word in line for word in LOUD)]
         if self.expected_log is None:
             return loud
         return [line for line in loud if not re.search(self.expected_log, line)]
@@ -187,6 +192,8 @@ def mounted(
     except BaseException:
         detach(made.state)
         wait_for_lock(made.store)
+        # pytest shows it with the failure; the log itself goes away with the folder.
+        print("\n".join(made.log_lines()[-LOG_LINES_SHOWN:]))  # noqa: T201
         raise
     made.dispose()
 

@@ -248,10 +248,6 @@ class ObjectFiles:
                 if state.writes == reached:
                     self._unsynced.pop(object_id, None)
 
-    def exists(self, object_id: int) -> bool:
-        """Whether there is an object file of that number."""
-        return self._layout.object_path(ObjectId(object_id)).exists()
-
     def punch(self, object_id: int, start: int, end: int) -> None:
         """Give the space of [start, end) back to the host; it reads as zeros afterwards.
 

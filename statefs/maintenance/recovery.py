@@ -8,22 +8,23 @@ and an object file made by a transaction that never came.
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
 from typing import Final
 
 from statefs.content.objects import ObjectFiles
 from statefs.durable import sync_filesystem
-from statefs.ids import FIRST_FREE_INO, LIVING, Epoch
+from statefs.ids import LIVING, Epoch
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import living_totals
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
 from statefs.snapshots.catalog import DELETING, PENDING
-from statefs.volume.table import IDS_RESERVED
 
 log = logging.getLogger(__name__)
 
 _TAIL: Final = (
-    f'SELECT object FROM extents WHERE ino = ? AND valid_to = {LIVING} AND "end" = {LIVING}'
+    "SELECT start, object, valid_from FROM extents"
+    f' WHERE ino = ? AND valid_to = {LIVING} AND "end" = {LIVING}'
 )
 
 
@@ -62,35 +63,53 @@ def _temporal(database: Database) -> Temporal:
 
 def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
     """Take sizes and times of files that were being written from their object files."""
-    epoch = _temporal(database).epoch
+    temporal = _temporal(database)
     for (ino,) in database.rows("SELECT ino FROM dirty"):
         number = database.value(
-            "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC", (ino, epoch)
+            "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC",
+            (ino, temporal.epoch),
         )
-        size = database.value(
-            f"SELECT size FROM inodes WHERE ino = ? AND valid_to = {LIVING}", (ino,)
-        )
-        if number is not None and size is not None:
-            try:
-                state = objects.stat(number)
-            except FileNotFoundError:
-                log.error("the object file %x of inode %d is missing", number, ino)
-                continue
-            if database.value(_TAIL, (ino,)) == number:
-                size = state.st_size
-            elif state.st_size > size:
-                objects.truncate(number, size)
-            with database.transaction():
-                # A time set by utimens after the last write stays: its ctime is the later one.
-                # In place: a dirty file's living row was born after the newest snapshot.
-                database.execute(
-                    "UPDATE inodes SET size = ?1, blocks = ?2,"
-                    " mtime_ns = CASE WHEN ?3 > ctime_ns THEN ?3 ELSE mtime_ns END,"
-                    f" ctime_ns = max(ctime_ns, ?3) WHERE ino = ?4 AND valid_to = {LIVING}",
-                    (size, state.st_blocks, state.st_mtime_ns, ino),
-                )
+        try:
+            state = None if number is None else objects.stat(number)
+        except FileNotFoundError:
+            log.error("the object file %x of inode %d is missing", number, ino)
+            state = None
         with database.transaction():
+            if state is not None:
+                size = _recovered_size(database, temporal, ino, number, state.st_size)
+                _write_recovered(database, ino, size, state)
             database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+
+
+def _recovered_size(
+    database: Database, temporal: Temporal, ino: int, number: int, length: int
+) -> int | None:
+    """Return the size that a file has got by its object, None to leave the row's.
+
+    After a loss of power the object may be shorter than what was appended to it, or empty: the file
+    ends where the object's bytes end, but never before what other objects hold.
+    """
+    tail = database.execute(_TAIL, (ino,)).fetchone()
+    if tail is None or tail[1] != number:
+        return None
+    start, _, born = tail
+    if length <= start:
+        temporal.end(EXTENTS, born, ino, start)
+        database.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (number,))
+    return int(max(length, start))
+
+
+def _write_recovered(database: Database, ino: int, size: int | None, state: os.stat_result) -> None:
+    """Write size and times; in place, as a dirty file's row is younger than any snapshot.
+
+    A time set by utimens after the last write stays: its ctime is the later one.
+    """
+    database.execute(
+        "UPDATE inodes SET size = coalesce(?1, size), blocks = ?2,"
+        " mtime_ns = CASE WHEN ?3 > ctime_ns THEN ?3 ELSE mtime_ns END,"
+        f" ctime_ns = max(ctime_ns, ?3) WHERE ino = ?4 AND valid_to = {LIVING}",
+        (size, state.st_blocks, state.st_mtime_ns, ino),
+    )
 
 
 def _drop_orphans(database: Database) -> None:
@@ -106,14 +125,11 @@ def _drop_orphans(database: Database) -> None:
 
 
 def _remove_strays(database: Database, objects: ObjectFiles) -> None:
-    """Remove object files whose making was never committed: they have numbers not yet used.
+    """Remove object files without a row.
 
-    Such a number is the last that was handed out before the end: it lies in the last reservation,
-    or just behind it when the reservation was part of what was not committed.
+    Their making was never committed, or a loss of power undid their removal but not its commit.
     """
-    newest = database.value("SELECT max(id) FROM objects") or FIRST_FREE_INO - 1
-    reserved = database.value("SELECT value FROM store WHERE key = 'next_id'")
-    for number in range(max(newest + 1, reserved - IDS_RESERVED), reserved + IDS_RESERVED):
-        if objects.exists(number):
-            log.info("removed object file %x, whose making was never committed", number)
-            objects.remove(number)
+    known = {row[0] for row in database.rows("SELECT id FROM objects")}
+    for number in sorted(objects.present() - known):
+        log.info("removed object file %x, which belonged to nothing", number)
+        objects.remove(number)

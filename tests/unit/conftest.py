@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 
@@ -10,7 +11,16 @@ from tests.unit.engine_store import EngineStore
 
 
 @pytest.fixture
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EngineStore]:
+def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is made durable: no test here cuts the power, and the disk takes most of the time."""
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(os, "fdatasync", lambda _: None)
+
+
+@pytest.fixture
+def engine(
+    tmp_path_factory: pytest.TempPathFactory, no_waiting_for_disks: None
+) -> Iterator[EngineStore]:
     """A new store; closed after the test, and then sound.
 
     It does not lie in the test's own folder, whose stores are checked by the command line: that

@@ -127,8 +127,7 @@ class EngineStore:
         of this process is not.
         """
         root = self.root.with_name(self.root.name + "-killed")
-        shutil.rmtree(root, ignore_errors=True)
-        shutil.copytree(self.root, root, ignore=shutil.ignore_patterns("reserve"))
+        mirror(self.root, root)
         return EngineStore(root)
 
     def problems(self) -> list[str]:
@@ -139,6 +138,24 @@ class EngineStore:
         """Settle, then drop all inodes from memory, so that rows are what is read."""
         self.data.settle(self.table.stale_nodes())
         self.table.nodes.clear()
+
+
+def mirror(source: Path, target: Path) -> None:
+    """Make `target` a copy of a store's folder; one that exists is brought to the same state.
+
+    Faster than removing and copying the 256 folders of objects/ each time.
+    """
+    for folder, names, files in os.walk(source):
+        place = target / Path(folder).relative_to(source)
+        place.mkdir(exist_ok=True)
+        for surplus in {entry.name for entry in os.scandir(place)} - {*names, *files}:
+            if (place / surplus).is_dir():
+                shutil.rmtree(place / surplus)
+            else:
+                (place / surplus).unlink()
+        for name in files:
+            if name != "reserve":  # eight megabytes of nothing; it is made again
+                shutil.copy2(Path(folder) / name, place / name)
 
 
 def tree_of(engine: EngineStore, epoch: int | None = None) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -16,7 +18,7 @@ from statefs.ids import LIVING
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.xattrs import NOW
 from statefs.volume.data import FILE_MAX_BYTES, INLINE_MAX_BYTES
-from tests.unit.engine_store import EngineStore
+from tests.unit.engine_store import EngineStore, mirror
 
 BIG = 3 * INLINE_MAX_BYTES
 
@@ -268,16 +270,26 @@ def _do(engine: EngineStore, ino: int, model: bytearray, step: tuple[str, int, i
         engine.forget_memory()
 
 
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder with a new, closed store `new`, to be copied."""
+    folder = tmp_path_factory.mktemp("place")
+    with EngineStore(folder / "new"):
+        pass
+    yield folder
+    shutil.rmtree(folder)
+
+
 @settings(
-    max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(steps=steps)
 def test_a_file_is_the_bytes_that_were_written_in_every_epoch(
-    tmp_path_factory: pytest.TempPathFactory, steps: list[tuple[str, int, int]]
+    place: Path, no_waiting_for_disks: None, steps: list[tuple[str, int, int]]
 ) -> None:
     """Against a byte array: now, in each snapshot, after a kill, and in the rules of the store."""
-    folder = tmp_path_factory.mktemp("model")
-    with EngineStore(folder / "store") as engine:
+    mirror(place / "new", place / "store")
+    with EngineStore(place / "store") as engine:
         ino, model, saved = engine.file("f"), bytearray(), dict[int, bytes]()
         for step in steps:
             if step[0] == "save":
@@ -294,4 +306,3 @@ def test_a_file_is_the_bytes_that_were_written_in_every_epoch(
             for epoch, content in saved.items():
                 assert after.past_content(epoch, ino) == content
             assert after.problems() == []
-    shutil.rmtree(folder)

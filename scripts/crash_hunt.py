@@ -68,7 +68,8 @@ def hunted(seed: int, rounds: int, end: float, keep: Path | None) -> bool:
             return False
     print(
         f"{hunt.rounds} kills ({hunt.void_rounds} too early), {hunt.acknowledged} operations, "
-        f"{hunt.saves} saves; within a save {hunt.saves_cut}, within a deletion {hunt.deletes_cut}"
+        f"{hunt.saves} saves; within a save {hunt.saves_cut}, a deletion {hunt.deletes_cut}, "
+        f"a mount {hunt.mounts_cut}"
     )
     return True
 

@@ -12,12 +12,16 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Final
 
+from statefs.layout import StoreLayout
+from statefs.locking import read_owner
 from tests.crash.clients import Saver, Writer, new_reference
 from tests.crash.journal import JournalWriter, Step, read_journal
 from tests.crash.outcomes import check_end, check_instant
@@ -30,6 +34,13 @@ STEPS_MIN: Final = 20
 """A round in which less was acknowledged shows nothing and does not count."""
 RUN_SECONDS_MAX: Final = 0.6
 """How long the clients work, at most, before the daemon is killed."""
+LONG_RUN_SECONDS_MAX: Final = 3.0
+"""In some rounds: long enough for a checkpoint, which the daemon looks for once a second."""
+LONG_RUN_SHARE: Final = 0.1
+MOUNT_KILLED_SHARE: Final = 0.2
+"""Of the rounds, those after which the daemon is killed once more while it recovers the store."""
+RECOVERY_SECONDS_MAX: Final = 0.05
+"""Between the lock and the mount; most of a mount's time goes by before the lock."""
 AIM_SECONDS_MAX: Final = 0.02
 """How long after the beginning of a save or a deletion the daemon is killed, when one is aimed at;
 a save takes a few milliseconds."""
@@ -73,6 +84,7 @@ class CrashHunt:
         self.saves = 0
         self.saves_cut = 0
         self.deletes_cut = 0
+        self.mounts_cut = 0
 
     def run_round(self) -> None:
         """Let the clients work, kill the daemon, mount again and check everything."""
@@ -82,6 +94,8 @@ class CrashHunt:
         else:
             self.rounds += 1
             self.acknowledged += work.acknowledged
+        if self._rng.random() < MOUNT_KILLED_SHARE:
+            self._mount_and_kill()
         self._state.mount()
         self._check_previous()
         self._check_writers(work)
@@ -119,18 +133,20 @@ class CrashHunt:
         self, number: int, folders: Sequence[Path], journals: Sequence[Path]
     ) -> list[int]:
         seeds = [self._rng.randrange(1 << 32) for _ in journals]
-        saver = Saver(
-            self._state.snapshots,
-            JournalWriter(journals[0]),
-            seeds[0],
-            list(self._digests),
-            f"r{number}-",
-        )
-        writers = [
-            Writer(folder, JournalWriter(journal), seed)
-            for folder, journal, seed in zip(folders, journals[1:], seeds[1:], strict=True)
-        ]
-        return [start(saver.run), *(start(writer.run) for writer in writers)]
+        for journal in journals:
+            journal.touch()
+
+        def save_and_delete() -> None:
+            existing, prefix = list(self._digests), f"r{number}-"
+            writer = JournalWriter(journals[0])
+            Saver(self._state.snapshots, writer, seeds[0], existing, prefix).run()
+
+        def write(index: int) -> None:
+            writer = JournalWriter(journals[1 + index])
+            Writer(folders[index], writer, seeds[1 + index]).run()
+
+        writers = [start(partial(write, index)) for index in range(WRITERS)]
+        return [start(save_and_delete), *writers]
 
     def _wait_for_the_instant(self, journals: Sequence[Path]) -> None:
         """Return at the instant of the kill: any, or within a save, or within a deletion."""
@@ -138,13 +154,33 @@ class CrashHunt:
         while min(os.stat(journal).st_size for journal in journals[1:]) < 100 * STEPS_MIN:
             assert time.monotonic() < end, "the clients make no progress"
             time.sleep(0.005)
-        time.sleep(self._rng.random() * RUN_SECONDS_MAX)
+        is_long = self._rng.random() < LONG_RUN_SHARE
+        time.sleep(self._rng.random() * (LONG_RUN_SECONDS_MAX if is_long else RUN_SECONDS_MAX))
         aim = self._rng.choice((None, b'"save"', b'"delete"'))
         end = time.monotonic() + RUN_SECONDS_MAX
         while aim is not None and time.monotonic() < end:
             if aim in journals[0].read_bytes()[-200:].splitlines()[-1]:
                 time.sleep(self._rng.random() * AIM_SECONDS_MAX)
                 return
+
+    def _mount_and_kill(self) -> None:
+        """Begin to mount, and kill the daemon while it recovers what the last kill left."""
+        with self._state.mounting() as command:
+            pid = self._pid_of_lock(command)
+            if pid:
+                time.sleep(self._rng.random() * RECOVERY_SECONDS_MAX)
+                os.kill(pid, signal.SIGKILL)
+                wait_until_gone(pid)
+                self.mounts_cut += command.wait(END_SECONDS) != 0
+        detach(self._state.state)
+
+    def _pid_of_lock(self, command: subprocess.Popen[bytes]) -> int:
+        """Return the daemon that holds the store, as soon as there is one; 0 when there is none."""
+        while command.poll() is None:
+            owner = read_owner(StoreLayout(self._state.store))
+            if owner is not None and owner.alive and owner.role == "daemon":
+                return owner.pid
+        return 0
 
     def _check_previous(self) -> None:
         """What the round before last left in current was not touched by anybody since."""

@@ -95,6 +95,21 @@ class MountedState:
         options = ["-o", self.options] if self.options else []
         self.command("mount", self.state, "--store", self.store, *options)
 
+    @contextmanager
+    def mounting(self) -> Iterator[subprocess.Popen[bytes]]:
+        """Mount the state beside the block; the command has ended, in any way, after it."""
+        command = [sys.executable, "-m", "statefs", "mount", str(self.state)]
+        options = ["-o", self.options] if self.options else []
+        with subprocess.Popen(
+            [*command, "--store", str(self.store), *options],
+            cwd="/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        ) as process:
+            yield process
+            process.wait(COMMAND_SECONDS)
+
     def umount(self) -> None:
         """Unmount and wait until the daemon has let go of the store."""
         pid = self.daemon_pid()
@@ -176,7 +191,8 @@ class MountedState:
         troubles = [free_mount(mount) for mount in mounts_below([self.state])]
         assert not any(troubles), troubles
         self.verify()
-        assert self.loud_lines() == []
+        loud = self.loud_lines()
+        assert not loud, "\n".join(loud)
 
 
 @contextmanager
@@ -274,13 +290,14 @@ def eventually(condition: Callable[[], bool], what: str) -> None:
 
 def wait_until_gone(pid: int) -> None:
     """Return when process `pid` has ended; fail when it still runs at the deadline."""
-    end = time.monotonic() + END_SECONDS
     try:
         descriptor = os.pidfd_open(pid)
     except ProcessLookupError:
         return
+    poll = select.poll()
+    poll.register(descriptor, select.POLLIN)
     try:
-        ready = select.select([descriptor], [], [], max(0.0, end - time.monotonic()))[0]
+        ended = poll.poll(END_SECONDS * 1000)
     finally:
         os.close(descriptor)
-    assert ready, f"process {pid} still runs after {END_SECONDS} seconds"
+    assert ended, f"process {pid} still runs after {END_SECONDS} seconds"

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import errno
 import json
 import os
 import uuid
@@ -11,6 +12,7 @@ import pytest
 
 from statefs.layout import StoreLayout
 from tests.harness.mounted_state import MountedState
+from tests.harness.system_calls import errno_of
 
 REASONS = {
     "manual",
@@ -101,6 +103,26 @@ def test_documents_are_files_like_others(saved: MountedState) -> None:
         with open(path, "rb") as file:
             assert os.pread(file.fileno(), 5, 1) == path.read_bytes()[1:6]
             assert os.pread(file.fileno(), 5, status.st_size) == b""
+
+
+def test_the_name_of_a_document_is_kept_free(saved: MountedState) -> None:
+    """No file of current/ can hide a snapshot's metadata.json; deeper down it is any name."""
+    taken = saved.current / "metadata.json"
+    (saved.current / "other").write_text("x")
+    for make in (
+        taken.touch,
+        taken.mkdir,
+        lambda: taken.symlink_to("x"),
+        lambda: os.mkfifo(taken),
+        lambda: os.link(saved.current / "other", taken),
+        lambda: os.rename(saved.current / "other", taken),
+    ):
+        assert errno_of(make) == errno.EPERM
+    (saved.current / "other").unlink()
+    (saved.files / "metadata.json").write_text("{}")
+    name = saved.save()
+    assert (saved.snapshots / name / "files/metadata.json").read_text() == "{}"
+    (saved.files / "metadata.json").unlink()
 
 
 def test_index_is_never_stale(saved: MountedState) -> None:

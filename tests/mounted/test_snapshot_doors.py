@@ -63,6 +63,14 @@ def test_names_that_cannot_be_labels_are_refused(shared_state: MountedState, nam
     assert len(shared_state.listing()) == before
 
 
+def test_a_label_is_text(shared_state: MountedState) -> None:
+    """Labels stand in JSON, so one that is not UTF-8 is refused; any script is welcome."""
+    folder = os.fsencode(shared_state.snapshots)
+    assert errno_of(lambda: os.mkdir(folder + b"/\xff\xfe")) in (errno.EINVAL, errno.EILSEQ)
+    (shared_state.snapshots / "\u00fcber \u4f60\u597d").mkdir()
+    assert "\u00fcber \u4f60\u597d" in names(shared_state)
+
+
 def test_a_label_may_be_used_again_after_its_deletion(shared_state: MountedState) -> None:
     """The new snapshot of that name shows the new content, not what was cached of the old."""
     for content in (b"first", b"second, longer"):

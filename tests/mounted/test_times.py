@@ -26,6 +26,15 @@ def test_times_keep_their_nanoseconds(place: Path, mtime_ns: int) -> None:
         assert (status.st_atime_ns, status.st_mtime_ns) == (mtime_ns + 7, mtime_ns)
 
 
+def test_times_beyond_every_limit_are_cut(place: Path) -> None:
+    """The year 5138 becomes the last moment the filesystem knows, as on ext4; nothing breaks."""
+    (place / "f").touch()
+    utimensat(place / "f", (10**11, 0), (10**11, 0))
+    assert 2**31 < os.stat(place / "f").st_mtime <= 10**11
+    utimensat(place / "f", (-(10**11), 0), (-(10**11), 0))
+    assert -(10**11) <= os.stat(place / "f").st_mtime < 0
+
+
 def test_each_time_may_be_left_or_be_now(place: Path) -> None:
     """UTIME_OMIT keeps a time, UTIME_NOW takes the clock's."""
     (place / "f").touch()

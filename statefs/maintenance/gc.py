@@ -120,7 +120,7 @@ class Collector:
         with database.transaction():
             for _ in database.execute(f"PRAGMA incremental_vacuum({PAGES_PER_STEP})"):
                 pass
-        return True
+        return bool(database.value("PRAGMA freelist_count") < free)
 
     def _punch(self, number: int, referenced: Ranges) -> None:
         size = self._objects.stat(number).st_size

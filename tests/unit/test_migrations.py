@@ -9,7 +9,7 @@ import pytest
 
 from statefs.errors import CorruptStore, NewerStore
 from statefs.layout import StoreLayout
-from statefs.maintenance.migrations import migrate
+from statefs.maintenance.migrations import STEPS, migrate
 from statefs.maintenance.store import init_store, open_store
 from statefs.metadata.connection import Database
 from statefs.metadata.schema import FORMAT_VERSION
@@ -99,3 +99,8 @@ def test_a_newer_store_is_refused_and_not_touched(layout: StoreLayout) -> None:
     with pytest.raises(NewerStore, match="install a newer statefs"):
         open_store(layout.root)
     assert layout.meta_db.read_bytes() == before
+
+
+def test_there_is_a_step_from_every_older_format() -> None:
+    """A new format comes with the way to it, and with a golden store of the old one."""
+    assert sorted(STEPS) == list(range(1, FORMAT_VERSION))

@@ -13,6 +13,8 @@ from statefs.metadata.temporal import INLINE, VERSIONED, RowLife
 
 INTEGRITY_LINES: Final = 20
 """SQLite's own complaints that are worth reading."""
+INCREMENTAL: Final = 2
+"""PRAGMA auto_vacuum of a database that can give pages back."""
 NUMBERS: Final = (
     "created_ns", "epoch", "next_id", "last_slot", "last_modified_ns", "clean", "files", "bytes",
 )  # fmt: skip
@@ -24,7 +26,11 @@ def check_pages(reading: Reading) -> Iterator[str]:
     for (line,) in reading.rows(f"PRAGMA integrity_check({INTEGRITY_LINES})"):
         if line != "ok":
             yield f"meta.db: {' '.join(line.split())}"
-    for pragma, wanted in (("application_id", APPLICATION_ID), ("user_version", FORMAT_VERSION)):
+    for pragma, wanted in (
+        ("application_id", APPLICATION_ID),
+        ("user_version", FORMAT_VERSION),
+        ("auto_vacuum", INCREMENTAL),
+    ):
         found = reading.value(f"PRAGMA {pragma}")
         if found != wanted:
             yield f"meta.db: {pragma} is {found}, not {wanted}"

@@ -1,0 +1,169 @@
+"""Space comes back: rows of deleted snapshots, ranges and whole object files."""
+
+from __future__ import annotations
+
+import errno
+
+import pytest
+
+from statefs.ids import LIVING, TREE_ROOT
+from statefs.maintenance import gc
+from statefs.maintenance.gc import unreferenced
+from tests.unit.engine_store import EngineStore
+
+BIG = 1 << 20
+PART = 1 << 18
+
+
+def space(engine: EngineStore) -> int:
+    """Return the bytes that object files take on the disk."""
+    return sum(engine.store.objects.stat(number).st_blocks * 512 for number in engine.objects())
+
+
+@pytest.mark.parametrize(
+    ("referenced", "free"),
+    [
+        ([], [(0, 100)]),
+        ([(0, 100)], []),
+        ([(0, LIVING)], []),
+        ([(10, 20), (30, 40)], [(0, 10), (20, 30), (40, 100)]),
+        ([(30, 40), (10, 35)], [(0, 10), (40, 100)]),
+        ([(10, 90), (20, 30)], [(0, 10), (90, 100)]),
+        ([(50, LIVING)], [(0, 50)]),
+        ([(200, 300)], [(0, 100)]),
+    ],
+)
+def test_what_nothing_refers_to_is_free(
+    referenced: list[tuple[int, int]], free: list[tuple[int, int]]
+) -> None:
+    """In any order, overlapping, open-ended, behind the end."""
+    assert [part for part in unreferenced(referenced, 100) if part[0] < part[1]] == free
+
+
+def test_an_object_that_nothing_refers_to_is_removed(engine: EngineStore) -> None:
+    """With its row and its place in the list of garbage."""
+    engine.file("f", b"a" * BIG)
+    engine.names.unlink(TREE_ROOT, b"f")
+    assert engine.rows("garbage") == 1
+    engine.store.collect()
+    assert (engine.objects(), engine.rows("objects"), engine.rows("garbage")) == (set(), 0, 0)
+
+
+def test_ranges_that_were_overwritten_are_punched_out(engine: EngineStore) -> None:
+    """Once the snapshot that saw them is gone; what is still seen stays."""
+    ino = engine.file("f", b"a" * BIG)
+    first = engine.save()
+    engine.data.write(ino, PART, b"b" * PART)
+    second = engine.save()
+    engine.store.sync()
+    before = space(engine)
+    engine.delete(first)
+    assert space(engine) <= before - PART + 4096
+    expected = b"a" * PART + b"b" * PART + b"a" * (BIG - 2 * PART)
+    assert engine.content(ino) == engine.past_content(second, ino) == expected
+
+
+def test_bytes_of_a_kept_snapshot_stay(engine: EngineStore) -> None:
+    """Deleting its neighbours, its files in current, and collecting harms nothing."""
+    ino = engine.file("f", b"a" * BIG)
+    epochs = []
+    for letter in (b"b", b"c", b"d"):
+        epochs.append(engine.save())
+        engine.data.write(ino, PART, letter * 100)
+    engine.names.unlink(TREE_ROOT, b"f")
+    engine.delete(epochs[2])
+    engine.delete(epochs[0])
+    expected = b"a" * PART + b"b" * 100 + b"a" * (BIG - PART - 100)
+    assert engine.past_content(epochs[1], ino) == expected
+    engine.delete(epochs[1])
+    assert engine.objects() == set()
+
+
+def test_rows_are_deleted_in_steps(engine: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is one transaction of limited size, and every store in between is sound."""
+    monkeypatch.setattr(gc, "ROWS_PER_STEP", 10)
+    for number in range(35):
+        engine.file(f"f{number}", b"x")
+    epoch = engine.save()
+    for number in range(35):
+        engine.names.unlink(TREE_ROOT, f"f{number}".encode())
+    engine.hide(epoch)
+    left = [engine.rows("inline")]
+    while engine.store.collector.delete_rows():
+        left.append(engine.rows("inline"))
+        assert engine.problems() == []
+    assert left[:5] == [35, 25, 15, 5, 0]
+    assert engine.rows("snapshots") == 0
+
+
+def test_nothing_is_freed_before_the_rows_are_durable(engine: EngineStore) -> None:
+    """What a row referred to when the candidates were taken is spared this time."""
+    ino = engine.file("f", b"a" * BIG)
+    engine.save()
+    engine.data.write(ino, 0, b"b" * PART)
+    engine.data.truncate(ino, PART)
+    engine.hide(1)
+    while engine.store.collector.delete_rows():
+        pass
+    candidates = engine.store.collector.candidates()
+    assert candidates
+    number = max(candidates)
+    engine.store.collector.free({number: [(0, BIG)]})
+    assert number in engine.objects()
+
+
+def test_an_object_being_read_is_left_for_later(engine: EngineStore) -> None:
+    """A thread may have looked up where the bytes are before they lost their last row."""
+    engine.file("f", b"a" * BIG)
+    engine.names.unlink(TREE_ROOT, b"f")
+    (number,) = engine.objects()
+    collector = engine.store.collector
+    with engine.store.objects.being_read([(0, BIG, number)]):
+        collector.free(collector.candidates())
+        assert engine.store.objects.read([(0, 5, number)]) == b"aaaaa"
+    engine.store.collect()
+    assert engine.objects() == set()
+
+
+def test_a_host_that_cannot_punch_keeps_the_space(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """That is no error; any other refusal leaves the object a candidate."""
+    ino = engine.file("f", b"a" * BIG)
+    engine.data.truncate(ino, PART)
+    engine.store.objects.truncate(min(engine.objects()), BIG)
+    engine.table.database.execute(
+        "INSERT OR IGNORE INTO garbage SELECT id FROM objects WHERE ino = ?", (ino,)
+    )
+
+    def refused(*_: int) -> None:
+        raise OSError(errno.EIO, "refused")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.store.objects, "punch", refused)
+        with pytest.raises(OSError, match="refused"):
+            engine.store.collect()
+    assert engine.rows("garbage") == 1
+    engine.store.collect()
+    assert engine.rows("garbage") == 0
+    assert engine.content(ino) == b"a" * PART
+    engine.store.objects.truncate(min(engine.objects()), PART)
+
+
+def test_an_interrupted_deletion_is_finished_later(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a kill in the middle the snapshot stays hidden, and its rows go."""
+    monkeypatch.setattr(gc, "ROWS_PER_STEP", 3)
+    for number in range(20):
+        engine.file(f"f{number}", b"x" * 10_000)
+    epoch = engine.save()
+    for number in range(20):
+        engine.names.unlink(TREE_ROOT, f"f{number}".encode())
+    engine.hide(epoch)
+    engine.store.collector.delete_rows()
+    with engine.killed() as after:
+        assert after.store.catalog.snapshots == []
+        after.store.collect()
+        assert (after.rows("snapshots"), after.rows("extents"), after.objects()) == (0, 0, set())
+    engine.store.collect()

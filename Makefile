@@ -4,8 +4,9 @@ PY := .venv/bin/python
 STATE ?= ./state
 # More arguments for pytest, e.g. make test PYTEST_ARGS="-k rename tests/mounted"
 PYTEST_ARGS ?=
+HOURS ?= 1
 
-.PHONY: help run setup stop test check lint types layers bench install-helper
+.PHONY: help run setup stop test check lint types layers bench crash install-helper
 
 help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -39,6 +40,9 @@ layers: setup-tests ## Check that each layer imports only lower ones
 bench: setup ## Measure what operations, size and history cost (minutes; as root, nothing else running)
 	@$(PY) -m benchmarks.operations
 	@$(PY) -m benchmarks.scale
+
+crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing acknowledged may be lost
+	@$(PY) scripts/crash_hunt.py --hours $(HOURS)
 
 install-helper: setup ## As root: let mount(8) and /etc/fstab use statefs
 	@ln -sfn "$(CURDIR)/scripts/mount.fuse.statefs" /sbin/mount.fuse.statefs

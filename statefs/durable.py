@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import ctypes.util
 import os
+from contextlib import suppress
 from pathlib import Path
 
 _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
@@ -28,6 +29,17 @@ def sync_filesystem(folder: Path) -> None:
             raise OSError(code, os.strerror(code))
     finally:
         os.close(fd)
+
+
+def remove_now(path: Path) -> None:
+    """Remove a file, there or not, so that its room can be used when this returns.
+
+    Many filesystems give room back only with their next commit, which syncing brings about; and
+    some refuse to truncate when they are full.
+    """
+    path.unlink(missing_ok=True)
+    with suppress(OSError):
+        sync_filesystem(path.parent)
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:

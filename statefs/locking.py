@@ -16,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from statefs.durable import remove_now
 from statefs.errors import AlreadyMounted, NoSuchStore, StoreLocked
 from statefs.layout import StoreLayout
 from statefs.mounts import find_mount
@@ -96,7 +97,7 @@ class StoreLock:
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            self._layout.reserve.unlink(missing_ok=True)
+            remove_now(self._layout.reserve)
             _write_owner(fd, self._role, self._mount_point)
 
     def acquire_for_mount(self, timeout_seconds: float = MOUNT_WAIT_SECONDS) -> None:

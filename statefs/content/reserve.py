@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from statefs.durable import remove_now
 from statefs.errors import PosixError
 
 RESERVE_BYTES: Final = 8 << 20
@@ -53,8 +54,8 @@ class Reserve:
 
     def give_up(self) -> None:
         """Let go of the room, for a deletion."""
-        self._path.unlink(missing_ok=True)  # some filesystems refuse to truncate when full
         self.is_held = False
+        remove_now(self._path)
 
     def require(self) -> None:
         """Refuse what takes space while the room has been given up and is still missing.

@@ -202,7 +202,7 @@ class Service:
             self._log_is_long = trio.Event()
             try:
                 await self._checkpoint()
-            except apsw.Error as error:
+            except (PosixError, apsw.Error) as error:
                 log.warning("the log could not be moved into the database: %s", error)
                 await trio.sleep(TICK_SECONDS)
             if database.wal_pages >= WAL_PAGES_MAX:

@@ -170,7 +170,7 @@ class Store:
                 raise
         self.reserve.give_up()
         if self._is_open:
-            with suppress(apsw.Error):  # it needs room itself; the action will tell
+            with suppress(PosixError, apsw.Error):  # it needs room itself; the action will tell
                 self.database.checkpoint(restart=True)
         return action()
 

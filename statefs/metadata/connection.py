@@ -169,10 +169,7 @@ class Database:
 
     def errno_of(self, error: apsw.Error) -> int:
         """Return the errno that a failed statement stands for."""
-        if isinstance(error, apsw.FullError):
-            return errno.ENOSPC
-        code = self.connection.system_errno
-        return code if code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else errno.EIO
+        return _errno_of(error, self.connection)
 
     def rows(self, statement: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
         """Return all rows of a query."""
@@ -232,7 +229,7 @@ class Database:
             restart: also make the next commit start the log anew, holding it up meanwhile.
 
         Raises:
-            apsw.Error: the disk refused.
+            PosixError: the disk refused: ENOSPC, EDQUOT or EIO.
         """
         connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_timeout(RESTART_WAIT_MS)
@@ -241,6 +238,8 @@ class Database:
             connection.wal_checkpoint(mode=mode)
         except apsw.BusyError:
             pass  # verify reads an old state: the log is moved when it has ended
+        except (apsw.FullError, apsw.IOError) as error:
+            raise PosixError(_errno_of(error, connection)) from error
         finally:
             connection.close()
 
@@ -248,6 +247,13 @@ class Database:
         """Close the connection; SQLite checkpoints and removes the log."""
         os.close(self._wal_fd)
         self.connection.close()
+
+
+def _errno_of(error: apsw.Error, connection: apsw.Connection) -> int:
+    if isinstance(error, apsw.FullError):
+        return errno.ENOSPC
+    code = connection.system_errno
+    return code if code in (errno.ENOSPC, errno.EDQUOT, errno.EROFS) else errno.EIO
 
 
 def create_database(path: Path) -> None:

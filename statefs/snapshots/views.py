@@ -76,11 +76,12 @@ class PastTree:
 
     def listing(self, parent: int, after: int, limit: int) -> list[tuple[int, bytes, PastInode]]:
         """Return up to `limit` entries (cookie, name, inode) with cookies beyond `after`."""
-        rows = list_past(self._database, parent, after, self.epoch, limit)
+        rows = list_past(self._database, parent, after, self.epoch, limit + 1)
+        if parent == TREE_ROOT:  # one more was read, so that fewer than `limit` still mean the end
+            rows = [row for row in rows if row[1] != RUNTIME]
         return [
             (row[0], row[1], self._inodes.get(row[2]) or self._remember(PastInode(row[2:])))
-            for row in rows
-            if not (parent == TREE_ROOT and row[1] == RUNTIME)
+            for row in rows[:limit]
         ]
 
     def plan_read(self, ino: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:

@@ -31,11 +31,6 @@ class StoreLayout:
         return self.root / "meta.db"
 
     @property
-    def meta_wal(self) -> Path:
-        """SQLite's write-ahead log of meta.db; one fdatasync of it makes commits durable."""
-        return self.root / "meta.db-wal"
-
-    @property
     def objects(self) -> Path:
         """The folder of object files, in 256 folders by the last byte of their number."""
         return self.root / "objects"

@@ -180,7 +180,7 @@ def explain(error: Exception) -> tuple[str, int]:
 
 def explain_usage(error: click.ClickException) -> str:
     """Return click's complaint, in our style, with the command whose --help answers it."""
-    message = error.format_message().rstrip(".")
+    message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "statefs"
     return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"

@@ -14,7 +14,6 @@ import trio
 from statefs.volume.table import Node
 from statefs.volume.volume import Volume
 
-CLOSE: Final = "close"
 FSYNC: Final = "fsync"
 WRITE: Final = "write"
 
@@ -89,8 +88,8 @@ class Durability:
         """Make a file's bytes, attributes and name durable, as fsync(2) promises."""
         if node.ino in self._table.unsynced:
             await self.sync_bytes(node.ino)
-        if node.is_stale:
-            self.settle([node])
+        if node.is_stale and node.ino not in self._table.unsynced:
+            self.settle([node])  # else it was written meanwhile: bytes before sizes, next time
         if not self._database.is_commit_synced(node.changed):
             await self.sync_names()
 
@@ -98,5 +97,6 @@ class Durability:
         """Make all that was acknowledged durable."""
         for ino in list(self._table.unsynced):
             await self.sync_bytes(ino)
-        self.settle(self._table.stale_nodes())
+        unsynced = self._table.unsynced  # holds what was written while others were synced
+        self.settle([node for node in self._table.stale_nodes() if node.ino not in unsynced])
         await self.sync_names()

@@ -1,0 +1,160 @@
+"""What is owed to the disk, and in which order it is paid: bytes, then sizes, then names."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from statefs.errors import PosixError
+from statefs.fuse.durability import FSYNC, Durability
+from statefs.ids import TREE_ROOT
+from statefs.volume.attributes import DURABILITY
+from tests.unit.engine_store import EngineStore
+
+BIG = 20_000
+CLOSE = "close"
+
+
+class Watched:
+    """A store and the syncs and commits that happen to it, in order."""
+
+    def __init__(self, engine: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.engine = engine
+        self.durability = Durability(engine.store.volume, CLOSE, lambda action: action())
+        self.steps: list[str] = []
+        for owner, name, step in (
+            (engine.store.objects, "sync", "bytes"),
+            (engine.database, "commit", "commit"),
+            (engine.database, "sync", "log"),
+        ):
+            monkeypatch.setattr(owner, name, self._noting(getattr(owner, name), step))
+
+    def _noting(self, call: Callable[..., Any], step: str) -> Callable[..., Any]:
+        def noting(*arguments: Any) -> Any:
+            self.steps.append(step)
+            return call(*arguments)
+
+        return noting
+
+
+@pytest.fixture
+def watched(engine: EngineStore, monkeypatch: pytest.MonkeyPatch) -> Watched:
+    """A new store, watched."""
+    return Watched(engine, monkeypatch)
+
+
+async def test_bytes_come_before_sizes_and_sizes_before_the_log(watched: Watched) -> None:
+    """A file that was appended to needs all three, once."""
+    engine = watched.engine
+    ino = engine.file("f", b"a" * BIG)
+    await watched.durability.sync_file(engine.node(ino))
+    engine.data.write(ino, BIG, b"b")
+    watched.steps.clear()
+    await watched.durability.sync_file(engine.node(ino))
+    assert watched.steps == ["bytes", "commit", "log"]
+    watched.steps.clear()
+    await watched.durability.sync_file(engine.node(ino))
+    assert watched.steps == []
+    assert engine.database.is_synced
+    assert engine.table.unsynced == {}
+
+
+async def test_small_files_need_the_log_alone(watched: Watched) -> None:
+    """Bytes and name share a commit."""
+    ino = watched.engine.file("f", b"small")
+    watched.steps.clear()
+    await watched.durability.sync_file(watched.engine.node(ino))
+    assert watched.steps == ["log"]
+
+
+async def test_a_file_that_did_not_change_owes_nothing(watched: Watched) -> None:
+    """Although others did."""
+    ino = watched.engine.file("f", b"small")
+    await watched.durability.sync_everything()
+    watched.engine.file("g", b"small")
+    watched.steps.clear()
+    await watched.durability.sync_file(watched.engine.node(ino))
+    assert watched.steps == []
+    assert not watched.engine.database.is_synced
+
+
+async def test_everything_means_every_file(watched: Watched) -> None:
+    """Large and small, appended and new; afterwards nothing is owed and nothing dirty."""
+    engine = watched.engine
+    for number in range(3):
+        ino = engine.file(f"f{number}", b"a" * BIG)
+        engine.data.write(ino, BIG, b"b")
+        engine.file(f"g{number}", b"small")
+    await watched.durability.sync_everything()
+    assert engine.database.is_synced
+    assert (engine.table.unsynced, engine.table.stale_nodes(), engine.rows("dirty")) == ({}, [], 0)
+
+
+async def test_a_file_removed_meanwhile_owes_nothing(watched: Watched) -> None:
+    """Its object may be gone before its turn comes."""
+    engine = watched.engine
+    ino = engine.file("f", b"a" * BIG)
+    waiting = dict(engine.table.unsynced)
+    engine.names.unlink(TREE_ROOT, b"f")
+    engine.store.collect()
+    engine.table.unsynced.update(waiting)
+    await watched.durability.sync_bytes(ino)
+    assert engine.table.unsynced == {}
+
+
+async def test_a_write_during_the_sync_is_settled_by_the_next(
+    watched: Watched, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its size may not be committed before its bytes are durable."""
+    engine = watched.engine
+    ino = engine.file("f", b"a" * BIG)
+    sync = engine.store.objects.sync
+
+    def written_meanwhile(number: int) -> None:
+        sync(number)
+        engine.store.objects.write(number, b"late", BIG)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.store.objects, "sync", written_meanwhile)
+        await watched.durability.sync_file(engine.node(ino))
+    assert ino in engine.table.unsynced
+    assert engine.node(ino).is_stale
+    assert engine.rows("dirty") == 1
+    await watched.durability.sync_file(engine.node(ino))
+    assert (engine.table.unsynced, engine.rows("dirty")) == ({}, 0)
+    engine.store.objects.truncate(min(engine.objects()), BIG)
+
+
+@pytest.mark.parametrize("what", ["bytes", "log"])
+async def test_a_disk_that_refuses_ends_all_promises(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    """No change is accepted any more: after a failed fsync nobody knows what is on the disk."""
+    durability = Durability(engine.store.volume, CLOSE, lambda action: action())
+    ino = engine.file("f", b"a" * BIG if what == "bytes" else b"small")
+
+    def broken(_: int) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fdatasync", broken)
+        with pytest.raises(OSError, match="broken"):
+            await durability.sync_file(engine.node(ino))
+    with pytest.raises(PosixError) as failure:
+        engine.file("g")
+    assert failure.value.errno == errno.EIO
+    engine.database.failure = None  # so that the fixture can close the store
+
+
+def test_the_mode_is_the_mounts_or_the_trees(engine: EngineStore) -> None:
+    """The extended attribute of a folder counts more than the option of the mount."""
+    folder = engine.folder("d")
+    ino = engine.file("f", b"", folder)
+    durability = Durability(engine.store.volume, FSYNC, lambda action: action())
+    assert durability.of(engine.node(ino)) == FSYNC
+    engine.attributes.set_xattr(folder, DURABILITY, b"close")
+    assert durability.of(engine.node(ino)) == CLOSE

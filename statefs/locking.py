@@ -26,6 +26,8 @@ Role = Literal["daemon", "command"]
 POLL_SECONDS: Final = 0.02
 GRACE_SECONDS: Final = 0.1
 """Every attempt lasts at least this long: whoever reads the owner holds the lock for an instant."""
+OWNER_ATTEMPTS: Final = 3
+"""On a full disk: room that was given up comes back with the disk's next commits only."""
 COMMAND_WAIT_SECONDS: Final = 10.0
 """How long `with StoreLock(...)` waits for another command, or for a daemon that is ending."""
 MOUNT_WAIT_SECONDS: Final = 10.0
@@ -92,13 +94,15 @@ class StoreLock:
 
     def _write_owner(self, fd: int) -> None:
         """Say who holds the lock; on a full disk with the room kept back (content/reserve.py)."""
-        try:
-            _write_owner(fd, self._role, self._mount_point)
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
+        for _ in range(OWNER_ATTEMPTS):
+            try:
+                _write_owner(fd, self._role, self._mount_point)
+                return
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
             remove_now(self._layout.reserve)
-            _write_owner(fd, self._role, self._mount_point)
+        _write_owner(fd, self._role, self._mount_point)
 
     def acquire_for_mount(self, timeout_seconds: float = MOUNT_WAIT_SECONDS) -> None:
         """Take the lock as acquire() does, but wait only for an owner that will soon be gone.

@@ -37,13 +37,21 @@ class Reserve:
         """Take the room if it is not held and the disk has it; return whether it is held."""
         if not self.is_held:
             try:
-                self._take()
+                if not self._is_taken():
+                    self._take()
                 self.is_held = True
             except OSError as error:
                 if error.errno not in FULL:
                     raise
                 self.give_up()  # a part of the room is of no use to anyone
         return self.is_held
+
+    def _is_taken(self) -> bool:
+        """Whether the file has its room from before; asking for it again may be refused."""
+        try:
+            return self._path.stat().st_blocks * 512 >= RESERVE_BYTES
+        except FileNotFoundError:
+            return False
 
     def _take(self) -> None:
         fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -188,6 +188,8 @@ class Service:
             try:
                 await self._durability.sync_everything()
                 self._store.freeing(self._store.volume.table.reap_closed)
+                if self._store.owes_index and self._store.reserve.is_held:
+                    await trio.to_thread.run_sync(self._store.pay_index)
                 if not self._store.reserve.hold():
                     await self._checkpoint()
             except (OSError, PosixError, apsw.Error) as error:

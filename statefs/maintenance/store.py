@@ -6,6 +6,7 @@ the daemon serves from, and what a command uses when no daemon runs.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import stat
@@ -39,8 +40,12 @@ from statefs.volume.volume import Volume
 
 T = TypeVar("T")
 
+log = logging.getLogger(__name__)
+
 FOLDER_MODE: Final = stat.S_IFDIR | 0o755
 STORE_MODE: Final = 0o700
+FREEING_ATTEMPTS: Final = 3
+"""On a copy-on-write disk room is used by each write and given back with the next commits only."""
 
 
 def init_store(root: Path, app_id: str | None = None, clock: Clock | None = None) -> None:
@@ -133,6 +138,7 @@ class Store:
         self.reserve = Reserve(layout.reserve)
         self.objects = ObjectFiles(layout)
         self._is_open = False
+        self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))
         self._is_open = True
         self.was_clean = bool(self._value("clean"))
@@ -163,15 +169,16 @@ class Store:
         Raises:
             PosixError, OSError: as the action; ENOSPC when even the reserve does not help.
         """
-        try:
-            return action()
-        except (OSError, PosixError) as error:
-            if error.errno not in FULL:
-                raise
-        self.reserve.give_up()
-        if self._is_open:
-            with suppress(PosixError, apsw.Error):  # it needs room itself; the action will tell
-                self.database.checkpoint(restart=True)
+        for _ in range(FREEING_ATTEMPTS):
+            try:
+                return action()
+            except (OSError, PosixError) as error:
+                if error.errno not in FULL:
+                    raise
+            self.reserve.give_up()
+            if self._is_open:
+                with suppress(PosixError, apsw.Error):  # it needs room itself; the action will tell
+                    self.database.checkpoint(restart=True)
         return action()
 
     # What a save consists of; the daemon runs the parts that wait in threads.
@@ -205,8 +212,24 @@ class Store:
         write_file(self.document_path(snapshot), encode(snapshot.document()))
 
     def write_index(self, data: bytes) -> None:
-        """Write index.json; may run in a thread."""
-        self.freeing(lambda: write_file(self.layout.index_json, data))
+        """Write index.json; may run in a thread.
+
+        Where the disk is full it stays owed (`owes_index`): the mount shows the right one anyway.
+        """
+        self.owes_index = True
+        try:
+            self.freeing(lambda: write_file(self.layout.index_json, data))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.warning("index.json in the store is out of date: %s", error)
+        else:
+            self.owes_index = False
+
+    def pay_index(self) -> None:
+        """Write index.json again if it could not be written before."""
+        if self.owes_index:
+            self.write_index(self.namespace.index_bytes())
 
     def write_all_documents(self) -> None:
         """Make the plain files of documents equal to what the database says."""
@@ -330,6 +353,7 @@ class Store:
             table.reap(ino)
         self.volume.data.settle(table.stale_nodes())
         self.sync()
+        self.pay_index()
         with self.database.transaction():
             for key, value in (("files", table.files), ("bytes", table.bytes), ("clean", 1)):
                 self.database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))

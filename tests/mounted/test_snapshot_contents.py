@@ -125,33 +125,46 @@ def test_cuts_over_saves(shared_state: MountedState, folder: Path, size: int) ->
     assert (folder / "f").read_bytes() == wanted
 
 
-def test_a_dirty_page_of_a_shared_map_is_in_the_snapshot(
+def store_in_every_page(view: mmap.mmap, mark: bytes) -> None:
+    """Change each page of a map, so that the kernel has much to write that it was not told of."""
+    for page in range(0, len(view), mmap.PAGESIZE):
+        view[page : page + len(mark)] = mark
+
+
+def test_dirty_pages_of_a_shared_map_are_in_the_snapshot(
     shared_state: MountedState, folder: Path
 ) -> None:
-    """A save makes the kernel write what a program stored in a map and never synced."""
-    (folder / "f").write_bytes(bytes(64 * KIB))
+    """A save makes the kernel write what a program stored in a map and never synced.
+
+    By mkdir, which is quick: the kernel has no time to write the pages by itself.
+    """
+    (folder / "f").write_bytes(bytes(MIB))
     with open(folder / "f", "r+b") as file, mmap.mmap(file.fileno(), 0) as view:
-        view[20 * KIB : 20 * KIB + 6] = b"stored"
-        past = frozen(shared_state, folder) / "f"
-        view[20 * KIB : 20 * KIB + 6] = b"later!"
-        view.flush()
-        got = past.read_bytes()
-    assert got[20 * KIB : 20 * KIB + 6] == b"stored"
-    assert past.read_bytes() == got
-    assert (folder / "f").read_bytes()[20 * KIB : 20 * KIB + 6] == b"later!"
+        for number in range(10):
+            mark = b"save-%02d" % number
+            store_in_every_page(view, mark)
+            (shared_state.snapshots / f"map-{number}").mkdir()
+        store_in_every_page(view, b"later!!")
+    inside = folder.relative_to(shared_state.current)
+    for number in range(10):
+        content = (shared_state.snapshots / f"map-{number}" / inside / "f").read_bytes()
+        wanted = (b"save-%02d" % number).ljust(mmap.PAGESIZE, b"\0") * (MIB // mmap.PAGESIZE)
+        assert content == wanted
 
 
 def test_a_map_of_a_closed_file_is_in_the_snapshot(
     shared_state: MountedState, folder: Path
 ) -> None:
     """The descriptor a map was made from may be closed long before the save."""
-    (folder / "f").write_bytes(bytes(8 * KIB))
+    (folder / "f").write_bytes(bytes(MIB))
     with open(folder / "f", "r+b") as file:
         view = mmap.mmap(file.fileno(), 0)
-    view[100:106] = b"stored"
-    past = frozen(shared_state, folder) / "f"
-    assert past.read_bytes()[100:106] == b"stored"
-    view.close()
+    with view:
+        store_in_every_page(view, b"stored")
+        (shared_state.snapshots / "closed").mkdir()
+    past = shared_state.snapshots / "closed" / folder.relative_to(shared_state.current) / "f"
+    content = past.read_bytes()
+    assert content == b"stored".ljust(mmap.PAGESIZE, b"\0") * (MIB // mmap.PAGESIZE)
 
 
 def test_an_unlinked_open_file_is_not_in_the_snapshot(

@@ -189,7 +189,8 @@ class Service:
                 await self._durability.sync_everything()
                 self._store.freeing(self._store.volume.table.reap_closed)
                 if self._store.owes_index and self._store.reserve.is_held:
-                    await trio.to_thread.run_sync(self._store.pay_index)
+                    async with self._save_lock:  # saves and deletes write the same file
+                        await trio.to_thread.run_sync(self._store.pay_index)
                 if not self._store.reserve.hold():
                     await self._checkpoint()
             except (OSError, PosixError, apsw.Error) as error:

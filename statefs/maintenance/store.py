@@ -216,13 +216,13 @@ class Store:
 
         Where the disk is full it stays owed (`owes_index`): the mount shows the right one anyway.
         """
-        self.owes_index = True
         try:
             self.freeing(lambda: write_file(self.layout.index_json, data))
         except OSError as error:
             if error.errno not in FULL:
                 raise
             log.warning("index.json in the store is out of date: %s", error)
+            self.owes_index = True
         else:
             self.owes_index = False
 

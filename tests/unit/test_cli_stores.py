@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import select
@@ -144,10 +145,16 @@ def await_open_file(process: subprocess.Popen[str], path: Path) -> None:
     """Return when `process` has `path` open; fail when it has ended."""
     ended = os.pidfd_open(process.pid)
     try:
-        while not any(
-            os.path.realpath(link) == str(path)
-            for link in Path(f"/proc/{process.pid}/fd").iterdir()
-        ):
+        while str(path) not in open_files(process.pid):
             assert not select.select([ended], [], [], 0.01)[0]
     finally:
         os.close(ended)
+
+
+def open_files(pid: int) -> list[str]:
+    """Return what a process has open; a file may be closed while it is looked at."""
+    found = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(link))
+    return found

@@ -108,8 +108,9 @@ def xattrs_of(path: bytes | Path) -> tuple[tuple[str, bytes], ...]:
 
 
 def digest_of(path: bytes | Path) -> bytes:
-    """Return the SHA-256 of a file's bytes, read through read(2)."""
+    """Return the SHA-256 of a file's bytes as the filesystem has them, not the page cache."""
     with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         return hashlib.file_digest(file, "sha256").digest()
 
 

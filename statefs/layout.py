@@ -77,4 +77,4 @@ class StoreLayout:
 
 def default_store(state: Path) -> Path:
     """Return the store that belongs to a mount point when none is named: `STATE.store`."""
-    return state.with_name(state.name + STORE_SUFFIX)
+    return state.parent / f"{state.name}{STORE_SUFFIX}"

@@ -8,10 +8,10 @@ import click
 
 from statefs.cli import backend
 from statefs.cli.explained import ExplainedCommand
-from statefs.cli.options import json_option, snapshot_argument, split_snapshot, store_option
+from statefs.cli.options import json_option, snapshot_argument, store_option
 from statefs.cli.output import print_json, print_line
 from statefs.cli.snapshot_view import phrase
-from statefs.cli.target import find_target
+from statefs.cli.target import find_snapshot
 
 
 @click.command(
@@ -32,8 +32,8 @@ def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     STATE/current and the other snapshots are not touched; the space that only this snapshot
     used comes back. There is no way to undo it. SNAPSHOT is what 'statefs show' takes.
     """
-    state, name = split_snapshot(words, "delete")
-    with backend.open_backend(find_target(state, store)) as opened:
+    target, name = find_snapshot(words, store, "delete")
+    with backend.open_backend(target) as opened:
         snapshot = opened.delete(name)
     if as_json:
         print_json(snapshot)

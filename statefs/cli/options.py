@@ -96,6 +96,11 @@ snapshot_argument: Final[Decorator] = click.argument(
 )
 
 
+def snapshot_usage(command: str) -> str:
+    """Return how `command` is given a snapshot, for messages."""
+    return f"statefs {command} STATE SNAPSHOT, where SNAPSHOT is latest or one of 'statefs list'"
+
+
 def split_snapshot(words: tuple[str, ...], command: str) -> tuple[Path | None, str]:
     """Return the state (None: left out) and the snapshot of a `[STATE] SNAPSHOT` pair.
 
@@ -107,9 +112,8 @@ def split_snapshot(words: tuple[str, ...], command: str) -> tuple[Path | None, s
         UsageError: there is no word, an empty one, or more than two; the snapshot is no UTF-8.
     """
     if len(words) not in (1, _PAIR) or not all(words):
-        raise UsageError(
-            f"give one snapshot: statefs {command} STATE SNAPSHOT (a name, a label, latest, @-2h)"
-        )
+        which = "the snapshot is missing" if len(words) < _PAIR else "give one snapshot"
+        raise UsageError(f"{which}: {snapshot_usage(command)}")
     *state, snapshot = words
     if not is_utf8(snapshot):
         raise UsageError(f"'{snapshot}' is not UTF-8, and names of snapshots are")

@@ -12,18 +12,7 @@ from statefs.cli.options import TEXT, json_option, state_argument, store_option
 from statefs.cli.output import print_json, print_line
 from statefs.cli.target import find_target
 from statefs.errors import UsageError
-
-REASONS = (
-    "manual",
-    "autosave",
-    "turn",
-    "shutdown",
-    "before-upgrade",
-    "before-restore",
-    "before-migration",
-    "hook",
-)
-"""What may stand as a snapshot's reason (docs/on-disk-format.md)."""
+from statefs.snapshots.reasons import REASONS
 
 
 def parse_labels(

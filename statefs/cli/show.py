@@ -9,10 +9,10 @@ import click
 
 from statefs.cli import backend
 from statefs.cli.explained import ExplainedCommand
-from statefs.cli.options import json_option, snapshot_argument, split_snapshot, store_option
+from statefs.cli.options import json_option, snapshot_argument, store_option
 from statefs.cli.output import print_json
 from statefs.cli.snapshot_view import print_snapshot
-from statefs.cli.target import find_target
+from statefs.cli.target import find_snapshot
 
 
 @click.command(
@@ -34,8 +34,7 @@ def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     SNAPSHOT is a name or the beginning of one, a label, latest, latest~2 (two before the latest),
     @-2h (the newest that is at least two hours old) or @2026-03-13T12:00.
     """
-    state, name = split_snapshot(words, "show")
-    target = find_target(state, store)
+    target, name = find_snapshot(words, store, "show")
     with backend.open_backend(target) as opened:
         snapshot = opened.show(name)
     if as_json:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from statefs.cli.options import snapshot_usage, split_snapshot
 from statefs.errors import NoSuchStore, UsageError
 from statefs.layout import StoreLayout, default_store
 
@@ -106,6 +107,38 @@ def find_target(given: Path | None, store: Path | None) -> Target:
     if not store_exists(target.store):
         raise NoSuchStore(_no_store_text(target))
     return target
+
+
+def find_snapshot(words: tuple[str, ...], store: Path | None, command: str) -> tuple[Target, str]:
+    """Return what the words `[STATE] SNAPSHOT` of a command line mean; the store exists.
+
+    Args:
+        words: what stood on the command line.
+        store: --store of the command line.
+        command: the command's name, for the message.
+
+    Raises:
+        UsageError: the snapshot, or the state, is missing.
+        NoSuchStore: there is no store where it should be.
+    """
+    state, snapshot = split_snapshot(words, command)
+    if state is None and _is_state_alone(snapshot, store):
+        raise UsageError(
+            f"'{snapshot}' is the state, the snapshot is missing: {snapshot_usage(command)}"
+        )
+    return find_target(state, store), snapshot
+
+
+def _is_state_alone(word: str, store: Path | None) -> bool:
+    """Return whether the one word of a `[STATE] SNAPSHOT` pair is the state, not the snapshot."""
+    if "/" in word or word in (".", ".."):
+        return True  # no snapshot and no label can be called that
+    if store is not None or find_state(None) is not None:
+        return False  # the state is known already, and its snapshots may be called anything
+    from statefs.mounts import find_mount
+
+    path = Path(word)
+    return find_mount(path) is not None or _is_present(default_store(path.absolute()))
 
 
 def _target_of_store(store: Path) -> Target:

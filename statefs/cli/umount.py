@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -11,9 +12,9 @@ import click
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import state_argument, store_option
 from statefs.cli.output import print_line
-from statefs.cli.target import mount_of_store, require_state
+from statefs.cli.target import mount_of_store, require_state, store_exists
 from statefs.errors import NotMounted
-from statefs.layout import StoreLayout
+from statefs.layout import StoreLayout, default_store
 
 if TYPE_CHECKING:
     from statefs.mounts import MountInfo
@@ -47,6 +48,7 @@ def command(state: Path | None, store: Path | None, lazy: bool) -> None:
 
     mount = mounted_place(state, store)
     stale = is_stale(mount)
+    os.chdir("/")  # a working directory in the mount, even this command's own, keeps it busy
     unmount(mount.mount_point, lazy=lazy, is_dead=stale)
     if not lazy and not stale:
         wait_until_closed(StoreLayout(Path(mount.source)))
@@ -74,6 +76,11 @@ def mounted_place(state: Path | None, store: Path | None) -> MountInfo:
     if around is not None:
         raise NotMounted(
             f"{mount_point} lies in a mount and is none: 'statefs umount {around.mount_point}'"
+        )
+    if store is None and not store_exists(default_store(mount_point)):
+        raise NotMounted(
+            f"{mount_point} is no statefs state: no statefs is mounted there, and there is no "
+            f"store {default_store(mount_point)}"
         )
     raise NotMounted(f"{mount_point} is not mounted")
 

@@ -138,12 +138,3 @@ def pieces(extents: Sequence[Extent], start: int, end: int) -> Iterator[tuple[in
         stop = min(extent.end, end)
         yield position, stop, extent.object
         position = stop
-
-
-def check_sorted(extents: Sequence[Extent]) -> None:
-    """Raise CorruptStore unless the extents are sorted, non-empty and free of overlaps."""
-    last = 0
-    for extent in extents:
-        if extent.start < last or extent.end <= extent.start:
-            raise CorruptStore(f"extents overlap or are out of order at byte {extent.start}")
-        last = extent.end

@@ -26,7 +26,6 @@ ATOMIC_O_TRUNC: Final = 1 << 3
 DONT_MASK: Final = 1 << 6
 AUTO_INVAL_DATA: Final = 1 << 12
 PARALLEL_DIROPS: Final = 1 << 18
-POSIX_ACL: Final = 1 << 20
 CACHE_SYMLINKS: Final = 1 << 23
 EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28

@@ -27,7 +27,7 @@ from statefs.errors import (
     UsageError,
 )
 from statefs.mounts.options import MountOptions
-from statefs.mounts.processes import FUSE_DEVICE, processes_using
+from statefs.mounts.processes import FUSE_DEVICE, callers, processes_using
 from statefs.mounts.table import FSTYPE, all_mounts, statefs_mounts
 
 FUSE_CONF: Final = Path("/etc/fuse.conf")
@@ -310,12 +310,24 @@ def write_back(mount_point: Path) -> None:
 
 def _busy(mount_point: Path) -> MountBusy:
     inner = [m.mount_point for m in all_mounts() if mount_point in m.mount_point.parents]
-    holders = [*(f"a mount at {path}" for path in inner), *processes_using(mount_point)]
+    callers_pids = callers()
+    processes = [each for each in processes_using(mount_point) if each.pid != os.getpid()]
+    shells = [each for each in processes if each.only_stands and each.pid in callers_pids]
+    others = [each for each in processes if each not in shells]
+    lazy = f"detach it all the same with: statefs umount --lazy {mount_point}"
+    if shells and not inner and not others:
+        pids = ", ".join(f"pid {each.pid}" for each in shells)
+        return MountBusy(
+            f"{mount_point} is in use: your shell ({pids}) stands in it: cd out of it first, "
+            f"or {lazy}"
+        )
+    holders = [f"your shell (pid {each.pid}, standing in it)" for each in shells]
+    holders += [*(f"a mount at {path}" for path in inner), *map(str, others)]
     named = ", ".join(holders[:HOLDERS_NAMED_MAX]) or "a program this user cannot see"
     more = (
         f" and {len(holders) - HOLDERS_NAMED_MAX} more" if len(holders) > HOLDERS_NAMED_MAX else ""
     )
     return MountBusy(
-        f"{mount_point} is in use by {named}{more}: end that, or detach it all the same with: "
-        f"statefs umount --lazy {mount_point}"
+        f"{mount_point} is in use by {named}{more}: "
+        f"{'cd out of it and end the rest' if shells else 'end that'}, or {lazy}"
     )

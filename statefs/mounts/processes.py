@@ -5,32 +5,67 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 FUSE_DEVICE: Final = Path("/dev/fuse")
 
 
-def processes_using(mount_point: Path) -> list[str]:
-    """Return "NAME (pid N)" for each process with a file, folder or mapping below `mount_point`.
+@dataclass(frozen=True)
+class Holder:
+    """A process that keeps a mount busy.
+
+    Args:
+        pid: of the process.
+        name: of its program.
+        only_stands: its working directory lies in the mount, and it uses nothing else of it.
+    """
+
+    pid: int
+    name: str
+    only_stands: bool
+
+    def __str__(self) -> str:
+        return f"{self.name} (pid {self.pid})"
+
+
+def processes_using(mount_point: Path) -> list[Holder]:
+    """Return each process with a file, folder or mapping below `mount_point`.
 
     Reads only links and tables in /proc: to stat(2) what they lead to could hang on the mount.
     """
     found = []
     for process in _processes():
-        links = (_link(process / name) for name in ("cwd", "root", "exe"))
+        links = (_link(process / name) for name in ("root", "exe"))
         files = (_link(process / "fd" / fd) for fd in _listing(process / "fd"))
-        if (
+        uses = (
             _any_below(mount_point, links)
             or _any_below(mount_point, files)
             or _maps(process, mount_point)
-        ):
+        )
+        if uses or _any_below(mount_point, [_link(process / "cwd")]):
             try:
                 name = (process / "comm").read_text().strip()
             except OSError:
                 continue
-            found.append(f"{name} (pid {process.name})")
+            found.append(Holder(int(process.name), name, only_stands=not uses))
     return found
+
+
+def callers() -> list[int]:
+    """Return the pids of this process's parent, its parent and so on, the nearest first."""
+    pids: list[int] = []
+    pid = os.getppid()
+    while pid > 1 and pid not in pids:
+        pids.append(pid)
+        try:
+            status = (Path("/proc") / str(pid) / "status").read_text()
+        except OSError:
+            break
+        match = re.search(r"^PPid:\s*(\d+)", status, re.MULTILINE)
+        pid = int(match[1]) if match else 0
+    return pids
 
 
 def has_connection_open(connection: int) -> bool | None:

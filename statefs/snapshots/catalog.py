@@ -20,7 +20,6 @@ from statefs.metadata.entries import living_entry
 from statefs.metadata.temporal import VERSIONED
 from statefs.snapshots import naming
 from statefs.snapshots.documents import (
-    REASONS,
     IndexDocument,
     IndexEntry,
     RetentionPolicy,
@@ -28,6 +27,7 @@ from statefs.snapshots.documents import (
     VolumeManifest,
     index_entry,
 )
+from statefs.snapshots.reasons import REASONS
 from statefs.volume.volume import Volume
 
 PENDING: Final = 0

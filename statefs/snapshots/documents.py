@@ -10,21 +10,11 @@ from typing import Final, Literal
 
 import msgspec
 
+from statefs.snapshots.reasons import Reason
+
 FORMAT_VERSION: Final = 1
 """formatVersion of both documents."""
 
-Reason = Literal[
-    "manual",
-    "autosave",
-    "turn",
-    "shutdown",
-    "before-upgrade",
-    "before-restore",
-    "before-migration",
-    "hook",
-]
-"""Why a snapshot was taken."""
-REASONS: Final = Reason.__args__  # type: ignore[attr-defined]  # what a Literal allows
 Consistency = Literal["crash-consistent", "app-consistent", "verified"]
 """What is known of a volume's content: as after a power cut; hooks ran; opened and checked."""
 

@@ -211,6 +211,32 @@ def test_a_busy_mount_names_who_uses_it(state: Path, statefs_cli: Cli) -> None:
             user.kill()
 
 
+def test_umount_from_inside_tells_the_shell_to_leave(state: Path) -> None:
+    """The command itself is no holder; with no shell around it, it unmounts from inside."""
+    statefs = f"{sys.executable} -m statefs umount"
+    path = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        ["bash", "-c", f"{statefs}; exit $?"],
+        cwd=state / "current",
+        env=path,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as shell:
+        _, said = shell.communicate(timeout=COMMAND_SECONDS)
+    assert shell.returncode == 14
+    assert f": your shell (pid {shell.pid}) stands in it: cd out of it first, or" in said
+    assert said.count("pid") == 1
+    assert run_in(state / "current", "umount").stdout == f"unmounted {state}\n"
+
+
+def test_umount_of_no_state_says_so(tmp_path: Path, statefs_cli: Cli) -> None:
+    """A folder without mount and store, one that is not there, and the root folder: exit 4."""
+    for place in (tmp_path, tmp_path / "nothing", Path("/")):
+        done = statefs_cli("umount", place, check=False)
+        assert (done.returncode, done.stderr.count("\n")) == (4, 1)
+        assert f"{place} is no statefs state: no statefs is mounted there" in done.stderr
+
+
 def test_the_foreground_serves_until_it_is_interrupted(tmp_path: Path, statefs_cli: Cli) -> None:
     """Ctrl-C unmounts and is a success."""
     state = tmp_path / "state"

@@ -11,19 +11,9 @@ from typing import Any
 import pytest
 
 from statefs.layout import StoreLayout
+from statefs.snapshots.reasons import REASONS
 from tests.harness.mounted_state import MountedState
 from tests.harness.system_calls import errno_of
-
-REASONS = {
-    "manual",
-    "autosave",
-    "turn",
-    "shutdown",
-    "before-upgrade",
-    "before-restore",
-    "before-migration",
-    "hook",
-}
 
 
 @pytest.fixture(scope="module")

@@ -1,15 +1,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from statefs.cli.app import COMMANDS
 from statefs.cli.options import split_snapshot
-from statefs.cli.save import REASONS
 from statefs.errors import UsageError
-from statefs.snapshots import documents
+from statefs.snapshots.reasons import REASONS
 from tests.unit.cli_fakes import FIRST, FakeBackend, call, make_empty_store, pretend_mounts
 
 Capture = pytest.CaptureFixture[str]
@@ -160,6 +161,31 @@ def test_a_snapshot_takes_one_or_two_words(words: tuple[str, ...]) -> None:
         split_snapshot(words, "delete")
 
 
+@pytest.mark.parametrize("command", ["show", "delete"])
+def test_a_state_alone_is_told_that_the_snapshot_is_missing(
+    backend: FakeBackend, capsys: Capture, tmp_path: Path, command: str
+) -> None:
+    """The state is not taken for a snapshot; the line names latest and the list."""
+    for word in ("state", "./state", f"{tmp_path}/state", "."):
+        done = call(capsys, command, word)
+        assert (done.exit_code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert f"'{word}' is the state, the snapshot is missing" in done.err
+        assert "latest" in done.err and "'statefs list'" in done.err
+    assert "the snapshot is missing" in call(capsys, command).err
+    assert backend.asked == []
+
+
+def test_a_snapshot_may_be_called_as_a_state_beside(
+    backend: FakeBackend, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the state is known by other means, the one word is the snapshot."""
+    make_empty_store(tmp_path / "clean.store")
+    backend.snapshots = [FIRST]
+    assert call(capsys, "show", "clean", "--store", "state.store").exit_code == 0
+    monkeypatch.setenv("STATEFS_STATE", "state")
+    assert call(capsys, "show", "clean").exit_code == 0
+
+
 def test_delete_says_what_was_deleted(backend: FakeBackend, capsys: Capture) -> None:
     """Name, size, label and message, so that a mistake is noticed."""
     backend.snapshots = [FIRST]
@@ -275,6 +301,24 @@ def test_help_fits_a_terminal(name: str, capsys: Capture) -> None:
     assert max(len(line) for line in call(capsys, name, "--help").out.splitlines()) <= 100
 
 
-def test_reasons_are_those_of_the_documents() -> None:
-    """The command line has its own list, because importing the engine's would be slow."""
-    assert REASONS == documents.REASONS
+@pytest.mark.parametrize("reason", REASONS)
+def test_save_takes_each_reason_there_is(
+    backend: FakeBackend, capsys: Capture, reason: str
+) -> None:
+    """The command line and the documents share one list."""
+    assert call(capsys, "save", "state", "--reason", reason).exit_code == 0
+    assert backend.snapshots[0]["reason"] == reason
+
+
+def test_the_reasons_are_typed_once() -> None:
+    """A second list in the code or its tests would come to say something else."""
+    folder = Path(__file__).parents[2]
+    files = [path for part in ("statefs", "tests") for path in (folder / part).rglob("*.py")]
+    typed = [path.stem for path in files if f'"{REASONS[-2]}"' in path.read_text()]
+    assert typed == ["reasons"]
+
+
+def test_the_list_of_reasons_is_cheap_to_import() -> None:
+    """`statefs save` starts fast: it loads neither the documents' types nor the engine."""
+    code = "import sys, statefs.cli.save; sys.exit('msgspec' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

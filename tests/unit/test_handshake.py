@@ -14,7 +14,6 @@ from statefs.fuse.handshake import (
     EXPLICIT_INVAL_DATA,
     FUSE_INIT,
     HANDLE_KILLPRIV_V2,
-    POSIX_ACL,
     WANTED,
     Handshake,
     InitReply,
@@ -22,6 +21,8 @@ from statefs.fuse.handshake import (
 )
 
 ALL = (1 << 32) - 1
+POSIX_ACL = 1 << 20
+"""A flag that libfuse sets by itself. Source: linux/fuse.h."""
 TAIL = bytes(range(40))
 """What follows the head of fuse_init_out: max_write and more, none of our business."""
 

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields
 from pathlib import Path
 from subprocess import PIPE, Popen
@@ -350,18 +353,71 @@ sys.stdin.read()
 """
 
 
+@contextmanager
+def held(how: str, folder: Path) -> Iterator[Popen[bytes]]:
+    """Run a process that has `folder`, or the file in it, in use as `how` says."""
+    with Popen([sys.executable, "-c", HOLD, how, folder], stdin=PIPE, stdout=PIPE) as holder:
+        assert holder.stdin is not None and holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        yield holder
+        holder.stdin.close()
+
+
 @pytest.mark.parametrize("how", ["cwd", "file", "map"])
 def test_the_processes_that_use_a_mount_are_named(tmp_path: Path, how: str) -> None:
     """A working directory, an open file and a mapping each count, with the process's pid."""
     (tmp_path / "file").write_bytes(bytes(4096))
-    with Popen([sys.executable, "-c", HOLD, how, tmp_path], stdin=PIPE, stdout=PIPE) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == b"held\n"
+    with held(how, tmp_path) as holder:
         found = mounts.processes_using(tmp_path)
-        assert holder.stdin is not None
-        holder.stdin.close()
-        assert len(found) == 1 and found[0].endswith(f"(pid {holder.pid})")
+        assert len(found) == 1 and str(found[0]).endswith(f"(pid {holder.pid})")
+        assert found[0].only_stands is (how == "cwd")
     assert mounts.processes_using(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("ours", "match"),
+    [
+        (("cwd",), r"your shell \(pid 0\) stands in it: cd out of it first, or detach .*--lazy"),
+        (("file",), r"in use by \S+ \(pid 0\): end that, or detach .*--lazy"),
+        ((), r"in use by \S+ \(pid 0\): end that, or"),
+        (
+            ("cwd", "file"),
+            r"by your shell \(pid 0, standing in it\), \S+ \(pid 1\): cd out of it and",
+        ),
+    ],
+    ids=["only a shell", "a caller with a file open", "a stranger", "both"],
+)
+def test_the_shell_that_stands_in_the_mount_is_told_to_leave(
+    mount_table: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    ours: tuple[str, ...],
+    match: str,
+) -> None:
+    """It is no stranger to be ended; this process itself is not named at all."""
+    state = tmp_path / "state"
+    (state / "file").write_bytes(bytes(4096))
+    monkeypatch.chdir(state)
+    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    fake_fusermount(tmp_path, monkeypatch, "echo 'Device or resource busy' >&2; exit 1")
+    with ExitStack() as stack:
+        holders = [stack.enter_context(held(how, state)) for how in ours or ("cwd",)]
+        monkeypatch.setattr(attach, "callers", lambda: [each.pid for each in holders if ours])
+        with pytest.raises(MountBusy) as caught:
+            mounts.unmount(state)
+    said = str(caught.value)
+    for number, holder in enumerate(holders):
+        said = said.replace(f"pid {holder.pid}", f"pid {number}")
+    assert re.search(match, said) and str(os.getpid()) not in said
+
+
+def test_the_callers_of_a_process_are_its_ancestors() -> None:
+    """The nearest first; init is nobody's caller."""
+    code = "from statefs.mounts.processes import callers; print(*callers())"
+    with Popen([sys.executable, "-c", code], stdout=PIPE) as child:
+        assert child.stdout is not None
+        pids = [int(word) for word in child.stdout.read().split()]
+    assert pids[:2] == [os.getpid(), os.getppid()][: len(pids)] and 1 not in pids
 
 
 def test_a_neighbour_with_a_longer_name_does_not_count(

@@ -17,12 +17,12 @@ from statefs.maintenance.verify.reading import Reading
 from statefs.snapshots import naming
 from statefs.snapshots.catalog import COMPLETE, DELETING, PENDING, SLOTS, Snapshot
 from statefs.snapshots.documents import (
-    REASONS,
     IndexDocument,
     IndexEntry,
     SnapshotDocument,
     index_entry,
 )
+from statefs.snapshots.reasons import REASONS
 
 _NAME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d{6})?Z")
 

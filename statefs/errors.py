@@ -16,6 +16,7 @@
     ├── MountBusy                   exit 14  EBUSY    programs still use the mount
     ├── SnapshotExists              exit 15  EEXIST   the name or label is taken
     ├── DaemonUnreachable           exit 16  ECONNREFUSED  mounted, but the daemon does not answer
+    ├── InvalidConfig               exit 17  EINVAL   statefs.toml says something that cannot be
     ├── CorruptStore                exit 20  EIO      damage was found
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
@@ -138,6 +139,13 @@ class DaemonUnreachable(StatefsError):
 
     exit_code = 16
     errno = _errno.ECONNREFUSED
+
+
+class InvalidConfig(StatefsError):
+    """A statefs.toml cannot be understood; the message names the file and the key."""
+
+    exit_code = 17
+    errno = _errno.EINVAL
 
 
 class CorruptStore(StatefsError):

@@ -66,6 +66,11 @@ class StoreLayout:
         return self.root / "backups"
 
     @property
+    def config(self) -> Path:
+        """The store's settings, written by people (config.py)."""
+        return self.root / "statefs.toml"
+
+    @property
     def log(self) -> Path:
         """What a daemon in the background writes to its standard error."""
         return self.root / "statefs.log"

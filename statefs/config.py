@@ -1,0 +1,279 @@
+"""A store's settings, statefs.toml, read strictly: names, defaults, and what may be wrong.
+
+A file that is missing means the defaults. Anything that is not understood is an error of one line
+that names the file and the key; nothing is ever ignored. docs/configuration.md explains each key.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from pathlib import Path, PurePosixPath
+from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct, field
+
+from statefs.errors import InvalidConfig
+from statefs.layout import RUNTIME
+
+_DURATION_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
+"""Seconds in each unit; there are no months and years, whose lengths differ."""
+_SIZE_UNITS: Final = {
+    **{f"{prefix}b": 1000**power for power, prefix in enumerate(("", "k", "m", "g", "t"))},
+    **{f"{prefix}ib": 1024**power for power, prefix in enumerate(("k", "m", "g", "t"), 1)},
+}
+"""Bytes in each unit, in small letters."""
+_NUMBER: Final = r"\d+(?:\.\d+)?"
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
+"""A volume's name is also the name of a file."""
+_NEAR: Final = 0.6
+"""How alike two keys are, from 0 to 1, for one to be suggested for the other."""
+
+
+class Duration(float):
+    """A number of seconds; in the file a number, or "30s", "5m", "1h30m", "2d", "1w"."""
+
+    @classmethod
+    def parse(cls, value: object) -> Duration:
+        """Return the seconds that a value of the file means. Raises ValueError."""
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e12:
+            return cls(value)
+        text = value.replace(" ", "") if isinstance(value, str) else ""
+        if not re.fullmatch(rf"(?:{_NUMBER}[smhdw])+", text):
+            raise ValueError(f'{value!r} is no duration: write seconds, or "30s", "5m", "1h", "2d"')
+        parts = re.findall(rf"({_NUMBER})([smhdw])", text)
+        return cls(sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts))
+
+
+class Size(int):
+    """A number of bytes; in the file a number, or "20MB", "1.5GiB"."""
+
+    @classmethod
+    def parse(cls, value: object) -> Size:
+        """Return the bytes that a value of the file means. Raises ValueError."""
+        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+            return cls(value)
+        text = value.replace(" ", "").lower() if isinstance(value, str) else ""
+        match = re.fullmatch(rf"({_NUMBER})([kmgt]?i?b)", text)
+        if not match or match[2] not in _SIZE_UNITS:
+            raise ValueError(f'{value!r} is no size: write bytes, or "20MB", "512KiB", "1.5GiB"')
+        return cls(float(match[1]) * _SIZE_UNITS[match[2]])
+
+
+Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
+Command = Annotated[tuple[str, ...], Meta(min_length=1)]
+"""A program and its arguments; no shell looks at them."""
+VolumeConsistency = Literal["generic", "sqlite", "postgres"]
+"""What statefs does for a volume around a save (hooks/)."""
+
+
+class Retention(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[retention]: which snapshots are kept; 0 means that a rule is not used."""
+
+    max_snapshots: Count = 100
+    keep_last: Count = 0
+    keep_hourly: Count = 0
+    keep_daily: Count = 0
+    keep_weekly: Count = 0
+    keep_monthly: Count = 0
+    keep_labels: tuple[str, ...] = ()
+    keep_within_seconds: Duration = field(default=Duration(0), name="keep_within")
+    protect_labelled: bool = True
+    protect_before: bool = False
+    relative_to: Literal["now", "newest"] = "now"
+    min_free_bytes: Size = field(default=Size(0), name="min_free")
+    max_store_bytes: Size = Size(0)
+
+
+class Scrub(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[scrub]: reading everything again in the background, to find damage early."""
+
+    rate_bytes_per_second: Size = field(default=Size(20_000_000), name="rate")
+
+    def __post_init__(self) -> None:
+        if self.rate_bytes_per_second < 1:
+            raise ValueError("rate must be more than 0 bytes per second")
+
+
+class VolumeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[volumes]]: a folder of current/ whose application takes part in saves."""
+
+    name: str
+    path: str = ""
+    consistency: VolumeConsistency = "generic"
+    connection: str = ""
+    dump: bool | None = None
+    before_save: tuple[Command, ...] = ()
+    after_save: tuple[Command, ...] = ()
+    on_failure: tuple[Command, ...] = ()
+    deadline_seconds: Duration = field(default=Duration(30), name="deadline")
+
+    def __post_init__(self) -> None:
+        if not _NAME.fullmatch(self.name):
+            raise ValueError(f"name {self.name!r} may have letters, digits and . _ - only")
+        parts = PurePosixPath(self.path).parts
+        if self.path.startswith("/") or ".." in parts or "\0" in self.path:
+            raise ValueError(f"path {self.path!r} must be a folder inside of current/")
+        if parts[:1] == (RUNTIME.decode(),):
+            raise ValueError("path is in runtime/, which snapshots leave out")
+        if self.consistency != "postgres" and (self.connection or self.dump is not None):
+            raise ValueError('connection and dump need consistency = "postgres"')
+        if self.dump and not self.connection:
+            raise ValueError("dump = true needs a connection")
+        if self.deadline_seconds <= 0:
+            raise ValueError("deadline must be more than 0 seconds")
+
+    @property
+    def folder(self) -> str:
+        """The folder below current/; `volumes/NAME` when no path is given."""
+        return self.path or f"volumes/{self.name}"
+
+    @property
+    def is_dumped(self) -> bool:
+        """Whether a logical dump is made before each save."""
+        return bool(self.connection) and self.dump is not False
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Everything that statefs.toml may say."""
+
+    autosave: bool = False
+    autosave_debounce_seconds: Duration = field(default=Duration(30), name="autosave_debounce")
+    retention: Retention = Retention()
+    scrub: Scrub = Scrub()
+    volumes: tuple[VolumeConfig, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = [volume.name for volume in self.volumes]
+        for name in names:
+            if names.count(name) > 1:
+                raise ValueError(f"two volumes have the name {name!r}")
+
+
+def read_config(path: Path) -> Config:
+    """Return what a statefs.toml says; the defaults where there is no such file.
+
+    Raises:
+        InvalidConfig: it cannot be read or understood; one line with the file and the key.
+    """
+    try:
+        return parse_config(path.read_bytes().decode(), str(path))
+    except FileNotFoundError:
+        return Config()
+    except OSError as error:
+        raise InvalidConfig(f"{path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InvalidConfig(f"{path}: not UTF-8 at byte {error.start}") from error
+
+
+def parse_config(text: str, source: str) -> Config:
+    """Return what the text of a statefs.toml says.
+
+    Args:
+        source: what errors call the file.
+
+    Raises:
+        InvalidConfig: see `read_config`.
+    """
+    try:
+        values = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise InvalidConfig(f"{source}: not TOML: {_one_line(error)}") from error
+    _refuse_unknown_keys(Config, values, "", source)
+    try:
+        return msgspec.convert(values, Config, dec_hook=_converted)
+    except msgspec.ValidationError as error:
+        what, _, where = _one_line(error).partition(" - at `$")
+        key = where.rstrip("`").lstrip(".")
+        raise InvalidConfig(f"{source}: {f'{key}: ' if key else ''}{what}") from error
+
+
+def _converted(kind: type, value: object) -> object:
+    assert issubclass(kind, Duration | Size)
+    return kind.parse(value)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
+
+
+def keys_of(kind: type[Struct]) -> dict[str, Any]:
+    """Return the keys of a table of the file, with the type of each one's value."""
+    hints = get_type_hints(kind, include_extras=True)
+    names = zip(kind.__struct_encode_fields__, kind.__struct_fields__, strict=True)
+    return {key: hints[name] for key, name in names}
+
+
+def tables() -> dict[str, type[Struct]]:
+    """Return the tables of the file by the name in brackets; "" is what stands above them all."""
+    found: dict[str, type[Struct]] = {"": Config}
+    for key, hint in keys_of(Config).items():
+        if table := _table_of(hint):
+            found[key] = table
+    return found
+
+
+def _table_of(hint: Any) -> type[Struct] | None:
+    inner = get_args(hint)[0] if get_origin(hint) is tuple else hint
+    return inner if isinstance(inner, type) and issubclass(inner, Struct) else None
+
+
+def _refuse_unknown_keys(kind: type[Struct], values: object, place: str, source: str) -> None:
+    if not isinstance(values, dict):
+        return  # the conversion says what is wrong with it
+    known = keys_of(kind)
+    for key, value in values.items():
+        if key not in known:
+            raise InvalidConfig(f"{source}: {_suggestion(place, key, list(known))}")
+        if table := _table_of(known[key]):
+            for number, each in enumerate(value if isinstance(value, list) else [value]):
+                inside = f"{key}[{number}]." if isinstance(value, list) else f"{key}."
+                _refuse_unknown_keys(table, each, inside, source)
+
+
+def _suggestion(place: str, key: str, known: list[str]) -> str:
+    unknown = f"{place}{key}: this key is not known"
+    elsewhere = [name for name, kind in tables().items() if key in keys_of(kind)]
+    if elsewhere:
+        table = f"in [{elsewhere[0]}]" if elsewhere[0] else "above all tables"
+        return f"{unknown} here; did you mean {key} {table}?"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=_NEAR)
+    if near:
+        return f"{unknown}; did you mean {near[0]}?"
+    return f"{unknown}; known here: {', '.join(known)}"
+
+
+class ConfigFile:
+    """A statefs.toml that is read again when it has changed.
+
+    Args:
+        path: where it is, if it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen: tuple[int, ...] | None = None
+        self._config: Config | None = None
+
+    def read(self) -> Config:
+        """Return what the file says now; costs one stat(2) while it stays the same.
+
+        Raises:
+            InvalidConfig: it says something wrong, each time until it is put right.
+        """
+        seen = self._stamp()
+        if self._config is None or seen != self._seen:
+            self._config = None
+            self._config = read_config(self._path)
+            self._seen = seen
+        return self._config
+
+    def _stamp(self) -> tuple[int, ...]:
+        try:
+            now = os.stat(self._path)
+        except OSError:
+            return ()  # read_config says why, or takes the defaults
+        return (now.st_ino, now.st_size, now.st_mtime_ns, now.st_ctime_ns)

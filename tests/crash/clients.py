@@ -25,7 +25,7 @@ SIZES: Final = (1, 200, 3_000, 4_096, 5_000, 20_000, 66_000)
 OFFSETS: Final = (0, 0, 10, 4_000, 8_192, 70_000)
 UMASK: Final = 0o022
 SNAPSHOTS_MIN: Final = 2
-SNAPSHOTS_MAX: Final = 5
+SNAPSHOTS_MAX: Final = 4
 
 
 def data_of(seed: int, size: int) -> bytes:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import json
 import os
 import random
+import select
 import shutil
 import signal
-import subprocess
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,32 +20,45 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
+from statefs.control.client import ControlClient
 from statefs.layout import StoreLayout
 from statefs.locking import read_owner
 from tests.crash.clients import Saver, Writer, new_reference
+from tests.crash.fork_server import ForkedState, marker_of
 from tests.crash.journal import JournalWriter, Step, read_journal
 from tests.crash.outcomes import check_end, check_instant
-from tests.harness.mounted_state import END_SECONDS, MountedState, detach, wait_until_gone
+from tests.harness.mounted_state import END_SECONDS, detach, wait_until_gone
 from tests.harness.processes import start
 from tests.harness.trees import Tree, capture, differences, tree_digest
 
 WRITERS: Final = 2
+KINDS: Final = ("create", "append", "rename", "save", "delete", "checkpoint")
+"""What a kill must fall in the middle of, each of them."""
+OF_SAVER: Final = ("save", "delete")
 STEPS_MIN: Final = 20
 """A round in which less was acknowledged shows nothing and does not count."""
-RUN_SECONDS_MAX: Final = 0.6
+RUN_SECONDS_MAX: Final = 0.15
 """How long the clients work, at most, before the daemon is killed."""
-LONG_RUN_SECONDS_MAX: Final = 3.0
-"""In some rounds: long enough for a checkpoint, which the daemon looks for once a second."""
-LONG_RUN_SHARE: Final = 0.1
-MOUNT_KILLED_SHARE: Final = 0.2
+LONG_RUN_SECONDS_MAX: Final = 2.0
+"""In some rounds: long enough for what the daemon does once a second."""
+LONG_RUN_SHARE: Final = 0.03
+AIMED_SHARE: Final = 0.6
+"""Of the rounds, those whose kill is aimed at the kind that was hit least."""
+AIM_SECONDS_MAX: Final = 0.5
+"""How long a kill waits for what it is aimed at to begin."""
+WITHIN_SECONDS_MAX: Final = {"save": 0.02, "delete": 0.01, "checkpoint": 0.002}
+"""How long after its beginning the aimed kill falls, at most; other operations are over in a
+fraction of a millisecond, so that the kill comes at once."""
+MOUNT_KILLED_SHARE: Final = 0.15
 """Of the rounds, those after which the daemon is killed once more while it recovers the store."""
-RECOVERY_SECONDS_MAX: Final = 0.05
-"""Between the lock and the mount; most of a mount's time goes by before the lock."""
-AIM_SECONDS_MAX: Final = 0.02
-"""How long after the beginning of a save or a deletion the daemon is killed, when one is aimed at;
-a save takes a few milliseconds."""
-VERIFY_EVERY: Final = 5
-"""Rounds between two runs of `statefs verify`, which also runs at the end."""
+RECOVERY_SECONDS_MAX: Final = 0.03
+"""From the lock, in which the store is recovered."""
+VERIFY_EVERY: Final = 3
+"""Rounds between two runs of `verify`, which also runs at the end."""
+DEATH_SECONDS: Final = 1.0
+"""How long a killed process takes to be gone, but for the case that `CrashHunt._kill` explains."""
+LINE_BYTES_MAX: Final = 8192
+"""More than a line of a journal."""
 
 
 @dataclass
@@ -63,6 +76,49 @@ class Round:
         return sum(step.done_ns is not None for steps in self.writers for step in steps)
 
 
+@dataclass
+class Tally:
+    """What hunts have seen.
+
+    Args:
+        kills: rounds that show something.
+        void_kills: rounds whose kill came before enough was acknowledged.
+        acknowledged: operations of writers.
+        saves: begun.
+        cut: kind of operation -> kills that fell between its beginning and its acknowledgement;
+            "mount" among them.
+        failures: seeds of the hunts in which a check failed.
+    """
+
+    kills: int = 0
+    void_kills: int = 0
+    acknowledged: int = 0
+    saves: int = 0
+    cut: dict[str, int] = field(default_factory=dict)
+    failures: list[int] = field(default_factory=list)
+
+    def count_cut(self, kind: str) -> None:
+        """Count a kill that fell in the middle of an operation."""
+        self.cut[kind] = self.cut.get(kind, 0) + 1
+
+    def add(self, other: Tally) -> None:
+        """Add what another hunt has seen."""
+        self.kills += other.kills
+        self.void_kills += other.void_kills
+        self.acknowledged += other.acknowledged
+        self.saves += other.saves
+        for kind, count in other.cut.items():
+            self.cut[kind] = self.cut.get(kind, 0) + count
+        self.failures += other.failures
+
+    def __str__(self) -> str:
+        cut = ", ".join(f"{kind} {count}" for kind, count in sorted(self.cut.items()))
+        return (
+            f"{self.kills} kills ({self.void_kills} more came too early), "
+            f"{self.acknowledged} operations, {self.saves} saves; killed within: {cut}"
+        )
+
+
 class CrashHunt:
     """Drives a state through rounds.
 
@@ -70,30 +126,24 @@ class CrashHunt:
         state: mounted.
         outside: a folder on the disk for journals.
         seed: decides everything but the scheduling of processes.
+        tally: what is seen is added to it.
     """
 
-    def __init__(self, state: MountedState, outside: Path, seed: int) -> None:
+    def __init__(self, state: ForkedState, outside: Path, seed: int, tally: Tally) -> None:
         self._state = state
         self._outside = outside
+        self._marker = marker_of(state.store)
         self._rng = random.Random(seed)
         self._digests: dict[str, str] = {}
         self._previous: tuple[Path, Tree] | None = None
-        self.rounds = 0
-        self.void_rounds = 0
-        self.acknowledged = 0
-        self.saves = 0
-        self.saves_cut = 0
-        self.deletes_cut = 0
-        self.mounts_cut = 0
+        self._number = 0
+        self._tally = tally
 
     def run_round(self) -> None:
         """Let the clients work, kill the daemon, mount again and check everything."""
+        self._number += 1
         work = self._work()
-        if work.acknowledged < STEPS_MIN:
-            self.void_rounds += 1
-        else:
-            self.rounds += 1
-            self.acknowledged += work.acknowledged
+        self._count(work)
         if self._rng.random() < MOUNT_KILLED_SHARE:
             self._mount_and_kill()
         self._state.mount()
@@ -101,14 +151,35 @@ class CrashHunt:
         self._check_writers(work)
         self._check_snapshots(work)
         self._check_documents()
-        if (self.rounds + self.void_rounds) % VERIFY_EVERY == 0:
-            self._state.verify_mounted()
+        if self._number % VERIFY_EVERY == 0:
+            self._verify()
         if self._previous is not None:
             shutil.rmtree(self._previous[0])
         self._previous = work.folder, capture(work.folder)
 
+    def _count(self, work: Round) -> None:
+        tally = self._tally
+        tally.saves += sum(step.name == "save" for step in work.saver)
+        if work.acknowledged < STEPS_MIN:
+            tally.void_kills += 1
+        else:
+            tally.kills += 1
+            tally.acknowledged += work.acknowledged
+        for steps in (work.saver, *work.writers):
+            if steps and steps[-1].done_ns is None:
+                tally.count_cut(steps[-1].name)
+        if self._marker.exists():
+            tally.count_cut("checkpoint")
+            self._marker.unlink()
+
+    def _verify(self) -> None:
+        """The store keeps every rule of its format, as the daemon sees it."""
+        with ControlClient(StoreLayout(self._state.store)) as client:
+            problems = client.call("verify", {})
+        assert problems == [], problems
+
     def _work(self) -> Round:
-        number = self.rounds + self.void_rounds
+        number = self._number
         work = Round(number, self._state.files / f"round-{number}")
         folders = [work.folder / f"writer-{index}" for index in range(WRITERS)]
         for folder in folders:
@@ -119,9 +190,7 @@ class CrashHunt:
         ]
         clients = self._start_clients(number, folders, journals)
         self._wait_for_the_instant(journals)
-        os.kill(daemon, signal.SIGKILL)
-        wait_until_gone(daemon)
-        detach(self._state.state)
+        self._kill(daemon)
         codes = [_ended(pid) for pid in clients]
         assert codes == [0] * len(clients), f"a client failed before the kill: {codes}"
         work.saver, *work.writers = map(read_journal, journals)
@@ -149,38 +218,59 @@ class CrashHunt:
         return [start(save_and_delete), *writers]
 
     def _wait_for_the_instant(self, journals: Sequence[Path]) -> None:
-        """Return at the instant of the kill: any, or within a save, or within a deletion."""
+        """Return at the instant of the kill: any, or within what was hit least so far."""
         end = time.monotonic() + END_SECONDS
         while min(os.stat(journal).st_size for journal in journals[1:]) < 100 * STEPS_MIN:
             assert time.monotonic() < end, "the clients make no progress"
-            time.sleep(0.005)
+            time.sleep(0.002)
         is_long = self._rng.random() < LONG_RUN_SHARE
         time.sleep(self._rng.random() * (LONG_RUN_SECONDS_MAX if is_long else RUN_SECONDS_MAX))
-        aim = self._rng.choice((None, b'"save"', b'"delete"'))
-        end = time.monotonic() + RUN_SECONDS_MAX
-        while aim is not None and time.monotonic() < end:
-            if aim in journals[0].read_bytes()[-200:].splitlines()[-1]:
-                time.sleep(self._rng.random() * AIM_SECONDS_MAX)
+        if self._rng.random() < AIMED_SHARE:
+            cut = self._tally.cut
+            kind = min(KINDS, key=lambda kind: (cut.get(kind, 0), self._rng.random()))
+            self._wait_for(kind, journals[:1] if kind in OF_SAVER else journals[1:])
+
+    def _wait_for(self, kind: str, journals: Sequence[Path]) -> None:
+        """Return when an operation of a kind is under way, or after a while."""
+        end = time.monotonic() + AIM_SECONDS_MAX
+        while time.monotonic() < end:
+            if kind == "checkpoint":
+                is_under_way = self._marker.exists()
+            else:
+                is_under_way = any(_begun(journal) == kind for journal in journals)
+            if is_under_way:
+                time.sleep(self._rng.random() * WITHIN_SECONDS_MAX.get(kind, 0))
                 return
+            time.sleep(0.0001)
 
     def _mount_and_kill(self) -> None:
         """Begin to mount, and kill the daemon while it recovers what the last kill left."""
-        with self._state.mounting() as command:
-            pid = self._pid_of_lock(command)
-            if pid:
-                time.sleep(self._rng.random() * RECOVERY_SECONDS_MAX)
-                os.kill(pid, signal.SIGKILL)
-                wait_until_gone(pid)
-                self.mounts_cut += command.wait(END_SECONDS) != 0
-        detach(self._state.state)
+        pid = self._state.begin_mount()
+        layout = StoreLayout(self._state.store)
+        end = time.monotonic() + END_SECONDS
+        while (owner := read_owner(layout)) is None or owner.pid != pid:
+            assert time.monotonic() < end, "the daemon does not take the lock"
+        time.sleep(self._rng.random() * RECOVERY_SECONDS_MAX)
+        self._kill(pid)
+        if self._state.end_mount():
+            self._tally.count_cut("mount")
+        self._marker.unlink(missing_ok=True)
 
-    def _pid_of_lock(self, command: subprocess.Popen[bytes]) -> int:
-        """Return the daemon that holds the store, as soon as there is one; 0 when there is none."""
-        while command.poll() is None:
-            owner = read_owner(StoreLayout(self._state.store))
-            if owner is not None and owner.alive and owner.role == "daemon":
-                return owner.pid
-        return 0
+    def _kill(self, pid: int) -> None:
+        """Kill a daemon and take its mount away.
+
+        One that has just asked its own mount for something ends when the mount's connection is
+        aborted only, as `statefs mount --repair` does: a system call that waits for an answer
+        cannot be killed.
+        """
+        descriptor = os.pidfd_open(pid)
+        os.kill(pid, signal.SIGKILL)
+        is_gone = select.select([descriptor], [], [], DEATH_SECONDS)[0]
+        os.close(descriptor)
+        if not is_gone:
+            self._tally.count_cut("own request")
+        detach(self._state.state)
+        wait_until_gone(pid)
 
     def _check_previous(self) -> None:
         """What the round before last left in current was not touched by anybody since."""
@@ -203,11 +293,8 @@ class CrashHunt:
             name = str(step.arguments[0])
             if step.done_ns is None and step.name != "digest":
                 maybe.add(name)
-                self.saves_cut += step.name == "save"
-                self.deletes_cut += step.name == "delete"
             if step.name == "save":
                 windows[name] = step
-                self.saves += 1
                 wanted[name] = ""
             elif step.name == "digest" and step.answer is not None:
                 wanted[name] = step.answer
@@ -248,6 +335,17 @@ class CrashHunt:
         index: dict[str, list[dict[str, dict[str, str]]]]
         index = json.loads((self._state.state / "index.json").read_text())
         return index
+
+
+def _begun(journal: Path) -> str:
+    """Return the operation that a client is doing, "" between two."""
+    with open(journal, "rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        end = os.pread(file.fileno(), LINE_BYTES_MAX, max(0, size - LINE_BYTES_MAX))
+    line = end[end.rfind(b"\n", 0, -1) + 1 :]
+    if not (line.endswith(b"\n") and line.startswith(b'["I"')):
+        return ""
+    return str(json.loads(line)[2])
 
 
 def _ended(pid: int) -> int:

@@ -201,10 +201,17 @@ def mounted(
 ) -> Iterator[MountedState]:
     """Mount a new state in `folder`; afterwards unmount it and check its store."""
     made = MountedState(folder / "state", store or folder / "state.store", options)
+    with mounted_as(made):
+        yield made
+
+
+@contextmanager
+def mounted_as(made: MountedState) -> Iterator[None]:
+    """Mount a new state; afterwards unmount it and check its store."""
     made.state.mkdir()
     try:
         made.mount()
-        yield made
+        yield
     except BaseException:
         detach(made.state)
         wait_for_lock(made.store)

@@ -7,7 +7,7 @@ import os
 import stat
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 Tree = Mapping[bytes, "Entry"]
@@ -118,7 +118,7 @@ def tree_digest(tree: Tree) -> str:
     """Return one SHA-256 over everything `capture` saw, for the log of a crash test."""
     total = hashlib.sha256()
     for path in sorted(tree):
-        total.update(repr((path, sorted(asdict(tree[path]).items()))).encode())
+        total.update(repr((path, sorted(vars(tree[path]).items()))).encode())
     return total.hexdigest()
 
 
@@ -133,7 +133,9 @@ def differences(expected: Tree, found: Tree, *, ignore: Collection[str] = ()) ->
     lines = [f"missing: {path!r}" for path in sorted(expected.keys() - found.keys())]
     lines += [f"unexpected: {path!r}" for path in sorted(found.keys() - expected.keys())]
     for path in sorted(expected.keys() & found.keys()):
-        wanted, got = asdict(expected[path]), asdict(found[path])
+        if expected[path] == found[path]:
+            continue
+        wanted, got = vars(expected[path]), vars(found[path])
         lines += [
             f"{path!r} {field}: expected {wanted[field]!r}, found {got[field]!r}"
             for field in wanted

@@ -9,7 +9,7 @@ import click
 from statefs.cli import backend
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, state_argument, store_option
-from statefs.cli.output import print_line
+from statefs.cli.output import print_line, warn
 from statefs.cli.prepare import (
     choose_store,
     link_store,
@@ -51,7 +51,7 @@ def command(state: Path | None, store: Path | None, app_id: str | None) -> None:
     print_line(f"made the store {chosen}")
     warning = link_store(mount_point, chosen)
     if warning:
-        click.echo(f"statefs: warning: {warning}", err=True)
+        warn(warning)
 
 
 def require_same_app(state: Path, store: Path, app_id: str | None) -> None:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from statefs.cli import backend
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.init import require_same_app
 from statefs.cli.options import TEXT, state_argument, store_option
-from statefs.cli.output import print_line
+from statefs.cli.output import print_line, warn
 from statefs.cli.prepare import (
     choose_store,
     covered_files,
@@ -22,7 +24,7 @@ from statefs.cli.prepare import (
     refuse_covered_files,
     refuse_overlap,
 )
-from statefs.cli.target import mount_of_store, require_state
+from statefs.cli.target import find_target, mount_of_store, require_state
 from statefs.errors import AlreadyMounted, StaleMount
 
 if TYPE_CHECKING:
@@ -70,10 +72,12 @@ def command(
     """
     from statefs.mounts import MountOptions
 
-    options = MountOptions.parse(",".join(option_words))
-    options = replace(options, adopt=options.adopt or adopt)
+    text = ",".join(option_words)
+    options = MountOptions.parse(text)
+    options = permitted(replace(options, adopt=options.adopt or adopt))
     mount_point = require_state(state)
     if is_mounted(mount_point, store, repair):
+        refuse_changes(mount_point, options, MountOptions.named(text) - {"adopt"}, app_id)
         print_line(f"{mount_point} is already mounted")
         return
     chosen = prepare(mount_point, store, options, app_id)
@@ -91,6 +95,48 @@ def command(
         print_line(f"brought into current/: {names_text(covered)}")
 
 
+def permitted(options: MountOptions) -> MountOptions:
+    """Return what this user gets of `options`; warn of what has no effect."""
+    if os.geteuid() == 0 or not (options.suid or options.dev):
+        return options
+    warn("suid and dev have no effect for an ordinary user: fusermount3 leaves them off")
+    return replace(options, suid=False, dev=False)
+
+
+def refuse_changes(
+    mount_point: Path, options: MountOptions, named: frozenset[str], app_id: str | None
+) -> None:
+    """Raise AlreadyMounted where a mounted state is asked for with other options than it has.
+
+    Args:
+        mount_point: mounted now.
+        options: what is asked for.
+        named: the fields of `options` that count, because the command line names them.
+        app_id: --app-id of the command line, None where it was left out.
+    """
+    if not named and app_id is None:
+        return
+    from statefs.mounts import MountOptions
+
+    with backend.open_backend(find_target(mount_point, None)) as opened:
+        status = opened.status()
+    if not status["mounted"]:
+        raise StaleMount(f"{mount_point} is just being unmounted: try again")
+    if app_id is not None and status["app_id"] != app_id:
+        raise AlreadyMounted(
+            f"{mount_point} is mounted, and its application is {status['app_id'] or 'none'}, "
+            f"not {app_id}: leave --app-id out, or 'statefs umount {mount_point}' first and mount "
+            "another store"
+        )
+    present = MountOptions.parse(status["mount_options"])
+    differences = present.differences(options, named)
+    if differences:
+        raise AlreadyMounted(
+            f"{mount_point} is mounted already, {' and '.join(differences)}: "
+            f"'statefs umount {mount_point}' first"
+        )
+
+
 def prepare(
     mount_point: Path, store: Path | None, options: MountOptions, app_id: str | None
 ) -> Path:
@@ -102,10 +148,14 @@ def prepare(
         options: of the mount.
         app_id: for a new store; an existing one must have the same.
     """
+    from statefs.mounts import require_fuse, require_mount_point
+
     chosen = choose_store(mount_point, store)
     refuse_overlap(mount_point, chosen)
     refuse_second_mount(chosen, mount_point)
+    require_fuse(options)
     make_mount_point(mount_point)
+    require_mount_point(mount_point)
     if not options.adopt:
         refuse_covered_files(mount_point)
     if ensure_store(chosen, app_id):
@@ -114,7 +164,7 @@ def prepare(
         require_same_app(mount_point, chosen, app_id)
     warning = link_store(mount_point, chosen)
     if warning:
-        click.echo(f"statefs: warning: {warning}", err=True)
+        warn(warning)
     return chosen
 
 

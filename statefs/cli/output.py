@@ -58,6 +58,11 @@ def print_line(text: str) -> None:
     click.echo(one_line(text))
 
 
+def warn(text: str) -> None:
+    """Print one line about what goes on all the same, on standard error."""
+    click.echo(f"statefs: warning: {one_line(text)}", err=True)
+
+
 def print_json(document: Any) -> None:
     """Print a document as JSON, indented, its keys in the order given."""
     import json

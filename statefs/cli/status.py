@@ -64,6 +64,7 @@ def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) 
             ("Since", since_facts),
             ("Daemon", f"pid {daemon}" if daemon else ""),
             ("Durability", str(status["durability"] or "")),
+            ("Options", str(status["mount_options"] or "")),
             ("Store", str(status["store"])),
             ("Application", str(status["app_id"] or "")),
             ("Files", count_text(status["files"])),

@@ -11,7 +11,7 @@ import click
 
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import state_argument, store_option
-from statefs.cli.output import print_line
+from statefs.cli.output import print_line, warn
 from statefs.cli.target import mount_of_store, require_state, store_exists
 from statefs.errors import NotMounted
 from statefs.layout import StoreLayout, default_store
@@ -99,4 +99,4 @@ def wait_until_closed(layout: StoreLayout) -> None:
         if owner is None or not owner.alive or owner.role != "daemon":
             return
         time.sleep(_POLL_SECONDS)
-    click.echo("statefs: warning: the daemon is still closing the store", err=True)
+    warn("the daemon is still closing the store")

@@ -14,6 +14,7 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -352,4 +353,5 @@ class MountDaemon:
             "supervisor_pid": os.getpid(),
             "since": self._since.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "durability": self._options.durability,
+            "mount_options": replace(self._options, adopt=False).text(),
         }

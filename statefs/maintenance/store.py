@@ -316,6 +316,7 @@ class Store:
             "files": table.files,
             "bytes": table.bytes,
             "durability": None,
+            "mount_options": None,
             "free_bytes": free.f_bavail * free.f_frsize,
             "version": __version__,
         }

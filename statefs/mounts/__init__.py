@@ -1,6 +1,13 @@
 """How a FUSE mount comes and goes on Linux, without any FUSE library."""
 
-from statefs.mounts.attach import mount_fuse, require_empty, unmount, write_back
+from statefs.mounts.attach import (
+    mount_fuse,
+    require_empty,
+    require_fuse,
+    require_mount_point,
+    unmount,
+    write_back,
+)
 from statefs.mounts.options import Durability, MountOptions
 from statefs.mounts.processes import processes_using
 from statefs.mounts.table import (
@@ -23,6 +30,8 @@ __all__ = [
     "mount_fuse",
     "processes_using",
     "require_empty",
+    "require_fuse",
+    "require_mount_point",
     "statefs_mounts",
     "unmount",
     "write_back",

@@ -31,7 +31,10 @@ from statefs.mounts.processes import FUSE_DEVICE, callers, processes_using
 from statefs.mounts.table import FSTYPE, all_mounts, statefs_mounts
 
 FUSE_CONF: Final = Path("/etc/fuse.conf")
+PROCESS_STATUS: Final = Path("/proc/self/status")
 
+CAP_SYS_ADMIN: Final = 21
+"""The number of the right to mount. Source: linux/capability.h."""
 MS_RDONLY: Final = 1
 MS_NOSUID: Final = 2
 MS_NODEV: Final = 4
@@ -44,6 +47,10 @@ FUSERMOUNT_SECONDS: Final = 30.0
 """fusermount3 answers in milliseconds; umount may first have to write dirty pages."""
 HOLDERS_NAMED_MAX: Final = 5
 """Processes named in the message of MountBusy."""
+_NOT_PERMITTED: Final = (
+    "mounting is not permitted here, though this is root: a container needs --cap-add SYS_ADMIN "
+    "(and on some hosts --security-opt apparmor=unconfined)"
+)
 
 
 def mount_fuse(store: Path, mount_point: Path, options: MountOptions) -> int:
@@ -60,8 +67,8 @@ def mount_fuse(store: Path, mount_point: Path, options: MountOptions) -> int:
         FuseUnavailable: this machine or this user cannot mount; the message names the cure.
         UsageError: the mount point is missing, not a folder, or not the user's own.
     """
-    _check_mount_point(mount_point)
-    _check_permitted(options)
+    require_mount_point(mount_point)
+    require_fuse(options)
     if os.geteuid() == 0:
         return _mount_as_root(store, mount_point, options)
     return _mount_as_user(store, mount_point, options)
@@ -82,22 +89,37 @@ def require_empty(mount_point: Path) -> None:
         )
 
 
-def _check_mount_point(mount_point: Path) -> None:
+def require_mount_point(mount_point: Path) -> None:
+    """Refuse what this user could not mount on.
+
+    Raises:
+        UsageError: it is missing, no folder, or an ordinary user may not write there.
+    """
     try:
         mode = mount_point.stat().st_mode
     except OSError as error:
         raise UsageError(f"cannot mount on {mount_point}: {error.strerror}") from error
     if not stat.S_ISDIR(mode):
         raise UsageError(f"cannot mount on {mount_point}: it is not a folder")
+    if os.geteuid() != 0 and not os.access(mount_point, os.W_OK):
+        raise UsageError(f"cannot mount on {mount_point}: this user may not write there")
 
 
-def _check_permitted(options: MountOptions) -> None:
+def require_fuse(options: MountOptions) -> None:
+    """Refuse what this machine or this user cannot mount, as far as that shows beforehand.
+
+    Raises:
+        FuseUnavailable: the message names the cure.
+    """
     if not FUSE_DEVICE.exists():
         raise FuseUnavailable(
             f"{FUSE_DEVICE} is missing: run `modprobe fuse` as root, or give the container the "
             f"option --device {FUSE_DEVICE}"
         )
     if os.geteuid() == 0:
+        os.close(_opened_device())
+        if not _may_administer():
+            raise FuseUnavailable(_NOT_PERMITTED)
         return
     if shutil.which("fusermount3") is None:
         raise FuseUnavailable(
@@ -124,14 +146,24 @@ def _allow_other_is_permitted() -> bool:
     return any(line.strip() == "user_allow_other" for line in lines)
 
 
-def _mount_as_root(store: Path, mount_point: Path, options: MountOptions) -> int:
+def _opened_device() -> int:
     try:
-        fd = os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        return os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise FuseUnavailable(
             f"{FUSE_DEVICE} cannot be opened ({error.strerror}): run `modprobe fuse`, or give the "
             f"container the option --device {FUSE_DEVICE}"
         ) from error
+
+
+def _may_administer() -> bool:
+    """Return whether root may mount, which it may not in most containers."""
+    match = re.search(r"^CapEff:\s*([0-9a-f]+)", PROCESS_STATUS.read_text(), re.MULTILINE)
+    return match is None or bool(int(match[1], 16) >> CAP_SYS_ADMIN & 1)
+
+
+def _mount_as_root(store: Path, mount_point: Path, options: MountOptions) -> int:
+    fd = _opened_device()
     flags = (
         (MS_RDONLY if options.read_only else 0)
         | (0 if options.suid else MS_NOSUID)
@@ -155,10 +187,7 @@ def _mount_as_root(store: Path, mount_point: Path, options: MountOptions) -> int
 
 def _mount_refused(mount_point: Path, error: OSError) -> StatefsError:
     if error.errno in (errno.EPERM, errno.EACCES):
-        return FuseUnavailable(
-            f"mounting on {mount_point} is not permitted, though this is root: a container needs "
-            "--cap-add SYS_ADMIN (and on some hosts --security-opt apparmor=unconfined)"
-        )
+        return FuseUnavailable(_NOT_PERMITTED)
     if error.errno == errno.ENODEV:
         return FuseUnavailable("this kernel has no FUSE: run `modprobe fuse`")
     return FuseUnavailable(f"cannot mount on {mount_point}: {error.strerror}")

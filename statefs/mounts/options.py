@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Iterable
 from dataclasses import dataclass, fields
 from typing import Final, Literal, Self, get_args
 
@@ -46,22 +47,21 @@ class MountOptions:
         Raises:
             UsageError: a word is unknown, or its value is; the message names the nearest known.
         """
-        values: dict[str, bool | str] = {}
-        for word in filter(None, (part.strip() for part in text.split(","))):
-            name, equals, value = word.partition("=")
-            if not equals and name in _SWITCHES:
-                target, on = _SWITCHES[name]
-                values[target] = on
-            elif name == "durability":
-                if value not in get_args(Durability):
-                    known = ", ".join(get_args(Durability))
-                    raise UsageError(f"durability={value} is not known; choose one of: {known}")
-                values[name] = value
-            elif name not in _FOR_MOUNT_8 and not name.startswith(("x-", "X-", "comment")):
-                raise UsageError(_unknown_option(word))
-        if values.get("allow_other") and values.get("allow_root"):
-            raise UsageError("allow_other lets root in already: leave allow_root out")
-        return cls(**values)  # type: ignore[arg-type]  # every value was checked against its field
+        return cls(**_parsed(text))  # type: ignore[arg-type]  # each value fits its field
+
+    @classmethod
+    def named(cls, text: str) -> frozenset[str]:
+        """Return the fields that a `-o` text names, whatever it says of them.
+
+        Raises:
+            UsageError: as parse().
+        """
+        return frozenset(_parsed(text))
+
+    def differences(self, wanted: Self, named: Iterable[str]) -> list[str]:
+        """Return phrases that say how these options differ from `wanted` in the fields `named`."""
+        differing = sorted(f for f in named if getattr(self, f) != getattr(wanted, f))
+        return [_difference(f, getattr(self, f), getattr(wanted, f)) for f in differing]
 
     def text(self) -> str:
         """Return the words that parse() turns into these options again; empty for the defaults."""
@@ -69,6 +69,36 @@ class MountOptions:
         named = {target: word for word, (target, on) in _SWITCHES.items() if on}
         words += [named[f.name] for f in fields(self) if getattr(self, f.name) is True]
         return ",".join(words)
+
+
+def _parsed(text: str) -> dict[str, bool | str]:
+    """Return each field that a `-o` text names, and what it sets it to."""
+    values: dict[str, bool | str] = {}
+    for word in filter(None, (part.strip() for part in text.split(","))):
+        name, equals, value = word.partition("=")
+        if not equals and name in _SWITCHES:
+            target, on = _SWITCHES[name]
+            values[target] = on
+        elif name == "durability":
+            if value not in get_args(Durability):
+                known = ", ".join(get_args(Durability))
+                raise UsageError(f"durability={value} is not known; choose one of: {known}")
+            values[name] = value
+        elif name not in _FOR_MOUNT_8 and not name.startswith(("x-", "X-", "comment")):
+            raise UsageError(_unknown_option(word))
+    if values.get("allow_other") and values.get("allow_root"):
+        raise UsageError("allow_other lets root in already: leave allow_root out")
+    return values
+
+
+def _difference(field: str, present: bool | str, wanted: bool | str) -> str:
+    """Return one phrase, such as `rw instead of ro`, or `without allow_other`."""
+    if field == "durability":
+        return f"durability={present} instead of durability={wanted}"
+    words: dict[tuple[str, object], str] = {setting: word for word, setting in _SWITCHES.items()}
+    if (field, present) in words:
+        return f"{words[field, present]} instead of {words[field, wanted]}"
+    return f"without {words[field, wanted]}"
 
 
 _SWITCHES: Final[dict[str, tuple[str, bool]]] = {

@@ -54,6 +54,41 @@ def test_mounting_and_unmounting_twice(state: Path, statefs_cli: Cli) -> None:
     assert gone.stderr == f"statefs: error: {state} is not mounted\n"
 
 
+def test_a_mounted_state_with_other_options_is_refused(state: Path, statefs_cli: Cli) -> None:
+    """The line names each that differs and says what to do; the same ones are harmless."""
+    same = ("rw", "durability=close,nosuid", "rw,defaults,nofail", "adopt")
+    for text in same:
+        assert statefs_cli("mount", state, "-o", text).stdout == f"{state} is already mounted\n"
+    refused: list[tuple[tuple[str, ...], str]] = [
+        (("-o", "ro"), "rw instead of ro"),
+        (("-o", "durability=fsync"), "durability=close instead of durability=fsync"),
+        (("-o", "ro", "-o", "allow_other"), "without allow_other and rw instead of ro"),
+        (("--app-id", "com.example.shop"), "its application is none, not com.example.shop"),
+    ]
+    for words, difference in refused:
+        done = statefs_cli("mount", state, *words, check=False)
+        assert (done.returncode, done.stdout, done.stderr.count("\n")) == (5, "", 1), words
+        assert difference in done.stderr and f"'statefs umount {state}' first" in done.stderr
+
+
+@pytest.mark.mount_options("ro,durability=write")
+def test_a_mounted_state_with_the_same_options_is_mounted_already(
+    state: Path, statefs_cli: Cli
+) -> None:
+    """Its status names them; what is not asked for may be as it is."""
+    status = json.loads(statefs_cli("status", state, "--json").stdout)
+    assert status["mount_options"] == "durability=write,ro"
+    repeated: list[tuple[str, ...]] = [
+        (),
+        ("-o", "ro,durability=write"),
+        ("-o", "durability=write"),
+    ]
+    for words in repeated:
+        assert statefs_cli("mount", state, *words).stdout == f"{state} is already mounted\n"
+    done = statefs_cli("mount", state, "-o", "rw", check=False)
+    assert done.returncode == 5 and "ro instead of rw" in done.stderr
+
+
 def test_inside_a_mounted_state_no_name_is_needed(state: Path) -> None:
     """Every command finds the state that the working directory lies in."""
     inside = state / "current" / "files"

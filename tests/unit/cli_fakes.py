@@ -106,6 +106,7 @@ class FakeBackend:
             "bytes": 5 << 20,
             "files": 1234,
             "durability": "close",
+            "mount_options": "ro,noexec" if self.mounted else None,
             "version": "0.1.0",
             "free_bytes": 7 << 30,
         }

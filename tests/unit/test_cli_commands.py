@@ -230,6 +230,7 @@ def test_status_of_a_mounted_state(
     out = call(capsys, "status", "state").out
     assert "Mounted      /srv/state\n" in out
     assert "Daemon       pid 4711\n" in out
+    assert "Options      ro,noexec\n" in out
     assert "Free         7.0 GiB\n" in out
 
 

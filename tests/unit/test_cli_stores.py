@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from statefs import mounts
 from statefs.layout import StoreLayout
 from statefs.locking import StoreLock
+from statefs.mounts import MountOptions, attach
 from tests.unit.cli_fakes import call
 
 Capture = pytest.CaptureFixture[str]
@@ -61,6 +63,46 @@ def test_init_elsewhere_leaves_a_link(tmp_path: Path, capsys: Capture) -> None:
     assert call(capsys, "init", tmp_path / "state", "--store", far).exit_code == 0
     assert (tmp_path / "state.store").readlink() == far
     assert json.loads(call(capsys, "status", tmp_path / "state", "--json").out)["store"] == str(far)
+
+
+@pytest.mark.parametrize("trouble", ["no device", "no right", "allow_other"])
+def test_a_machine_that_cannot_mount_gets_no_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, trouble: str
+) -> None:
+    """FUSE is looked at first: neither folder nor store is left behind, and the cure is named."""
+    device, status = tmp_path / "fuse", tmp_path / "status"
+    status.write_text("CapEff:\t0\n")
+    if trouble != "no device":
+        device.touch()
+    monkeypatch.setattr(attach, "FUSE_DEVICE", device)
+    monkeypatch.setattr(attach, "PROCESS_STATUS", status)
+    monkeypatch.setattr(attach, "FUSE_CONF", tmp_path / "fuse.conf")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000 if trouble == "allow_other" else 0)
+    monkeypatch.setattr("shutil.which", str)
+    (tmp_path / "place").mkdir()
+    done = call(capsys, "mount", tmp_path / "place" / "state", "-o", "allow_other")
+    assert (done.exit_code, done.out, done.err.count("\n")) == (9, "", 1)
+    cure = {"no device": "modprobe", "no right": "SYS_ADMIN", "allow_other": "user_allow_other"}
+    assert cure[trouble] in done.err
+    assert os.listdir(tmp_path / "place") == []
+
+
+@pytest.mark.parametrize(("user", "warnings"), [(1000, 1), (0, 0)])
+def test_an_ordinary_user_is_told_that_suid_and_dev_have_no_effect(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, user: int, warnings: int
+) -> None:
+    """One line on standard error; the mount goes on, without them."""
+    started: list[MountOptions] = []
+    monkeypatch.setattr(os, "geteuid", lambda: user)
+    monkeypatch.setattr(mounts, "require_fuse", lambda _options: None)
+    monkeypatch.setattr(
+        "statefs.daemon.background.start_background", lambda *words: started.append(words[2])
+    )
+    done = call(capsys, "mount", tmp_path / "state", "-o", "suid,dev,noexec")
+    assert done.exit_code == 0 and done.out.endswith(f"mounted {tmp_path}/state\n")
+    assert done.err.count("statefs: warning: suid and dev have no effect") == warnings
+    assert done.err.count("\n") == warnings
+    assert started == [MountOptions(suid=not user, dev=not user, noexec=True)]
 
 
 def test_init_over_other_files_is_refused(tmp_path: Path, capsys: Capture) -> None:

@@ -148,6 +148,27 @@ def test_options_come_back_from_their_text() -> None:
         assert MountOptions.parse(options.text()) == options
 
 
+@pytest.mark.parametrize(
+    ("present", "asked", "phrases"),
+    [
+        ("", "ro", ["rw instead of ro"]),
+        ("ro,noexec", "rw", ["ro instead of rw"]),
+        ("", "durability=fsync", ["durability=close instead of durability=fsync"]),
+        ("", "allow_other,suid", ["without allow_other", "nosuid instead of suid"]),
+        ("allow_other", "allow_root", ["without allow_root"]),
+        ("ro,durability=write,allow_other", "ro,durability=write", []),
+        ("ro", "", []),
+        ("", "rw,durability=close,nosuid,defaults", []),
+    ],
+)
+def test_options_are_compared_where_they_are_named(
+    present: str, asked: str, phrases: list[str]
+) -> None:
+    """What nobody asks for may be as it is; each phrase has the word that is in force first."""
+    wanted, named = MountOptions.parse(asked), MountOptions.named(asked)
+    assert MountOptions.parse(present).differences(wanted, named) == phrases
+
+
 def test_words_of_fstab_have_no_effect() -> None:
     """What a line of fstab carries for mount(8) and systemd is accepted."""
     text = "defaults,rw,noauto,user,nofail,_netdev,x-systemd.automount,noatime, comment=x,"
@@ -319,6 +340,32 @@ def test_a_mount_inside_keeps_the_outer_one_busy(
     fake_fusermount(tmp_path, monkeypatch, "echo 'Device or resource busy' >&2; exit 1")
     with pytest.raises(MountBusy, match=f"a mount at {inner}"):
         mounts.unmount(tmp_path / "state")
+
+
+@pytest.mark.parametrize(("rights", "is_permitted"), [("1ffffffffff", True), ("1ffdfffff", False)])
+def test_root_without_the_right_to_mount_is_told_of_the_container(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rights: str, is_permitted: bool
+) -> None:
+    """CAP_SYS_ADMIN is looked at before anything is made."""
+    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    (tmp_path / "status").write_text(f"Name:\tstatefs\nCapEff:\t{rights}\nSeccomp:\t0\n")
+    monkeypatch.setattr(attach, "PROCESS_STATUS", tmp_path / "status")
+    if is_permitted:
+        mounts.require_fuse(MountOptions())
+        return
+    with pytest.raises(FuseUnavailable, match="--cap-add SYS_ADMIN"):
+        mounts.require_fuse(MountOptions())
+
+
+def test_a_folder_of_another_user_is_no_mount_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As fusermount3 sees it: an ordinary user must be able to write there."""
+    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="this user may not write there"):
+        mounts.require_mount_point(tmp_path)
 
 
 def test_a_user_cannot_mount_on_what_is_no_folder(tmp_path: Path) -> None:

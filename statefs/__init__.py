@@ -1,3 +1,27 @@
-"""statefs: a versioned filesystem for the state of applications."""
+"""statefs: a versioned filesystem for the state of applications.
 
+`statefs.open` gives programs what the command line can do (statefs/api.py).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from statefs.api import State, open_state
+
+    open = open_state  # noqa: A001 - as in `shelve.open`, `dbm.open`
+
+__all__ = ["State", "__version__", "open"]
 __version__ = "0.1.0"
+
+_API = {"open": "open_state", "State": "State"}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the API when it is first used: whoever wants the version alone waits for nothing."""
+    if name in _API:
+        from statefs import api
+
+        return getattr(api, _API[name])
+    raise AttributeError(f"module 'statefs' has no attribute {name!r}")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, snapshot_argument, store_option
-from statefs.cli.output import print_json, print_line
+from statefs.cli.output import plain, print_json, print_line
 from statefs.cli.snapshot_view import phrase
-from statefs.cli.target import find_snapshot
+from statefs.target import find_snapshot
 
 
 @click.command(
@@ -33,8 +33,8 @@ def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     used comes back. There is no way to undo it. SNAPSHOT is what 'statefs show' takes.
     """
     target, name = find_snapshot(words, store, "delete")
-    with backend.open_backend(target) as opened:
-        snapshot = opened.delete(name)
+    with api.open_target(target) as opened:
+        snapshot = plain(opened.delete(name))
     if as_json:
         print_json(snapshot)
     else:

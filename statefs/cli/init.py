@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line, warn
@@ -17,8 +17,8 @@ from statefs.cli.prepare import (
     make_store,
     refuse_overlap,
 )
-from statefs.cli.target import Target, mount_of_store, require_state, store_exists
 from statefs.errors import UsageError
+from statefs.target import Target, mount_of_store, require_state, store_exists
 
 
 @click.command(
@@ -58,7 +58,7 @@ def require_same_app(state: Path, store: Path, app_id: str | None) -> None:
     """Raise UsageError where --app-id asks for another application than the store's."""
     if app_id is None:
         return
-    with backend.open_backend(Target(state, store, mount_of_store(store))) as opened:
+    with api.open_target(Target(state, store, mount_of_store(store))) as opened:
         present = opened.status().get("app_id")
     if present != app_id:
         raise UsageError(f"{store} belongs to the application '{present}', not '{app_id}'")

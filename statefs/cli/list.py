@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
-from statefs.cli.output import print_json
+from statefs.cli.output import plain, print_json
 from statefs.cli.snapshot_view import print_list
-from statefs.cli.target import find_target
+from statefs.target import find_target
 
 
 @click.command(
@@ -33,8 +33,8 @@ def command(state: Path | None, store: Path | None, as_json: bool) -> None:
 
     Times are local; columns that are empty in every row are left out.
     """
-    with backend.open_backend(find_target(state, store)) as opened:
-        snapshots = opened.list_snapshots()
+    with api.open_target(find_target(state, store)) as opened:
+        snapshots = plain(opened.list_snapshots())
     if as_json:
         print_json({"snapshots": snapshots})
     elif snapshots:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.init import require_same_app
 from statefs.cli.options import TEXT, state_argument, store_option
@@ -24,8 +24,8 @@ from statefs.cli.prepare import (
     refuse_covered_files,
     refuse_overlap,
 )
-from statefs.cli.target import find_target, mount_of_store, require_state
 from statefs.errors import AlreadyMounted, StaleMount
+from statefs.target import find_target, mount_of_store, require_state
 
 if TYPE_CHECKING:
     from statefs.mounts import MountInfo, MountOptions
@@ -118,7 +118,7 @@ def refuse_changes(
         return
     from statefs.mounts import MountOptions
 
-    with backend.open_backend(find_target(mount_point, None)) as opened:
+    with api.open_target(find_target(mount_point, None)) as opened:
         status = opened.status()
     if not status["mounted"]:
         raise StaleMount(f"{mount_point} is just being unmounted: try again")

@@ -77,7 +77,7 @@ def complete_snapshot(
     ctx: click.Context, _parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     """Offer the snapshots of the state named so far, or folders where none is named."""
-    from statefs.cli.target import known_snapshot_names
+    from statefs.target import known_snapshot_names
 
     named = ctx.params.get("words") or ()
     state = Path(named[0]) if named else None

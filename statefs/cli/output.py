@@ -63,6 +63,13 @@ def warn(text: str) -> None:
     click.echo(f"statefs: warning: {one_line(text)}", err=True)
 
 
+def plain(value: Any) -> Any:
+    """Return what the API gave as plain values: documents as they stand in JSON."""
+    import msgspec
+
+    return msgspec.to_builtins(value)
+
+
 def print_json(document: Any) -> None:
     """Print a document as JSON, indented, its keys in the order given."""
     import json

@@ -6,13 +6,13 @@ from pathlib import Path
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, json_option, state_argument, store_option
-from statefs.cli.output import print_json, print_line
-from statefs.cli.target import find_target
+from statefs.cli.output import plain, print_json, print_line
 from statefs.errors import UsageError
 from statefs.snapshots.reasons import REASONS
+from statefs.target import find_target
 
 
 def parse_labels(
@@ -77,8 +77,8 @@ def command(
     The snapshot is a read-only folder, STATE/snapshots/NAME, there at once and for ever.
     Works whether STATE is mounted or not.
     """
-    with backend.open_backend(find_target(state, store)) as opened:
-        snapshot = opened.save(message, reason, labels)
+    with api.open_target(find_target(state, store)) as opened:
+        snapshot = plain(opened.save(message, reason, labels))
     if as_json:
         print_json(snapshot)
     else:

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, snapshot_argument, store_option
-from statefs.cli.output import print_json
+from statefs.cli.output import plain, print_json
 from statefs.cli.snapshot_view import print_snapshot
-from statefs.cli.target import find_snapshot
+from statefs.target import find_snapshot
 
 
 @click.command(
@@ -35,8 +35,8 @@ def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> None:
     @-2h (the newest that is at least two hours old) or @2026-03-13T12:00.
     """
     target, name = find_snapshot(words, store, "show")
-    with backend.open_backend(target) as opened:
-        snapshot = opened.show(name)
+    with api.open_target(target) as opened:
+        snapshot = plain(opened.show(name))
     if as_json:
         print_json(snapshot)
         return

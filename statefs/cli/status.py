@@ -9,12 +9,12 @@ from typing import Any
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import print_facts, print_json
-from statefs.cli.target import Target, find_target
 from statefs.cli.units import count_text, local_text, since_text, size_text
+from statefs.target import Target, find_target
 
 
 @click.command(
@@ -31,7 +31,7 @@ from statefs.cli.units import count_text, local_text, since_text, size_text
 def command(state: Path | None, store: Path | None, as_json: bool) -> None:
     """Show whether STATE is mounted, since when, how full it is and who serves it."""
     target = find_target(state, store)
-    with backend.open_backend(target) as opened:
+    with api.open_target(target) as opened:
         status = opened.status()
     # Only this side sees a mount whose daemon is gone: the store itself was opened without one.
     status["stale"] = target.mount is not None and not status["mounted"]

@@ -12,9 +12,9 @@ import click
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import state_argument, store_option
 from statefs.cli.output import print_line, warn
-from statefs.cli.target import mount_of_store, require_state, store_exists
 from statefs.errors import NotMounted
 from statefs.layout import StoreLayout, default_store
+from statefs.target import mount_of_store, require_state, store_exists
 
 if TYPE_CHECKING:
     from statefs.mounts import MountInfo

@@ -8,12 +8,12 @@ from typing import Any
 
 import click
 
-from statefs.cli import backend
+from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import print_json, print_line
-from statefs.cli.target import find_target
 from statefs.errors import CorruptStore
+from statefs.target import find_target
 
 
 @click.command(
@@ -34,7 +34,7 @@ def command(state: Path | None, store: Path | None, as_json: bool) -> int:
     Changes nothing. Exits with 20 when a problem was found. Works while STATE is mounted.
     """
     target = find_target(state, store)
-    with backend.open_backend(target) as opened:
+    with api.open_target(target) as opened:
         problems = opened.verify()
     if as_json:
         print_json({"store": str(target.store), "ok": not problems, "problems": problems})

@@ -21,6 +21,8 @@ REQUEST_BYTES_MAX: Final = 1 << 20
 """A request line longer than this is refused: nothing that is asked for needs as much."""
 ALIVE_SECONDS: Final = 2.0
 """While a request is worked on, a progress line goes out this often."""
+PROGRESS_SECONDS: Final = 0.2
+"""While there is progress to tell, as often as a person can follow."""
 SILENCE_SECONDS: Final = 30.0
 """A daemon silent for so long hangs: it would have sent fifteen progress lines."""
 
@@ -30,7 +32,7 @@ class Request(msgspec.Struct, forbid_unknown_fields=True):
 
     Args:
         id: chosen by the client, repeated in every reply.
-        op: the operation: save, list, show, delete, status, verify, stop.
+        op: the operation: `stop`, or one of statefs.maintenance.commands.
         args: the operation's own.
     """
 

@@ -19,6 +19,7 @@ import trio
 from statefs.control.address import socket_address
 from statefs.control.messages import (
     ALIVE_SECONDS,
+    PROGRESS_SECONDS,
     REQUEST_BYTES_MAX,
     ErrorBody,
     Reply,
@@ -32,7 +33,20 @@ from statefs.layout import StoreLayout
 
 log = logging.getLogger(__name__)
 
-Handler = Callable[[str, dict[str, Any]], Awaitable[Any]]
+
+class Call:
+    """A request being worked on: its last progress, and whether its client still listens."""
+
+    def __init__(self) -> None:
+        self.progress: dict[str, Any] = {}
+        self.is_wanted = True
+
+    def report(self, progress: dict[str, Any]) -> None:
+        """Have the client told how far the work is, with the next sign of life; any thread may."""
+        self.progress = progress
+
+
+Handler = Callable[[str, dict[str, Any], Call], Awaitable[Any]]
 """Does one operation: its name and arguments to its result, or a StatefsError."""
 
 CONNECTIONS_MAX: Final = 64
@@ -160,15 +174,16 @@ class ControlServer:
         return None
 
     async def _answer(self, stream: trio.SocketStream, request: Request) -> None:
+        call = Call()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_show_signs_of_life, stream, request.id)
-            line = await self._reply_line(request)
+            nursery.start_soon(_show_signs_of_life, stream, request.id, call)
+            line = await self._reply_line(request, call)
             nursery.cancel_scope.cancel()
         await _send_line(stream, line)
 
-    async def _reply_line(self, request: Request) -> bytes:
+    async def _reply_line(self, request: Request, call: Call) -> bytes:
         try:
-            result = await self._handle(request.op, request.args)
+            result = await self._handle(request.op, request.args, call)
             return encode(Reply(request.id, result=result))
         except StatefsError as error:
             return encode(Reply(request.id, error=error_body(error)))
@@ -185,13 +200,20 @@ class ControlServer:
             return encode(Reply(request.id, error=body))
 
 
-async def _show_signs_of_life(stream: trio.SocketStream, request_id: int) -> None:
-    """Tell the client again and again that its request is worked on."""
-    # A client that has gone away changes nothing: what it asked for is done all the same.
-    with suppress(trio.BrokenResourceError):
+async def _show_signs_of_life(stream: trio.SocketStream, request_id: int, call: Call) -> None:
+    """Tell the client again and again that its request is worked on, and how far it is."""
+    try:
+        silent_seconds = 0.0
         while True:
-            await trio.sleep(ALIVE_SECONDS)
-            await _send(stream, Reply(request_id, progress={}))
+            await trio.sleep(PROGRESS_SECONDS)
+            silent_seconds += PROGRESS_SECONDS
+            progress, call.progress = call.progress, {}
+            if progress or silent_seconds >= ALIVE_SECONDS:
+                await _send(stream, Reply(request_id, progress=progress))
+                silent_seconds = 0.0
+    except trio.BrokenResourceError:
+        # A client that has gone away changes nothing, unless the work was for its eyes only.
+        call.is_wanted = False
 
 
 async def _refuse(stream: trio.SocketStream, error: StatefsError) -> None:

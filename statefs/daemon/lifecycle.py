@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
 
 import trio
 
-from statefs.control.server import ControlServer
+from statefs.control.server import Call, ControlServer
 from statefs.daemon.adopt import CoveredFiles
 from statefs.daemon.background import ReadyNotice, start_background
 from statefs.errors import (
@@ -73,7 +73,7 @@ class Service(Protocol):
     async def run(self) -> None:
         """Do what is to be done in the background, until cancelled."""
 
-    async def handle(self, op: str, args: dict[str, Any]) -> Any:
+    async def handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
         """Do one operation of the control socket."""
 
     def close(self, *, clean: bool) -> None:
@@ -335,11 +335,11 @@ class MountDaemon:
                 partial(unmount, self._state, lazy=True), abandon_on_cancel=True
             )
 
-    async def _handle(self, op: str, args: dict[str, Any]) -> Any:
+    async def _handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
         if op == "stop":
             await trio.to_thread.run_sync(unmount, self._state)
             return {}
-        result = await self._service.handle(op, args)
+        result = await self._service.handle(op, args, call)
         if op == "status":
             result = {**result, **self._status()}
         return result

@@ -9,20 +9,24 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
 import apsw
 import trio
 
-from statefs.errors import NoSuchSnapshot, PosixError, UsageError
+from statefs.errors import NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
 from statefs.fuse.invalidation import forget_attributes
 from statefs.fuse.operations import Operations
 from statefs.ids import SNAPSHOTS_DIR
-from statefs.maintenance.store import Store, document_of
+from statefs.maintenance import saving
+from statefs.maintenance.commands import CHANGING, Call, Commands
+from statefs.maintenance.steps import Steps
+from statefs.maintenance.store import Store
 from statefs.mounts import statefs_mounts, write_back
-from statefs.snapshots.catalog import Snapshot
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +38,6 @@ WAL_PAGES_RESTART: Final = 8 * WAL_PAGES_MAX
 """A log of 32 MiB is started anew even if that holds commits up for a moment."""
 CHECKPOINT_PAUSE_SECONDS: Final = 0.1
 """Between checkpoints that did not make the log short, because commits went on meanwhile."""
-WRITE_BACK_SECONDS: Final = 30.0
-"""How long a save waits for the kernel to hand over dirty pages of shared memory maps."""
 
 
 class Service:
@@ -56,108 +58,54 @@ class Service:
         self.operations = Operations(
             store.volume, store.namespace, self._durability, self, store.layout.root
         )
-        self._commands: dict[str, Callable[..., Awaitable[Any]]] = {
-            "save": self._command_save,
-            "list": self._command_list,
-            "show": self._command_show,
-            "delete": self._command_delete,
-            "status": self._command_status,
-            "verify": self._command_verify,
-        }
+        self._commands = Commands(store)
+        store.host = self
 
-    async def handle(self, op: str, args: dict[str, Any]) -> Any:
+    # What operations need of the process that has the mount (maintenance.store.Host).
+
+    is_mounted = True
+
+    def write_back(self) -> None:
+        """Have the kernel hand over dirty pages of shared memory maps, which it alone knows of."""
+        root = str(self._store.layout.root)
+        for mount in statefs_mounts():
+            if mount.source == root:
+                write_back(mount.mount_point)
+                return
+
+    def list_changed(self) -> None:
+        """Have the kernel ask anew how many folders snapshots/ has."""
+        try:
+            forget_attributes(SNAPSHOTS_DIR)
+        except OSError as error:
+            log.warning("the kernel did not take a notice: %s", error)
+
+    def space_changed(self) -> None:
+        """Have space freed in the background."""
+        self._work.set()
+
+    # Operations.
+
+    async def handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
         """Do one operation of the control socket.
 
         Raises:
             UsageError: an unknown operation or wrong arguments. StatefsError: as the operation.
         """
-        command = self._commands.get(op)
-        if command is None:
-            raise UsageError(f"unknown operation {op!r}: this daemon is of another version")
+        steps = self._commands.start(op, args, call)
         try:
-            return await command(**args)
+            return await (self._alone(steps) if op in CHANGING else drive(steps))
         except PosixError as error:
             raise OSError(error.errno, os.strerror(error.errno)) from error
 
-    async def _command_save(self, message: str, reason: str, labels: dict[str, str]) -> Any:
-        return document_of(await self.save(reason, message, labels))
-
-    async def _command_list(self) -> Any:
-        return {"snapshots": self._store.list_snapshots()}
-
-    async def _command_show(self, snapshot: str) -> Any:
-        return self._store.show(snapshot)
-
-    async def _command_delete(self, snapshot: str) -> Any:
-        return document_of(await self.delete(self._store.catalog.choose(snapshot)))
-
-    async def _command_status(self) -> Any:
-        return self._store.status()
-
-    async def _command_verify(self) -> Any:
-        self._store.volume.data.settle(self._store.volume.table.stale_nodes())
-        return await trio.to_thread.run_sync(self._store.verify_files)
-
-    async def save(self, reason: str, message: str, labels: dict[str, str]) -> Snapshot:
-        """Take a snapshot of everything that was written before the call.
-
-        Raises:
-            UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
-        """
-        store = self._store
+    async def _alone(self, steps: Steps[T]) -> T:
+        """Run an operation while no other one changes the list of snapshots."""
         async with self._save_lock:
-            store.catalog.check_request(reason, message, labels)
-            store.reserve.require()
-            await self._write_back()
-            pending = store.catalog.begin(reason, message, labels)
-            try:
-                await trio.to_thread.run_sync(store.sync)
-                await trio.to_thread.run_sync(store.write_document, pending)
-                snapshot = store.catalog.complete(pending)
-            except BaseException:
-                store.abandon(pending)
-                raise
-            await trio.to_thread.run_sync(store.database.sync)
-            await self._publish()
-            return snapshot
-
-    async def _write_back(self) -> None:
-        """Have the kernel hand over dirty pages of shared memory maps, which it alone knows of."""
-        root = str(self._store.layout.root)
-        for mount in statefs_mounts():
-            if mount.source == root:
-                with trio.move_on_after(WRITE_BACK_SECONDS) as scope:
-                    await trio.to_thread.run_sync(
-                        write_back, mount.mount_point, abandon_on_cancel=True
-                    )
-                if scope.cancelled_caught:
-                    log.warning("the kernel did not write memory maps back in time")
-                return
-
-    async def _publish(self) -> None:
-        """Write index.json and have the kernel forget the old one."""
-        data = self._store.namespace.index_bytes()
-        await trio.to_thread.run_sync(self._store.write_index, data)
-        try:
-            await trio.to_thread.run_sync(forget_attributes, SNAPSHOTS_DIR)
-        except OSError as error:
-            log.warning("the kernel did not take a notice: %s", error)
+            return await drive(steps)
 
     async def save_labelled(self, label: str) -> None:
         """Take a snapshot for mkdir(2) in snapshots/."""
-        await self.save("manual", "", {"name": label})
-
-    async def delete(self, snapshot: Snapshot) -> Snapshot:
-        """Delete a snapshot: gone at once, its space given back in the background."""
-        async with self._save_lock:
-            if self._store.catalog.by_view(snapshot.view) is None:
-                raise NoSuchSnapshot(f"the snapshot {snapshot.name} has just been deleted")
-            self._store.freeing(lambda: self._store.catalog.begin_delete(snapshot.epoch))
-            await trio.to_thread.run_sync(self._store.database.sync)
-            self._store.document_path(snapshot).unlink(missing_ok=True)
-            await self._publish()
-        self._work.set()
-        return snapshot
+        await self._alone(saving.save(self._store, "manual", "", {"name": label}))
 
     def require_space(self) -> None:
         """Refuse what takes space while a full disk has cost the reserve. Raises ENOSPC."""
@@ -172,7 +120,7 @@ class Service:
         found = self._store.catalog.by_folder(name)
         if found is None:
             raise NoSuchSnapshot(f"no snapshot {name!r}")
-        await self.delete(found[0])
+        await self._alone(saving.delete(self._store, found[0]))
 
     async def run(self) -> None:
         """Pay what is owed to the disk, free space and move the log, until cancelled."""
@@ -243,3 +191,19 @@ class Service:
     def close(self, *, clean: bool) -> None:
         """Close the store."""
         self._store.close(clean=clean)
+
+
+async def drive(steps: Steps[T]) -> T:
+    """Run an operation, its blocking steps in threads (maintenance/steps.py)."""
+    try:
+        step = next(steps)
+        while True:
+            try:
+                value = await trio.to_thread.run_sync(step)
+            except BaseException as error:
+                step = steps.throw(error)
+            else:
+                step = steps.send(value)
+    except StopIteration as end:
+        result: T = end.value
+        return result

@@ -1,7 +1,8 @@
 """Bringing an older store to the current format: a backup of meta.db, then one transaction.
 
 Each step takes the database from one format version to the next and stamps it in the same
-transaction. Format 1 is the first, so there is no step yet; what is here is the way they are taken.
+transaction. A step is written in plain SQL of its time: what the program does later is not its
+business.
 """
 
 from __future__ import annotations
@@ -22,7 +23,32 @@ from statefs.metadata.schema import FORMAT_VERSION
 log = logging.getLogger(__name__)
 
 Step = Callable[[Database], None]
-STEPS: Final[Mapping[int, Step]] = {}
+
+_DIGESTS: Final = """CREATE TABLE digests (
+    ino INTEGER NOT NULL, valid_to INTEGER NOT NULL, valid_from INTEGER NOT NULL,
+    content BLOB, sha256 BLOB NOT NULL, blocks BLOB,
+    PRIMARY KEY (ino, valid_to)) WITHOUT ROWID"""
+_MANIFESTS: Final = """UPDATE snapshots SET volumes = (
+    SELECT json_group_array(json_object('name', value, 'consistency', 'crash-consistent',
+        'format', 'files', 'bytes', NULL, 'digest', NULL)) FROM json_each(snapshots.volumes))"""
+_TO_2: Final = (
+    _DIGESTS,
+    "CREATE INDEX digests_ended ON digests (valid_to) WHERE valid_to < 9223372036854775807",
+    "CREATE INDEX entries_ino ON entries (ino, valid_to)",
+    "ALTER TABLE snapshots ADD COLUMN state_digest TEXT",
+    "ALTER TABLE snapshots ADD COLUMN operation TEXT",
+    "ALTER TABLE snapshots ADD COLUMN pin TEXT",
+    _MANIFESTS,
+)
+
+
+def _to_2(database: Database) -> None:
+    """Digests, pins, what snapshots were taken for, and the way from a file to its names."""
+    for statement in _TO_2:
+        database.execute(statement)
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _to_2}
 """Format version -> what turns it into the next one."""
 
 

@@ -14,10 +14,9 @@ import uuid
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 import apsw
-import msgspec
 
 from statefs import __version__
 from statefs.clock import Clock, SystemClock
@@ -27,12 +26,13 @@ from statefs.durable import sync_folder, write_file
 from statefs.errors import NoSuchStore, PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, StoreLayout
+from statefs.maintenance import saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.recovery import recover
-from statefs.maintenance.verify import verify
+from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, create_database
-from statefs.snapshots.catalog import Catalog, Snapshot
+from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.documents import encode
 from statefs.snapshots.namespace import Namespace
 from statefs.volume.names import Creator
@@ -126,10 +126,43 @@ def open_store(root: Path, clock: Clock | None = None) -> Store:
     return Store(layout, clock or SystemClock())
 
 
+class Host(Protocol):
+    """What the process that has a store open adds to operations on it. All may block."""
+
+    @property
+    def is_mounted(self) -> bool:
+        """Whether programs may change the tree at any time."""
+
+    def write_back(self) -> None:
+        """Have the kernel hand over what programs wrote through memory maps."""
+
+    def list_changed(self) -> None:
+        """The list of snapshots changed: what is cached of it must go."""
+
+    def space_changed(self) -> None:
+        """There is something to free: rows of deleted snapshots, or objects."""
+
+
+class Unmounted:
+    """The host of a store that is not mounted: nobody caches, nobody waits."""
+
+    is_mounted = False
+
+    def write_back(self) -> None:
+        """Do nothing: no kernel has pages of this store."""
+
+    def list_changed(self) -> None:
+        """Do nothing: no kernel has names of this store."""
+
+    def space_changed(self) -> None:
+        """Do nothing: who runs a command frees space after it (`Store.collect`)."""
+
+
 class Store:
     """An open store; the caller holds its lock.
 
-    `was_clean` says whether the last close was.
+    `was_clean` says whether the last close was, `host` what else the process that has the store
+    knows of it: the daemon puts its mount there.
     """
 
     def __init__(self, layout: StoreLayout, clock: Clock) -> None:
@@ -137,6 +170,7 @@ class Store:
         self.clock = clock
         self.reserve = Reserve(layout.reserve)
         self.objects = ObjectFiles(layout)
+        self.host: Host = Unmounted()
         self._is_open = False
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))
@@ -241,48 +275,15 @@ class Store:
             path.unlink()
         self.write_index(self.namespace.index_bytes())
 
-    # What commands use when no daemon runs.
+    # What tests and scripts use of a store that no daemon has; commands go through commands.py.
 
     def save(self, message: str, reason: str, labels: dict[str, str]) -> dict[str, Any]:
-        """Take a snapshot and return its document.
-
-        Raises:
-            UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
-        """
-        self.reserve.require()
-        pending = self.catalog.begin(reason, message, labels)
-        try:
-            self.sync()
-            self.write_document(pending)
-            snapshot = self.catalog.complete(pending)
-        except BaseException:
-            self.abandon(pending)
-            raise
-        self.database.sync()
-        self.write_index(self.namespace.index_bytes())
-        return document_of(snapshot)
-
-    def abandon(self, pending: Snapshot) -> None:
-        """Give up a save that failed; what cannot be undone now is undone by recovery."""
-        with suppress(OSError, PosixError):
-            self.freeing(lambda: self.catalog.begin_delete(pending.epoch))
-            self.document_path(pending).unlink(missing_ok=True)
-
-    def list_snapshots(self) -> list[dict[str, Any]]:
-        """Return the documents of all snapshots, oldest first."""
-        return [document_of(snapshot) for snapshot in self.catalog.snapshots]
-
-    def show(self, selector: str) -> dict[str, Any]:
-        """Return the document of one snapshot."""
-        return document_of(self.catalog.choose(selector))
+        """Take a snapshot and return its document. Raises as `saving.save`."""
+        return document_of(steps.run(saving.save(self, reason, message, labels)))
 
     def delete(self, selector: str) -> dict[str, Any]:
         """Delete a snapshot and give its space back; return its document."""
-        snapshot = self.catalog.choose(selector)
-        self.freeing(lambda: self.catalog.begin_delete(snapshot.epoch))
-        self.database.sync()
-        self.document_path(snapshot).unlink(missing_ok=True)
-        self.write_index(self.namespace.index_bytes())
+        snapshot = steps.run(saving.delete(self, self.catalog.choose(selector)))
         self.collect()
         return document_of(snapshot)
 
@@ -321,19 +322,13 @@ class Store:
             "version": __version__,
         }
 
-    def verify(self) -> list[dict[str, Any]]:
-        """Check every rule of docs/on-disk-format.md; return the problems found."""
-        table = self.volume.table
-        self.volume.data.settle(table.stale_nodes())
-        return self.verify_files((table.files, table.bytes))
-
-    def verify_files(self, totals: tuple[int, int] | None = None) -> list[dict[str, Any]]:
+    def verify_files(self, totals: tuple[int, int] | None = None) -> list[Problem]:
         """Check the store as it lies on disk; may run in a thread while the mount goes on.
 
         Args:
             totals: files and bytes of the living tree, where nothing changes meanwhile.
         """
-        return [msgspec.to_builtins(problem) for problem in verify(self.layout, totals)]
+        return verify(self.layout, totals)
 
     def close(self, *, clean: bool = True) -> None:
         """Settle what is newer in memory, make it durable and close.
@@ -367,9 +362,3 @@ class Store:
 def _opened_database(layout: StoreLayout) -> Database:
     migrate(layout)
     return Database(layout.meta_db)
-
-
-def document_of(snapshot: Snapshot) -> dict[str, Any]:
-    """Return a snapshot's document as plain values."""
-    document: dict[str, Any] = msgspec.to_builtins(snapshot.document())
-    return document

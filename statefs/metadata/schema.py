@@ -21,7 +21,7 @@ from statefs.ids import LIVING
 
 APPLICATION_ID: Final = 0x53544653
 """PRAGMA application_id of a statefs database: "STFS"."""
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 """PRAGMA user_version: the version of this schema and of the whole on-disk format."""
 PAGE_BYTES: Final = 4096
 """SQLite's page: the unit of the host's page cache, so a commit writes no more than it must."""
@@ -71,19 +71,31 @@ _TABLES: Final = (
     """CREATE TABLE inline (
         id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, valid_to INTEGER NOT NULL,
         valid_from INTEGER NOT NULL, data BLOB NOT NULL)""",
+    # What a file's content or a folder's whole subtree hashes to, known for the snapshots that are
+    # sealed (maintenance/sealing.py). `content` (16 bytes, null for inline content and folders)
+    # names the ranges of objects that were hashed, so that the same ones are not read again;
+    # `sha256` 32 bytes; `blocks` the BLAKE3 of each block of the content, null where one is all.
+    """CREATE TABLE digests (
+        ino INTEGER NOT NULL, valid_to INTEGER NOT NULL, valid_from INTEGER NOT NULL,
+        content BLOB, sha256 BLOB NOT NULL, blocks BLOB,
+        PRIMARY KEY (ino, valid_to)) WITHOUT ROWID""",
     # An object file, and the file and epoch it was made for: it may be written only in that epoch.
     """CREATE TABLE objects (
         id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, epoch INTEGER NOT NULL)""",
     # A snapshot. `id` is its number, from which its two views follow (snapshots/views.py); `epoch`
     # the epoch it shows; `state` 0 pending (not shown, dropped at recovery), 1 complete, 2 being
     # deleted (not shown, finished at recovery); `label` the name given by mkdir or null; `labels`
-    # JSON; `next_id` the store's next_id at the save: what was made later has higher numbers.
+    # JSON; `next_id` the store's next_id at the save: what was made later has higher numbers;
+    # `volumes` JSON, the volumeManifests of its metadata.json; `state_digest` null until it is
+    # sealed; `operation` JSON or null, the restore or the command it was taken for; `pin` JSON or
+    # null, who forbids its deletion, why and until when.
     """CREATE TABLE snapshots (
         id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL UNIQUE, state INTEGER NOT NULL,
         uuid TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, label TEXT UNIQUE,
         created_ns INTEGER NOT NULL, parent_uuid TEXT, reason TEXT NOT NULL, message TEXT NOT NULL,
         labels TEXT NOT NULL, app_version TEXT NOT NULL, files INTEGER NOT NULL,
-        bytes INTEGER NOT NULL, next_id INTEGER NOT NULL, volumes TEXT NOT NULL)""",
+        bytes INTEGER NOT NULL, next_id INTEGER NOT NULL, volumes TEXT NOT NULL,
+        state_digest TEXT, operation TEXT, pin TEXT)""",
     # Files whose size and times are newer in memory than in `inodes`: after a crash they are
     # taken from the object file. A row is committed before the first such write is acknowledged.
     "CREATE TABLE dirty (ino INTEGER PRIMARY KEY)",
@@ -97,13 +109,15 @@ _INDEXES: Final = (
     # Listing a living folder; listing a past one adds the ended rows.
     f"CREATE INDEX entries_living ON entries (parent, cookie) WHERE valid_to = {LIVING}",
     f"CREATE INDEX entries_past ON entries (parent, cookie) WHERE valid_to < {LIVING}",
+    # The names of a file: for paths of what changed, and for whatever has several.
+    "CREATE INDEX entries_ino ON entries (ino, valid_to)",
     "CREATE INDEX inline_ino ON inline (ino, valid_to)",
     "CREATE INDEX extents_object ON extents (object)",
     "CREATE INDEX objects_ino ON objects (ino, epoch)",
     # What ended in which epoch: the work of deleting a snapshot and of telling two apart.
     *(
         f"CREATE INDEX {table}_ended ON {table} (valid_to) WHERE valid_to < {LIVING}"
-        for table in ("inodes", "entries", "xattrs", "extents", "inline")
+        for table in ("inodes", "entries", "xattrs", "extents", "inline", "digests")
     ),
 )
 

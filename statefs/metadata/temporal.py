@@ -67,7 +67,8 @@ ENTRIES: Final = RowLife("entries", ("parent", "name"), ("ino", "cookie"))
 XATTRS: Final = RowLife("xattrs", ("ino", "name"), ("value",))
 EXTENTS: Final = RowLife("extents", ("ino", "start"), ("end", "object"))
 INLINE: Final = RowLife("inline", ("ino",), ("data",))
-VERSIONED: Final = (INODES, ENTRIES, XATTRS, EXTENTS, INLINE)
+DIGESTS: Final = RowLife("digests", ("ino",), ("content", "sha256", "blocks"))
+VERSIONED: Final = (INODES, ENTRIES, XATTRS, EXTENTS, INLINE, DIGESTS)
 
 
 class Temporal:

@@ -7,10 +7,11 @@ A save has three steps, so that the caller may wait between them without holding
 
 from __future__ import annotations
 
-import json
 import stat
 import uuid
 from typing import Any, Final, NamedTuple
+
+import msgspec
 
 from statefs import __version__
 from statefs.errors import SnapshotExists, UsageError
@@ -22,6 +23,8 @@ from statefs.snapshots import naming
 from statefs.snapshots.documents import (
     IndexDocument,
     IndexEntry,
+    Operation,
+    Pin,
     RetentionPolicy,
     SnapshotDocument,
     VolumeManifest,
@@ -56,7 +59,10 @@ class Snapshot(NamedTuple):
     files: int
     bytes: int
     next_id: int
-    volumes: list[str]
+    volumes: list[VolumeManifest]
+    state_digest: str | None = None
+    operation: Operation | None = None
+    pin: Pin | None = None
 
     @property
     def view(self) -> View:
@@ -79,21 +85,51 @@ class Snapshot(NamedTuple):
             message=self.message,
             labels=self.labels,
             app_version=self.app_version,
-            volume_manifests=[VolumeManifest(name=name) for name in self.volumes],
+            volume_manifests=self.volumes,
             files=self.files,
             bytes=self.bytes,
+            state_digest=self.state_digest,
+            sealed=self.state_digest is not None,
+            operation=self.operation,
+            pin=self.pin,
         )
 
 
 _SELECT: Final = f"SELECT {', '.join(Snapshot._fields)} FROM snapshots"
 
 
-def _snapshot(row: tuple[Any, ...]) -> Snapshot:
+_JSON: Final[dict[str, Any]] = {
+    "labels": dict[str, str],
+    "volumes": list[VolumeManifest],
+    "operation": Operation | None,
+    "pin": Pin | None,
+}
+"""Columns that hold JSON, and the type that it is of."""
+
+
+def snapshot_of(row: tuple[Any, ...]) -> Snapshot:
+    """Return the snapshot of a row of the table, its columns in the order of the fields."""
     fields = Snapshot(*row)
-    return fields._replace(
-        labels=json.loads(row[Snapshot._fields.index("labels")]),
-        volumes=json.loads(row[Snapshot._fields.index("volumes")]),
-    )
+    decoded = {
+        name: msgspec.json.decode(getattr(fields, name) or "null", type=kind)
+        for name, kind in _JSON.items()
+    }
+    return fields._replace(**decoded)
+
+
+def _stored(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot's columns as they are stored."""
+    columns = snapshot._asdict()
+    for name in _JSON:
+        value = columns[name]
+        columns[name] = None if value is None else msgspec.json.encode(value).decode()
+    return columns
+
+
+def document_of(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot's document as plain values."""
+    document: dict[str, Any] = msgspec.to_builtins(snapshot.document())
+    return document
 
 
 class Catalog:
@@ -114,7 +150,7 @@ class Catalog:
 
     def _load(self) -> None:
         rows = self._database.rows(f"{_SELECT} WHERE state = ? ORDER BY epoch", (COMPLETE,))
-        self._show([_snapshot(row) for row in rows])
+        self._show([snapshot_of(row) for row in rows])
 
     def _show(self, snapshots: list[Snapshot]) -> None:
         """Take `snapshots`, oldest first, for all there are."""
@@ -179,7 +215,13 @@ class Catalog:
                     f"a snapshot {label!r} exists: delete it or choose another name"
                 )
 
-    def begin(self, reason: str, message: str, labels: dict[str, str]) -> Snapshot:
+    def begin(
+        self,
+        reason: str,
+        message: str,
+        labels: dict[str, str],
+        operation: Operation | None = None,
+    ) -> Snapshot:
         """End the epoch: what is in the tree now is what the snapshot will show.
 
         One transaction whose size does not depend on the tree; writes what was newer in memory.
@@ -204,6 +246,7 @@ class Catalog:
                 self._free_slot(), table.epoch, PENDING, str(uuid.uuid4()),
                 naming.name_for(now, taken), label, now, newest.uuid if newest else None,
                 reason, message, labels, __version__, files, size, table.next_id, self._volumes(),
+                operation=operation,
             )  # fmt: skip
             self._insert(snapshot)
             table.temporal.write_next_epoch()
@@ -212,13 +255,34 @@ class Catalog:
         return snapshot
 
     def _insert(self, snapshot: Snapshot) -> None:
-        row = snapshot._replace(
-            labels=json.dumps(snapshot.labels),  # type: ignore[arg-type]  # as stored
-            volumes=json.dumps(snapshot.volumes),  # type: ignore[arg-type]
+        columns = _stored(snapshot)
+        marks = ", ".join("?" * len(columns))
+        self._database.execute(
+            f"INSERT INTO snapshots ({', '.join(columns)}) VALUES ({marks})",
+            tuple(columns.values()),
         )
-        marks = ", ".join("?" * len(row))
-        names = ", ".join(Snapshot._fields)
-        self._database.execute(f"INSERT INTO snapshots ({names}) VALUES ({marks})", tuple(row))
+
+    def amend(self, snapshot: Snapshot, **columns: Any) -> Snapshot:
+        """Change what is told about a complete snapshot, not what it shows; in one transaction.
+
+        Args:
+            columns: of `Snapshot`: state_digest, volumes, operation, pin, labels.
+
+        Returns:
+            The snapshot as it is now; the caller writes its document and index.json.
+        """
+        amended = snapshot._replace(**columns)
+        stored = _stored(amended)
+        assignments = ", ".join(f"{name} = ?" for name in columns)
+        with self._database.transaction():
+            self._database.execute(
+                f"UPDATE snapshots SET {assignments} WHERE epoch = ?",
+                (*(stored[name] for name in columns), snapshot.epoch),
+            )
+            self._note_change()
+        self._entries.pop(snapshot.epoch, None)
+        self._show([amended if s.epoch == snapshot.epoch else s for s in self.snapshots])
+        return amended
 
     def _free_slot(self) -> int:
         hidden = self._database.rows("SELECT id FROM snapshots WHERE state != ?", (COMPLETE,))
@@ -230,13 +294,17 @@ class Catalog:
         self._database.execute("UPDATE store SET value = ? WHERE key = 'last_slot'", (slot,))
         return slot
 
-    def _volumes(self) -> list[str]:
-        """Return the names of the folders in volumes/."""
+    def _volumes(self) -> list[VolumeManifest]:
+        """Return what is known without hooks of the folders in volumes/: their names."""
         entry = living_entry(self._database, TREE_ROOT, b"volumes")
         if entry is None:
             return []
         rows = self._volume.names.listing(entry.ino, 0, 1000)
-        return [name.decode("utf-8", "replace") for _, name, node in rows if node.is_dir]
+        return [
+            VolumeManifest(name=name.decode("utf-8", "replace"))
+            for _, name, node in rows
+            if node.is_dir
+        ]
 
     def _without_runtime(self) -> tuple[int, int]:
         """Return files and bytes of the living tree, less what lies in runtime/."""
@@ -320,13 +388,19 @@ class Catalog:
                 database.execute("DELETE FROM snapshots WHERE epoch = ?", (epoch,))
         return is_done
 
+    @property
+    def current_state_digest(self) -> str | None:
+        """What the newest sealed snapshot hashes to."""
+        sealed = (each.state_digest for each in reversed(self.snapshots))
+        return next((digest for digest in sealed if digest), None)
+
     def index(self) -> IndexDocument:
         """Return index.json as it is now."""
         values = dict(self._database.rows("SELECT key, value FROM store"))
         return IndexDocument(
             project_id=values["uuid"],
             app_id=values["app_id"],
-            current_state_digest=None,
+            current_state_digest=self.current_state_digest,
             snapshots=list(self._entries.values()),
             retention_policy=RetentionPolicy(),
             last_modified=naming.iso_time(self.last_modified_ns),

@@ -29,6 +29,38 @@ class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     digest: str | None = None
 
 
+class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True):
+    """What a snapshot was taken for: what `statefs undo` needs to know.
+
+    Args:
+        kind: a restore, or a command run by `statefs try`.
+        phase: whether the snapshot was taken before or after it.
+        other: the snapshotId of the other one: what a restore brought back, or the snapshot before
+            the command.
+        paths: what a restore was limited to, relative to current/; empty for everything.
+        command: of `statefs try`.
+        exit_code: of that command.
+        undone: whether `statefs undo` has put it back.
+    """
+
+    kind: Literal["restore", "try"]
+    phase: Literal["before", "after"]
+    other: str | None = None
+    paths: list[str] = []
+    command: list[str] = []
+    exit_code: int | None = None
+    undone: bool = False
+
+
+class Pin(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """Why a snapshot may not be deleted, who says so, since when, until when (null: for good)."""
+
+    reason: str
+    by: str
+    since: str
+    until: str | None = None
+
+
 class SnapshotDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     """A snapshot's metadata.json, and what commands say of a snapshot."""
 
@@ -46,6 +78,8 @@ class SnapshotDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True
     files: int
     bytes: int
     sealed: bool = False
+    operation: Operation | None = None
+    pin: Pin | None = None
 
 
 class IndexEntry(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
@@ -62,6 +96,7 @@ class IndexEntry(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     files: int
     bytes: int
     sealed: bool
+    pin: Pin | None = None
 
 
 class RetentionPolicy(msgspec.Struct, rename="camel", frozen=True, kw_only=True):

@@ -99,6 +99,7 @@ def test_a_wrong_document_breaks_its_schema(key: str, value: object) -> None:
         "snapshotId": "a", "name": "b", "timestamp": "c", "parentSnapshotId": None,
         "reason": "manual", "message": "", "labels": {}, "appVersion": "1", "formatVersion": 1,
         "stateDigest": None, "volumeManifests": [], "files": 0, "bytes": 0, "sealed": False,
+        "operation": None, "pin": None,
     }  # fmt: skip
     assert breaks(document, "metadata.schema.json") == []
     assert breaks(document | {key: value}, "metadata.schema.json") != []

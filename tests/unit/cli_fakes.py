@@ -1,23 +1,23 @@
 """What the command line's tests share: a store that is only a list, and a pretended mount table.
 
-The fake stands in at `statefs.cli.backend.open_backend`, the one door to real stores.
+The fake stands in at `statefs.api.open_target`, the one way to real stores.
 """
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
+from statefs.api import State
 from statefs.cli.app import run
-from statefs.cli.target import Target
 from statefs.errors import NoSuchSnapshot
+from statefs.target import Target
 
 Document = dict[str, Any]
 
@@ -36,6 +36,8 @@ FIRST: Final[Document] = {
     "files": 1234,
     "bytes": 5 << 20,
     "sealed": False,
+    "operation": None,
+    "pin": None,
 }
 
 
@@ -62,19 +64,28 @@ class FakeBackend:
         if self.failure is not None:
             raise self.failure
 
-    def save(self, message: str, reason: str, labels: Mapping[str, str]) -> Document:
-        """Add a snapshot."""
-        self._ask("save")
-        snapshot = FIRST | {"message": message, "reason": reason, "labels": dict(labels)}
-        self.snapshots.append(snapshot)
-        return snapshot
+    def call(self, op: str, arguments: Mapping[str, Any], _on_progress: object) -> Any:
+        """Do what a store would."""
+        if op == "save":
+            self._ask("save")
+            self.snapshots.append(FIRST | dict(arguments))
+            return self.snapshots[-1]
+        if op == "list":
+            self._ask("list")
+            return {"snapshots": self.snapshots}
+        if op == "show":
+            return self._show(arguments["snapshot"])
+        if op == "delete":
+            found = self._show(arguments["snapshot"])
+            self.snapshots.remove(found)
+            return found
+        self._ask(op)
+        return self.problems if op == "verify" else self._status()
 
-    def list_snapshots(self) -> list[Document]:
-        """Return the list."""
-        self._ask("list")
-        return self.snapshots
+    def close(self) -> None:
+        """Do nothing: there is nothing to let go of."""
 
-    def show(self, snapshot: str) -> Document:
+    def _show(self, snapshot: str) -> Document:
         """Find a snapshot by its whole name or its label."""
         self._ask(f"show {snapshot}")
         for each in self.snapshots:
@@ -82,15 +93,8 @@ class FakeBackend:
                 return each
         raise NoSuchSnapshot(f"no snapshot '{snapshot}': 'statefs list' shows what there is")
 
-    def delete(self, snapshot: str) -> Document:
-        """Take a snapshot out of the list."""
-        found = self.show(snapshot)
-        self.snapshots.remove(found)
-        return found
-
-    def status(self) -> Document:
+    def _status(self) -> Document:
         """Return a status with every key."""
-        self._ask("status")
         return {
             "mounted": self.mounted,
             "mount_point": "/srv/state" if self.mounted else None,
@@ -111,20 +115,14 @@ class FakeBackend:
             "free_bytes": 7 << 30,
         }
 
-    def verify(self) -> list[Document]:
-        """Return the problems."""
-        self._ask("verify")
-        return self.problems
-
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
         """Stand in for every store from here to the end of the test."""
 
-        @contextmanager
-        def opened(target: Target) -> Iterator[FakeBackend]:
+        def open_target(target: Target) -> State:
             self.targets.append(target)
-            yield self
+            return State(target, self)
 
-        monkeypatch.setattr("statefs.cli.backend.open_backend", opened)
+        monkeypatch.setattr("statefs.api.open_target", open_target)
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,10 @@ class EngineStore:
 
     def problems(self) -> list[str]:
         """Return the rules that the store breaks, settled first."""
-        return [f"{p['rule']}: {p['message']}" for p in self.store.verify()]
+        table = self.store.volume.table
+        self.store.volume.data.settle(table.stale_nodes())
+        found = self.store.verify_files((table.files, table.bytes))
+        return [f"{problem.rule}: {problem.message}" for problem in found]
 
     def forget_memory(self) -> None:
         """Settle, then drop all inodes from memory, so that rows are what is read."""

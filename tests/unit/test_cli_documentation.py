@@ -12,11 +12,11 @@ import pytest
 
 from statefs import errors
 from statefs.cli.app import COMMANDS, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, statefs
-from statefs.cli.target import STATE_VARIABLE
 from statefs.daemon.background import READY_VARIABLE
 from statefs.errors import PosixError, StatefsError
 from statefs.mounts import MountOptions
 from statefs.snapshots.reasons import REASONS
+from statefs.target import STATE_VARIABLE
 from tests.unit.cli_fakes import call
 
 Capture = pytest.CaptureFixture[str]

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from statefs.cli.target import find_state, find_target, known_snapshot_names, require_state
 from statefs.errors import NoSuchStore, UsageError
+from statefs.target import find_state, find_target, known_snapshot_names, require_state
 from tests.unit.cli_fakes import make_empty_store, pretend_mounts
 
 

@@ -29,7 +29,7 @@ from statefs.control.messages import (
     error_body,
     raised_error,
 )
-from statefs.control.server import ControlServer
+from statefs.control.server import Call, ControlServer
 from statefs.errors import (
     DaemonUnreachable,
     NoSpace,
@@ -53,7 +53,7 @@ class FakeEngine:
         self.go_on = trio.Event()
         self.finished = 0
 
-    async def handle(self, op: str, args: dict[str, Any]) -> Any:
+    async def handle(self, op: str, args: dict[str, Any], _call: Call) -> Any:
         """Do one operation."""
         if op == "wait":
             self.started.set()

@@ -32,7 +32,10 @@ def test_a_store_of_each_version_shows_what_it_held(tmp_path: Path, version: int
     """Current and each snapshot: names, attributes, times, links, xattrs, and every byte."""
     expected = json.loads((golden(version) / EXPECTED).read_text())
     with EngineStore(unpacked(version, tmp_path)) as engine:
-        assert json.loads(encode(shown(engine))) == expected
+        found = json.loads(encode(shown(engine)))
+        assert found["trees"] == expected["trees"]
+        for now, then in zip(found["snapshots"], expected["snapshots"], strict=True):
+            assert {key: now[key] for key in then} == then  # later formats know more
         assert engine.problems() == []
 
 

@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from statefs.control.client import ControlClient
+from statefs.control.server import Call
 from statefs.daemon import adopt as adopt_module
 from statefs.daemon import background, lifecycle
 from statefs.daemon.adopt import CoveredFiles
@@ -187,7 +188,7 @@ class FakeService:
         finally:
             self.was_cancelled = True
 
-    async def handle(self, op: str, _args: dict[str, Any]) -> Any:
+    async def handle(self, op: str, _args: dict[str, Any], _call: Call) -> Any:
         """Answer with the name of the operation."""
         return {"op": op, "mounted": False}
 

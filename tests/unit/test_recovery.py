@@ -13,6 +13,7 @@ from typing import Any, Final
 import pytest
 
 from statefs.ids import TREE_ROOT, ObjectId
+from statefs.maintenance import saving
 from statefs.snapshots.catalog import DELETING
 from statefs.volume.attributes import AttributeChange
 from statefs.volume.names import RENAME_EXCHANGE
@@ -187,7 +188,7 @@ def test_a_pending_snapshot_is_dropped_with_its_rows(engine: EngineStore) -> Non
         assert after.rows("snapshots") == 0
         assert after.rows("inline") == 1
         after.save(name="label")
-    engine.store.abandon(engine.store.catalog.begin("manual", "", {}))
+    saving.abandon(engine.store, engine.store.catalog.begin("manual", "", {}))
     engine.hide(1)
 
 

@@ -222,7 +222,7 @@ def test_every_snapshot_sees_what_was_true_when_it_was_taken(
 def test_all_versioned_tables_have_a_life() -> None:
     """Every table with valid_from is written through `temporal` alone."""
     assert {life.table for life in VERSIONED} == {
-        "inodes", "entries", "xattrs", "extents", "inline",
+        "inodes", "entries", "xattrs", "extents", "inline", "digests",
     }  # fmt: skip
 
 

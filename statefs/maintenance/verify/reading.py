@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from bisect import bisect_left
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from statefs.errors import NoSuchStore
 from statefs.ids import LIVING, TREE_ROOT
 from statefs.layout import StoreLayout
 from statefs.metadata.connection import connect
-from statefs.snapshots.catalog import DELETING, Snapshot
+from statefs.snapshots.catalog import DELETING, Snapshot, snapshot_of
 
 FOLDERS_UP_MAX: Final = 100
 """How far a path in a message is followed upwards: a damaged tree may have a loop."""
@@ -102,13 +101,8 @@ class Reading:
     def snapshots(self) -> list[Snapshot]:
         """All rows of `snapshots`, oldest first."""
         columns = ", ".join(Snapshot._fields)
-        return [
-            Snapshot(*row)._replace(
-                labels=json.loads(row[Snapshot._fields.index("labels")]),
-                volumes=json.loads(row[Snapshot._fields.index("volumes")]),
-            )
-            for row in self.rows(f"SELECT {columns} FROM snapshots ORDER BY epoch")
-        ]
+        rows = self.rows(f"SELECT {columns} FROM snapshots ORDER BY epoch")
+        return [snapshot_of(row) for row in rows]
 
     def named(self, ino: int) -> str:
         """Return an inode's number, with its path where the living tree tells it."""

@@ -1,4 +1,4 @@
-"""Which state and which store a command means. Looks at paths and the mount table, opens nothing.
+"""Which state and which store somebody means. Looks at paths and the mount table, opens nothing.
 
 A mount whose daemon died or hangs blocks whoever touches it, so nothing here looks below a mount:
 the mount table of the kernel is asked instead.

@@ -1,0 +1,264 @@
+"""The Python API: `statefs.open(...)` returns a `State`; the command line uses nothing else.
+
+    import statefs
+
+    with statefs.open("state") as state:
+        snapshot = state.save(message="before the import")
+        print(state.show("latest~1").name)
+
+A state that is mounted is asked through its daemon, a store that nobody has open is opened here,
+under its lock, for as long as the `State` is open. Both know the same operations
+(maintenance/commands.py). The engine is imported only in the second case: a program that talks to
+a daemon starts fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+
+import msgspec
+
+from statefs.errors import DaemonUnreachable, StoreLocked
+from statefs.snapshots.documents import SnapshotDocument
+from statefs.target import Target, find_target
+
+if TYPE_CHECKING:
+    from statefs.control.client import ControlClient
+    from statefs.locking import StoreLock
+    from statefs.maintenance.store import Store
+
+T = TypeVar("T")
+
+Document = dict[str, Any]
+OnProgress = Callable[[Document], None]
+"""Told how far an operation is, in its own words (docs/cli.md, "Progress")."""
+
+ATTEMPTS: Final = 3
+"""A daemon may come or go between the look and the lock; not that often in a row."""
+
+
+class Door(Protocol):
+    """A way to the operations of a store."""
+
+    def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
+        """Do one operation and return its result."""
+
+    def close(self) -> None:
+        """Let go of the store."""
+
+
+class OnlineDoor:
+    """To a store that a daemon has open, over its control socket."""
+
+    def __init__(self, client: ControlClient) -> None:
+        self._client = client
+
+    def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
+        """Have the daemon do one operation."""
+        return self._client.call(op, arguments, on_progress)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+
+class OfflineDoor:
+    """To a store that no daemon has open.
+
+    Args:
+        store: opened here.
+        lock: its lock, held; let go with the store.
+    """
+
+    def __init__(self, store: Store, lock: StoreLock) -> None:
+        from statefs.maintenance.commands import Commands
+
+        self._store = store
+        self._lock = lock
+        self._commands = Commands(store)
+
+    def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
+        """Do one operation here, and what a daemon would do after it in the background."""
+        from statefs.maintenance import steps
+        from statefs.maintenance.commands import CHANGING
+
+        result = steps.run(self._commands.start(op, dict(arguments), Listener(on_progress)))
+        if op in CHANGING:
+            self._store.collect()
+        return result
+
+    def close(self) -> None:
+        """Close the store and let go of its lock."""
+        try:
+            self._store.close()
+        finally:
+            self._lock.release()
+
+
+class Listener:
+    """Passes the progress of an operation in this process on."""
+
+    is_wanted = True
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+
+    def report(self, progress: Document) -> None:
+        """Tell how far the work is."""
+        if self._on_progress is not None:
+            self._on_progress(progress)
+
+
+class State:
+    """A state and its snapshots. Close it, or use it in a `with` statement.
+
+    Args:
+        target: which state and store.
+        door: the way to the store.
+    """
+
+    def __init__(self, target: Target, door: Door) -> None:
+        self.target = target
+        self._door = door
+
+    @property
+    def path(self) -> Path | None:
+        """The folder it is, or would be, mounted at; None where only a store is known."""
+        return self.target.state
+
+    def close(self) -> None:
+        """Let go of the store; harmless when done twice."""
+        self._door.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def _ask(self, op: str, on_progress: OnProgress | None = None, **arguments: Any) -> Any:
+        return self._door.call(op, arguments, on_progress)
+
+    def save(
+        self,
+        message: str = "",
+        reason: str = "manual",
+        labels: Mapping[str, str] | None = None,
+    ) -> SnapshotDocument:
+        """Take a snapshot of current/ and return what is known of it.
+
+        Raises:
+            UsageError: an unknown reason, an impossible label. SnapshotExists: the label is taken.
+        """
+        found = self._ask("save", message=message, reason=reason, labels=dict(labels or {}))
+        return msgspec.convert(found, SnapshotDocument)
+
+    def list_snapshots(self) -> list[SnapshotDocument]:
+        """Return all snapshots, oldest first."""
+        return msgspec.convert(self._ask("list")["snapshots"], list[SnapshotDocument])
+
+    def show(self, snapshot: str = "latest") -> SnapshotDocument:
+        """Return one snapshot.
+
+        Args:
+            snapshot: a name or its beginning, a label, latest, latest~2, @-2h, @2026-03-13T12:00.
+
+        Raises:
+            NoSuchSnapshot, AmbiguousSnapshot, UsageError.
+        """
+        return msgspec.convert(self._ask("show", snapshot=snapshot), SnapshotDocument)
+
+    def delete(self, snapshot: str) -> SnapshotDocument:
+        """Delete one snapshot and return what it was. Raises as `show`."""
+        return msgspec.convert(self._ask("delete", snapshot=snapshot), SnapshotDocument)
+
+    def status(self) -> Document:
+        """Return what the store and its mount are doing (docs/cli.md, "status")."""
+        status: Document = self._ask("status")
+        return status
+
+    def verify(self) -> list[Document]:
+        """Check every rule of the store and return the problems found."""
+        problems: list[Document] = self._ask("verify")
+        return problems
+
+
+def open_state(state: Path | str | None = None, store: Path | str | None = None) -> State:
+    """Open a state: `statefs.open`.
+
+    Args:
+        state: its folder; left out, STATEFS_STATE, or the mounted state around the working folder.
+        store: its store, where that is not STATE.store beside it.
+
+    Raises:
+        NoSuchStore: there is none. StoreLocked: another process has it open and is no daemon.
+        DaemonUnreachable: a daemon has it, and does not answer.
+    """
+    given = None if state is None else Path(state)
+    return open_target(find_target(given, None if store is None else Path(store)))
+
+
+def open_target(target: Target) -> State:
+    """Open the store of `target`. Raises as `open_state`."""
+    from statefs.locking import COMMAND_WAIT_SECONDS, StoreLock
+
+    lock = StoreLock(target.layout, role="command")
+    for attempt in range(ATTEMPTS):
+        client = connected_client(target)
+        if client is not None:
+            return State(target, OnlineDoor(client))
+        try:
+            lock.acquire(COMMAND_WAIT_SECONDS)
+            break
+        except StoreLocked:
+            if attempt == ATTEMPTS - 1 or not daemon_has(target):
+                raise
+    try:
+        return State(target, OfflineDoor(_opened_store(target), lock))
+    except BaseException:
+        lock.release()
+        raise
+
+
+def daemon_has(target: Target) -> bool:
+    """Return whether a living daemon has the target's store open."""
+    from statefs.locking import read_owner
+
+    owner = read_owner(target.layout)
+    return owner is not None and owner.alive and owner.role == "daemon"
+
+
+def connected_client(target: Target) -> ControlClient | None:
+    """Return a connection to the daemon that has the store, None where there is no such daemon.
+
+    Raises:
+        DaemonUnreachable: there is one and it does not answer.
+    """
+    if not daemon_has(target):
+        return None
+    from statefs.control.client import ControlClient
+
+    client = ControlClient(target.layout)
+    try:
+        client.connect()
+    except DaemonUnreachable:
+        # One that was just ending when we looked is no daemon any more.
+        if daemon_has(target):
+            raise
+        return None
+    return client
+
+
+def _opened_store(target: Target) -> Store:
+    from statefs.clock import SystemClock
+    from statefs.maintenance.store import open_store
+
+    return open_store(target.store, clock=SystemClock())

@@ -1,0 +1,117 @@
+"""Every operation that can be asked of an open store, by name: the one list.
+
+The daemon runs them for its control socket, the command line runs them where no daemon has the
+store; both through `Commands.start`. An operation is a function in `_OPERATIONS`:
+
+* It takes the `Commands` it belongs to, a `Call` (whom to tell of progress) and its own named
+  arguments, which come from JSON, and returns plain values, which go there.
+* It is a generator of blocking steps (maintenance/steps.py). What only reads past trees runs in one
+  such step, on a `Reader` of its own, so a mount goes on beside it.
+* `CHANGING` names those that change the list of snapshots or the tree behind the mount's back: one
+  of them runs at a time.
+
+To add one: write it in the module it belongs to, list it here and add its method to `api.State`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import msgspec
+
+from statefs.errors import UsageError
+from statefs.maintenance import saving
+from statefs.maintenance.steps import Steps
+from statefs.snapshots.catalog import document_of
+
+if TYPE_CHECKING:
+    from statefs.maintenance.store import Store
+
+Document = dict[str, Any]
+
+
+class Call(Protocol):
+    """Who asked, and listens: of the control socket or of the command line."""
+
+    def report(self, progress: Document) -> None:
+        """Tell how far the work is; from any thread, as often as it likes."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for the result; what can be given up then should be."""
+
+
+class Commands:
+    """The operations of one open store.
+
+    Args:
+        store: opened under its lock.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+
+    def start(self, op: str, arguments: Document, call: Call) -> Steps[Any]:
+        """Return an operation, ready to run.
+
+        Raises:
+            UsageError: there is no such operation, or it takes other arguments.
+        """
+        operation = _OPERATIONS.get(op)
+        if operation is None:
+            raise UsageError(f"unknown operation {op!r}: this daemon is of another version")
+        try:
+            bound = inspect.signature(operation).bind(self, call, **arguments)
+        except TypeError as error:
+            raise UsageError(f"the operation {op!r} cannot be run so: {error}") from None
+        return operation(*bound.args, **bound.kwargs)
+
+
+def _save(
+    commands: Commands, _call: Call, *, message: str, reason: str, labels: dict[str, str]
+) -> Steps[Document]:
+    return document_of((yield from saving.save(commands.store, reason, message, labels)))
+
+
+def _list(commands: Commands, _call: Call) -> Steps[Document]:
+    yield from ()
+    return {"snapshots": [document_of(each) for each in commands.store.catalog.snapshots]}
+
+
+def _show(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document]:
+    yield from ()
+    return document_of(commands.store.catalog.choose(snapshot))
+
+
+def _delete(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document]:
+    chosen = commands.store.catalog.choose(snapshot)
+    return document_of((yield from saving.delete(commands.store, chosen)))
+
+
+def _status(commands: Commands, _call: Call) -> Steps[Document]:
+    yield from ()
+    return commands.store.status()
+
+
+def _verify(commands: Commands, _call: Call) -> Steps[list[Document]]:
+    store = commands.store
+    table = store.volume.table
+    store.volume.data.settle(table.stale_nodes())
+    totals = None if store.host.is_mounted else (table.files, table.bytes)
+    problems = yield lambda: store.verify_files(totals)
+    found: list[Document] = msgspec.to_builtins(problems)
+    return found
+
+
+_OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
+    "save": _save,
+    "list": _list,
+    "show": _show,
+    "delete": _delete,
+    "status": _status,
+    "verify": _verify,
+}
+CHANGING: Final = frozenset({"save", "delete"})
+"""Operations of which one runs at a time."""

@@ -1,0 +1,75 @@
+"""Taking and deleting snapshots: the order of critical sections and waits for the disk.
+
+A save ends the epoch in one critical section (`Catalog.begin`), waits for the disk after it, and
+only then shows the snapshot; a crash before that drops it (maintenance/recovery.py).
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from statefs.errors import NoSuchSnapshot, PosixError
+from statefs.maintenance.steps import Steps
+from statefs.snapshots.catalog import Snapshot
+
+if TYPE_CHECKING:
+    from statefs.maintenance.store import Store
+
+
+def save(store: Store, reason: str, message: str, labels: dict[str, str]) -> Steps[Snapshot]:
+    """Take a snapshot of everything that was written before the call.
+
+    Raises:
+        UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
+    """
+    store.catalog.check_request(reason, message, labels)
+    store.reserve.require()
+    yield store.host.write_back
+    pending = store.catalog.begin(reason, message, labels)
+    snapshot = yield from make_durable(store, pending)
+    yield from publish(store)
+    return snapshot
+
+
+def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:
+    """Make the bytes of a pending snapshot durable, then show it; give it up when that fails."""
+    try:
+        yield store.sync
+        yield lambda: store.write_document(pending)
+        snapshot = store.catalog.complete(pending)
+    except BaseException:
+        abandon(store, pending)
+        raise
+    yield store.database.sync
+    return snapshot
+
+
+def abandon(store: Store, pending: Snapshot) -> None:
+    """Give up a save that failed; what cannot be undone now is undone by recovery."""
+    with suppress(OSError, PosixError):
+        store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
+        store.document_path(pending).unlink(missing_ok=True)
+
+
+def delete(store: Store, snapshot: Snapshot) -> Steps[Snapshot]:
+    """Delete a snapshot: gone at once, its space given back later.
+
+    Raises:
+        NoSuchSnapshot: somebody else was faster. OSError: the disk refused.
+    """
+    if store.catalog.by_view(snapshot.view) is None:
+        raise NoSuchSnapshot(f"the snapshot {snapshot.name} has just been deleted")
+    store.freeing(lambda: store.catalog.begin_delete(snapshot.epoch))
+    yield store.database.sync
+    store.document_path(snapshot).unlink(missing_ok=True)
+    yield from publish(store)
+    store.host.space_changed()
+    return snapshot
+
+
+def publish(store: Store) -> Steps[None]:
+    """Write index.json and let it be known."""
+    data = store.namespace.index_bytes()
+    yield lambda: store.write_index(data)
+    yield store.host.list_changed

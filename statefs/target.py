@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from statefs.cli.options import snapshot_usage, split_snapshot
 from statefs.errors import NoSuchStore, UsageError
 from statefs.layout import StoreLayout, default_store
 
@@ -109,38 +108,6 @@ def find_target(given: Path | None, store: Path | None) -> Target:
     return target
 
 
-def find_snapshot(words: tuple[str, ...], store: Path | None, command: str) -> tuple[Target, str]:
-    """Return what the words `[STATE] SNAPSHOT` of a command line mean; the store exists.
-
-    Args:
-        words: what stood on the command line.
-        store: --store of the command line.
-        command: the command's name, for the message.
-
-    Raises:
-        UsageError: the snapshot, or the state, is missing.
-        NoSuchStore: there is no store where it should be.
-    """
-    state, snapshot = split_snapshot(words, command)
-    if state is None and _is_state_alone(snapshot, store):
-        raise UsageError(
-            f"'{snapshot}' is the state, the snapshot is missing: {snapshot_usage(command)}"
-        )
-    return find_target(state, store), snapshot
-
-
-def _is_state_alone(word: str, store: Path | None) -> bool:
-    """Return whether the one word of a `[STATE] SNAPSHOT` pair is the state, not the snapshot."""
-    if "/" in word or word in (".", ".."):
-        return True  # no snapshot and no label can be called that
-    if store is not None or find_state(None) is not None:
-        return False  # the state is known already, and its snapshots may be called anything
-    from statefs.mounts import find_mount
-
-    path = Path(word)
-    return find_mount(path) is not None or _is_present(default_store(path.absolute()))
-
-
 def _target_of_store(store: Path) -> Target:
     mount = mount_of_store(store)
     return Target(None if mount is None else mount.mount_point, store, mount)
@@ -150,7 +117,7 @@ def _target_of_state(state: Path, store: Path | None) -> Target:
     from statefs.mounts import find_mount, mount_containing
 
     mount = find_mount(state)
-    if mount is None and store is None and not _is_present(default_store(state)):
+    if mount is None and store is None and not is_present(default_store(state)):
         mount = mount_containing(state)
     if mount is None:
         named = default_store(state) if store is None else store
@@ -168,7 +135,8 @@ def mount_of_store(store: Path) -> MountInfo | None:
     return next((mount for mount in statefs_mounts() if Path(mount.source) == store), None)
 
 
-def _is_present(path: Path) -> bool:
+def is_present(path: Path) -> bool:
+    """Return whether anything, be it a link that leads nowhere, is at `path`."""
     return path.exists() or path.is_symlink()
 
 

@@ -10,6 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from statefs.errors import UsageError
+from statefs.layout import default_store
+from statefs.target import Target, find_state, find_target, is_present
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -118,3 +120,35 @@ def split_snapshot(words: tuple[str, ...], command: str) -> tuple[Path | None, s
     if not is_utf8(snapshot):
         raise UsageError(f"'{snapshot}' is not UTF-8, and names of snapshots are")
     return (Path(state[0]) if state else None), snapshot
+
+
+def find_snapshot(words: tuple[str, ...], store: Path | None, command: str) -> tuple[Target, str]:
+    """Return what the words `[STATE] SNAPSHOT` of a command line mean; the store exists.
+
+    Args:
+        words: what stood on the command line.
+        store: --store of the command line.
+        command: the command's name, for the message.
+
+    Raises:
+        UsageError: the snapshot, or the state, is missing.
+        NoSuchStore: there is no store where it should be.
+    """
+    state, snapshot = split_snapshot(words, command)
+    if state is None and _is_state_alone(snapshot, store):
+        raise UsageError(
+            f"'{snapshot}' is the state, the snapshot is missing: {snapshot_usage(command)}"
+        )
+    return find_target(state, store), snapshot
+
+
+def _is_state_alone(word: str, store: Path | None) -> bool:
+    """Return whether the one word of a `[STATE] SNAPSHOT` pair is the state, not the snapshot."""
+    if "/" in word or word in (".", ".."):
+        return True  # no snapshot and no label can be called that
+    if store is not None or find_state(None) is not None:
+        return False  # the state is known already, and its snapshots may be called anything
+    from statefs.mounts import find_mount
+
+    path = Path(word)
+    return find_mount(path) is not None or is_present(default_store(path.absolute()))

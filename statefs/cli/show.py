@@ -9,10 +9,9 @@ import click
 
 from statefs import api
 from statefs.cli.explained import ExplainedCommand
-from statefs.cli.options import json_option, snapshot_argument, store_option
+from statefs.cli.options import find_snapshot, json_option, snapshot_argument, store_option
 from statefs.cli.output import plain, print_json
 from statefs.cli.snapshot_view import print_snapshot
-from statefs.target import find_snapshot
 
 
 @click.command(

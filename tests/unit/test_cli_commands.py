@@ -320,6 +320,6 @@ def test_the_reasons_are_typed_once() -> None:
 
 
 def test_the_list_of_reasons_is_cheap_to_import() -> None:
-    """`statefs save` starts fast: it loads neither the documents' types nor the engine."""
-    code = "import sys, statefs.cli.save; sys.exit('msgspec' in sys.modules)"
+    """`statefs save` starts fast: it loads no engine."""
+    code = "import sys, statefs.cli.save; sys.exit(bool({'apsw', 'trio'} & sys.modules.keys()))"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0

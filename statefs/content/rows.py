@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Final
 
 from statefs.content.extents import Extent
-from statefs.metadata.connection import Database
+from statefs.metadata.connection import Queries
 
 _INLINE: Final = (
     "SELECT data, valid_from FROM inline WHERE ino = ? AND valid_to > ? ORDER BY valid_to LIMIT 1"
@@ -19,12 +19,12 @@ _EXTENTS: Final = (
 )
 
 
-def inline(database: Database, ino: int, epoch: int) -> tuple[bytes, int] | None:
+def inline(database: Queries, ino: int, epoch: int) -> tuple[bytes, int] | None:
     """Return the inline content and its valid_from, or None."""
     row = database.execute(_INLINE, (ino, epoch)).fetchone()
     return row if row is not None and row[1] <= epoch else None
 
 
-def extents(database: Database, ino: int, epoch: int) -> list[Extent]:
+def extents(database: Queries, ino: int, epoch: int) -> list[Extent]:
     """Return the extents of a file in the order of their starts."""
     return [Extent(*row) for row in database.execute(_EXTENTS, (ino, epoch, epoch)).fetchall()]

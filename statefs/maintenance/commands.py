@@ -98,7 +98,7 @@ def _status(commands: Commands, _call: Call) -> Steps[Document]:
 def _verify(commands: Commands, _call: Call) -> Steps[list[Document]]:
     store = commands.store
     table = store.volume.table
-    store.volume.data.settle(table.stale_nodes())
+    store.settle()
     totals = None if store.host.is_mounted else (table.files, table.bytes)
     problems = yield lambda: store.verify_files(totals)
     found: list[Document] = msgspec.to_builtins(problems)

@@ -31,7 +31,7 @@ from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.recovery import recover
 from statefs.maintenance.verify import Problem, verify
-from statefs.metadata.connection import Database, create_database
+from statefs.metadata.connection import Database, Reader, create_database
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.documents import encode
 from statefs.snapshots.namespace import Namespace
@@ -237,6 +237,14 @@ class Store:
             self.database.fail(error)
             raise
 
+    def settle(self) -> None:
+        """Write what is newer in memory into the rows, for a `Reader`."""
+        self.volume.data.settle(self.volume.table.stale_nodes())
+
+    def reader(self) -> Reader:
+        """Return the database as it is now, for one thread; `settle` first to see the newest."""
+        return Reader(self.layout.meta_db)
+
     def document_path(self, snapshot: Snapshot) -> Path:
         """Return where the store keeps a snapshot's metadata.json as a plain file."""
         return self.layout.snapshots / f"{snapshot.name}.json"
@@ -347,7 +355,7 @@ class Store:
         table = self.volume.table
         for (ino,) in self.database.rows("SELECT ino FROM orphans"):
             table.reap(ino)
-        self.volume.data.settle(table.stale_nodes())
+        self.settle()
         self.sync()
         self.pay_index()
         with self.database.transaction():

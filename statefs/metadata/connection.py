@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import apsw
 
@@ -55,7 +55,57 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connecti
     return connection
 
 
-class Database:
+class Queries:
+    """What can be read from a store's database, by whoever has a connection to it."""
+
+    execute: Callable[..., Any]
+
+    def rows(self, statement: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
+        """Return all rows of a query."""
+        found: list[tuple[Any, ...]] = self.execute(statement, tuple(parameters)).fetchall()
+        return found
+
+    def value(self, statement: str, parameters: tuple[Any, ...] = ()) -> Any:
+        """Return the first column of the first row of a query, or None."""
+        row = self.execute(statement, parameters).fetchone()
+        return None if row is None else row[0]
+
+
+class Reader(Queries):
+    """meta.db as it is at one moment, for one thread; whoever writes is not held up.
+
+    Rows that are newer in memory are not seen: settle them first (`FileData.settle`). Close it, or
+    use it in a `with` statement; while it is open the log cannot start anew.
+
+    Args:
+        path: of meta.db, which this process has open.
+
+    Raises:
+        apsw.Error: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._connection = connect(path)
+        self.execute = self._connection.execute
+        try:
+            self._connection.execute("BEGIN")
+            self.value("SELECT count(*) FROM store")  # the moment is that of the first read
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def close(self) -> None:
+        """End the transaction."""
+        self._connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class Database(Queries):
     """meta.db, open for the one process that holds the store's lock.
 
     `commits` counts them, `wal_pages` is the log's length (told to `on_commit`), `sync_seconds` how
@@ -82,7 +132,7 @@ class Database:
             self.connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
         except apsw.Error as error:
             raise CorruptStore(f"{path} cannot be read as a database: {error}") from error
-        self.execute: Callable[..., Any] = self.connection.execute
+        self.execute = self.connection.execute
         self.commits = 0
         self.wal_pages = 0
         self.on_commit: Callable[[int], None] | None = None
@@ -170,16 +220,6 @@ class Database:
     def errno_of(self, error: apsw.Error) -> int:
         """Return the errno that a failed statement stands for."""
         return _errno_of(error, self.connection)
-
-    def rows(self, statement: str, parameters: Iterable[Any] = ()) -> list[tuple[Any, ...]]:
-        """Return all rows of a query."""
-        found: list[tuple[Any, ...]] = self.execute(statement, tuple(parameters)).fetchall()
-        return found
-
-    def value(self, statement: str, parameters: tuple[Any, ...] = ()) -> Any:
-        """Return the first column of the first row of a query, or None."""
-        row = self.execute(statement, parameters).fetchone()
-        return None if row is None else row[0]
 
     @property
     def is_synced(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from statefs.ids import LIVING, Epoch
-from statefs.metadata.connection import Database
+from statefs.metadata.connection import Queries
 
 
 class Entry(NamedTuple):
@@ -47,19 +47,19 @@ _LIST_PAST: Final = (
 )
 
 
-def living_entry(database: Database, parent: int, name: bytes) -> Entry | None:
+def living_entry(database: Queries, parent: int, name: bytes) -> Entry | None:
     """Return the entry `name` of the living folder `parent`, or None."""
     row = database.execute(_LIVING, (parent, name)).fetchone()
     return None if row is None else Entry(*row)
 
 
-def past_entry(database: Database, parent: int, name: bytes, epoch: Epoch) -> Entry | None:
+def past_entry(database: Queries, parent: int, name: bytes, epoch: Epoch) -> Entry | None:
     """Return the entry `name` that folder `parent` had in `epoch`, or None."""
     row = database.execute(_PAST, (parent, name, epoch)).fetchone()
     return Entry(*row) if row is not None and row[2] <= epoch else None
 
 
-def list_living(database: Database, parent: int, after: int, limit: int) -> list[tuple[Any, ...]]:
+def list_living(database: Queries, parent: int, after: int, limit: int) -> list[tuple[Any, ...]]:
     """Return up to `limit` rows (cookie, name, *inode) of a living folder.
 
     Args:
@@ -72,13 +72,13 @@ def list_living(database: Database, parent: int, after: int, limit: int) -> list
 
 
 def list_past(
-    database: Database, parent: int, after: int, epoch: Epoch, limit: int
+    database: Queries, parent: int, after: int, epoch: Epoch, limit: int
 ) -> list[tuple[Any, ...]]:
     """Return up to `limit` rows (cookie, name, *inode) that folder `parent` had in `epoch`."""
     return database.rows(_LIST_PAST, (parent, after, epoch, limit))
 
 
-def is_empty(database: Database, parent: int) -> bool:
+def is_empty(database: Queries, parent: int) -> bool:
     """Whether the living folder has no entry."""
     return (
         database.execute(

@@ -7,7 +7,7 @@ from enum import IntEnum
 from typing import Any, Final
 
 from statefs.ids import LIVING, Epoch
-from statefs.metadata.connection import Database
+from statefs.metadata.connection import Queries
 
 
 class InodeFlag(IntEnum):
@@ -117,19 +117,19 @@ class Inode:
         return stat.S_ISLNK(self.mode)
 
 
-def living_row(database: Database, ino: int) -> tuple[Any, ...] | None:
+def living_row(database: Queries, ino: int) -> tuple[Any, ...] | None:
     """Return the living row of an inode, or None."""
     row: tuple[Any, ...] | None = database.execute(LIVING_SQL, (ino,)).fetchone()
     return row
 
 
-def past_row(database: Database, ino: int, epoch: Epoch) -> tuple[Any, ...] | None:
+def past_row(database: Queries, ino: int, epoch: Epoch) -> tuple[Any, ...] | None:
     """Return the row of an inode that a snapshot of `epoch` sees, or None."""
     row: tuple[Any, ...] | None = database.execute(PAST_SQL, (ino, epoch)).fetchone()
     return row if row is not None and row[1] <= epoch else None
 
 
-def living_totals(database: Database) -> tuple[int, int]:
+def living_totals(database: Queries) -> tuple[int, int]:
     """Count the living regular files and the sum of their sizes in bytes, by a full scan."""
     row = database.execute(
         "SELECT count(*), CAST(total(size) AS INTEGER) FROM inodes"

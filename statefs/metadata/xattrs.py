@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from statefs.ids import LIVING
-from statefs.metadata.connection import Database
+from statefs.metadata.connection import Queries
 
 NOW: Final = LIVING - 1
 """The epoch to read at for the living rows."""
@@ -23,13 +23,13 @@ _XATTRS: Final = (
 )
 
 
-def xattr(database: Database, ino: int, name: bytes, epoch: int) -> tuple[bytes, int] | None:
+def xattr(database: Queries, ino: int, name: bytes, epoch: int) -> tuple[bytes, int] | None:
     """Return the value of an extended attribute and its valid_from, or None."""
     row = database.execute(_XATTR, (ino, name, epoch)).fetchone()
     return row if row is not None and row[1] <= epoch else None
 
 
-def xattrs(database: Database, ino: int, epoch: int) -> dict[bytes, tuple[bytes, int]]:
+def xattrs(database: Queries, ino: int, epoch: int) -> dict[bytes, tuple[bytes, int]]:
     """Return name -> (value, valid_from) of all extended attributes."""
     rows = database.execute(_XATTRS, (ino, epoch, epoch)).fetchall()
     return {name: (value, born) for name, value, born in rows}

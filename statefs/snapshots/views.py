@@ -11,7 +11,7 @@ from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT, Epoch
 from statefs.layout import RUNTIME
 from statefs.metadata import xattrs as xattr_rows
-from statefs.metadata.connection import Database
+from statefs.metadata.connection import Queries
 from statefs.metadata.entries import list_past, past_entry
 from statefs.metadata.inodes import Inode, InodeFlag, past_row
 
@@ -33,11 +33,11 @@ class PastTree:
     """What the tree was in one epoch, without runtime/.
 
     Args:
-        database: the store's database.
-        epoch: an epoch that a complete snapshot pins.
+        database: the store's database, or a `Reader` of it.
+        epoch: an epoch that a complete snapshot pins, or `NOW` for the living tree.
     """
 
-    def __init__(self, database: Database, epoch: Epoch) -> None:
+    def __init__(self, database: Queries, epoch: Epoch) -> None:
         self._database = database
         self.epoch = epoch
         self._inodes: dict[int, PastInode] = {}
@@ -73,6 +73,38 @@ class PastTree:
         if entry is None or (parent == TREE_ROOT and name == RUNTIME):
             raise PosixError(errno.ENOENT)
         return self.inode(entry.ino)
+
+    def find(self, path: bytes) -> PastInode:
+        """Return the inode at a path relative to the root; links in it are not followed.
+
+        Raises:
+            PosixError: ENOENT, ENOTDIR.
+        """
+        inode = self.inode(TREE_ROOT)
+        for name in path.split(b"/"):
+            if name in (b"", b"."):
+                continue
+            if not inode.is_dir:
+                raise PosixError(errno.ENOTDIR)
+            inode = self.lookup(inode.ino, name)
+        return inode
+
+    def paths(self, ino: int) -> list[bytes]:
+        """Return every path that led to an inode, sorted; none for one without a name here."""
+        if ino == TREE_ROOT:
+            return [b""]
+        rows = self._database.rows(
+            "SELECT parent, name FROM entries"
+            " WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2",
+            (ino, self.epoch),
+        )
+        found = []
+        for parent, name in rows:
+            if parent == TREE_ROOT and name == RUNTIME:
+                continue
+            above = self.paths(parent)
+            found += [folder + b"/" + name if folder else name for folder in above]
+        return sorted(found)
 
     def listing(self, parent: int, after: int, limit: int) -> list[tuple[int, bytes, PastInode]]:
         """Return up to `limit` entries (cookie, name, inode) with cookies beyond `after`."""

@@ -1,4 +1,4 @@
-"""Write the JSON Schemas of index.json and metadata.json into docs/, from the types in the code.
+"""Write the JSON Schemas of all documents into docs/, from the types in the code.
 
     .venv/bin/python scripts/make_schemas.py
 
@@ -13,12 +13,16 @@ from typing import Any, Final
 import msgspec
 
 from statefs.snapshots.documents import IndexDocument, SnapshotDocument
+from statefs.snapshots.runtime import EnvironmentDocument, PortsDocument, ServiceStateDocument
 
 DOCS: Final = Path(__file__).resolve().parent.parent / "docs"
 DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 TITLES: Final[dict[str, tuple[str, type[msgspec.Struct]]]] = {
     "index.schema.json": ("statefs index.json", IndexDocument),
     "metadata.schema.json": ("statefs metadata.json", SnapshotDocument),
+    "env.schema.json": ("statefs runtime/env.json", EnvironmentDocument),
+    "ports.schema.json": ("statefs runtime/ports.json", PortsDocument),
+    "service-state.schema.json": ("statefs runtime/service-state.json", ServiceStateDocument),
 }
 """File name -> the schema's title, and the type it is made from."""
 

@@ -11,12 +11,13 @@ import os
 import shutil
 import stat
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
 import apsw
+import msgspec
 
 from statefs import __version__
 from statefs.clock import Clock, SystemClock
@@ -25,7 +26,7 @@ from statefs.content.reserve import FULL, Reserve
 from statefs.durable import sync_folder, write_file
 from statefs.errors import NoSuchStore, PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
-from statefs.layout import CURRENT_FOLDERS, StoreLayout
+from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
 from statefs.maintenance import saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
@@ -35,6 +36,7 @@ from statefs.metadata.connection import Database, Reader, create_database
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.documents import encode
 from statefs.snapshots.namespace import Namespace
+from statefs.snapshots.runtime import NEW_DOCUMENTS
 from statefs.volume.names import Creator
 from statefs.volume.volume import Volume
 
@@ -42,18 +44,26 @@ T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
+FILE_MODE: Final = stat.S_IFREG | 0o644
 FOLDER_MODE: Final = stat.S_IFDIR | 0o755
 STORE_MODE: Final = 0o700
 FREEING_ATTEMPTS: Final = 3
 """On a copy-on-write disk room is used by each write and given back with the next commits only."""
 
 
-def init_store(root: Path, app_id: str | None = None, clock: Clock | None = None) -> None:
+def init_store(
+    root: Path,
+    app_id: str | None = None,
+    clock: Clock | None = None,
+    runtime: Mapping[str, msgspec.Struct] = NEW_DOCUMENTS,
+) -> None:
     """Make a new store at `root`, whole or not at all.
 
     Args:
         root: where; its parent exists, it does not (or is an empty folder).
         app_id: what the application calls itself; goes into index.json.
+        clock: for the times in it; None is the system's.
+        runtime: the documents that lie in runtime/ at first, by file name.
 
     Raises:
         OSError: the disk refused, or `root` is not empty.
@@ -62,7 +72,7 @@ def init_store(root: Path, app_id: str | None = None, clock: Clock | None = None
     shutil.rmtree(building, ignore_errors=True)
     building.mkdir(mode=STORE_MODE)
     try:
-        _fill(StoreLayout(building), app_id, clock or SystemClock())
+        _fill(StoreLayout(building), app_id, clock or SystemClock(), runtime)
         for folder in (building / "objects", building):
             sync_folder(folder)
         os.rename(building, root)
@@ -72,7 +82,9 @@ def init_store(root: Path, app_id: str | None = None, clock: Clock | None = None
     sync_folder(root.parent)
 
 
-def _fill(layout: StoreLayout, app_id: str | None, clock: Clock) -> None:
+def _fill(
+    layout: StoreLayout, app_id: str | None, clock: Clock, runtime: Mapping[str, msgspec.Struct]
+) -> None:
     layout.objects.mkdir(mode=STORE_MODE)
     layout.snapshots.mkdir(mode=STORE_MODE)
     for number in range(FOLDERS):
@@ -108,6 +120,10 @@ def _fill(layout: StoreLayout, app_id: str | None, clock: Clock) -> None:
     try:
         for name in CURRENT_FOLDERS:
             store.volume.names.create(TREE_ROOT, name.encode(), FOLDER_MODE, Creator(*owner))
+        folder = store.volume.names.lookup(TREE_ROOT, RUNTIME).ino
+        for name, document in runtime.items():
+            file = store.volume.names.create(folder, name.encode(), FILE_MODE, Creator(*owner))
+            store.volume.data.write(file.ino, 0, encode(document))
         store.write_all_documents()
     finally:
         store.close()

@@ -15,7 +15,13 @@ from statefs.maintenance.store import init_store, open_store
 from statefs.volume.names import Creator
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
-NAMES: Final = ("index.schema.json", "metadata.schema.json")
+NAMES: Final = (
+    "index.schema.json",
+    "metadata.schema.json",
+    "env.schema.json",
+    "ports.schema.json",
+    "service-state.schema.json",
+)
 TYPES: Final[dict[str, type]] = {
     "string": str,
     "integer": int,
@@ -88,6 +94,38 @@ def test_the_documents_of_a_store_obey_their_schemas(tmp_path: Path) -> None:
     for document in documents:
         assert [volume["name"] for volume in document["volumeManifests"]] == ["dbdata"]
         assert breaks(document, "metadata.schema.json") == []
+
+
+@pytest.mark.parametrize("name", ["env", "ports", "service-state"])
+def test_a_new_store_has_the_documents_of_runtime(tmp_path: Path, name: str) -> None:
+    """Each is there, empty, and obeys its schema; a snapshot counts none of them."""
+    init_store(tmp_path / "state.store")
+    store = open_store(tmp_path / "state.store")
+    try:
+        runtime = store.volume.names.lookup(TREE_ROOT, b"runtime")
+        file = store.volume.names.lookup(runtime.ino, f"{name}.json".encode())
+        content = store.volume.data.plan_read(file.ino, 0, file.size)
+        assert (store.status()["files"], store.save("", "manual", {})["files"]) == (3, 0)
+    finally:
+        store.close()
+    assert isinstance(content, bytes)
+    document = json.loads(content)
+    assert breaks(document, f"{name}.schema.json") == []
+    assert list(document.values()) in ([1, {}], [1, []])
+
+
+def test_filled_documents_of_runtime_obey_their_schemas() -> None:
+    """As a supervisor would write them; an unknown status or protocol breaks the schema."""
+    env = {"formatVersion": 1, "services": {"web": {"PORT": "80"}}}
+    port = {"service": "web", "containerPort": 80, "hostPort": 8080, "protocol": "tcp"}
+    state = {"status": "running", "containerId": "a1", "startedAt": None, "restartCount": 0}
+    assert breaks(env, "env.schema.json") == []
+    for protocol, problems in (("tcp", 0), ("smoke", 1)):
+        ports = {"formatVersion": 1, "mappings": [port | {"protocol": protocol}]}
+        assert len(breaks(ports, "ports.schema.json")) == problems
+    for status, problems in (("failed", 0), ("bored", 1)):
+        states = {"formatVersion": 1, "services": {"web": state | {"status": status}}}
+        assert len(breaks(states, "service-state.schema.json")) == problems
 
 
 @pytest.mark.parametrize(

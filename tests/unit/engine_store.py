@@ -48,7 +48,7 @@ class EngineStore:
         self.root = root
         self.clock = SteppingClock()
         if not root.exists():
-            init_store(root, clock=self.clock)
+            init_store(root, clock=self.clock, runtime={})
         self.store: Store = open_store(root, self.clock)
         self.names = self.store.volume.names
         self.data = self.store.volume.data

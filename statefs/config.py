@@ -184,16 +184,23 @@ def parse_config(text: str, source: str) -> Config:
         raise InvalidConfig(f"{source}: not TOML: {_one_line(error)}") from error
     _refuse_unknown_keys(Config, values, "", source)
     try:
-        return msgspec.convert(values, Config, dec_hook=_converted)
+        return msgspec.convert(values, Config, dec_hook=from_file_value)
     except msgspec.ValidationError as error:
         what, _, where = _one_line(error).partition(" - at `$")
         key = where.rstrip("`").lstrip(".")
         raise InvalidConfig(f"{source}: {f'{key}: ' if key else ''}{what}") from error
 
 
-def _converted(kind: type, value: object) -> object:
+def from_file_value(kind: type, value: object) -> object:
+    """Return a Duration or a Size for what the file says; for msgspec, as `dec_hook`."""
     assert issubclass(kind, Duration | Size)
     return kind.parse(value)
+
+
+def to_file_value(value: object) -> float:
+    """Return the number that a Duration or a Size is; for msgspec, as `enc_hook`."""
+    assert isinstance(value, Duration | Size)
+    return value + 0
 
 
 def _one_line(error: Exception) -> str:

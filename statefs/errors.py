@@ -17,6 +17,7 @@
     ├── SnapshotExists              exit 15  EEXIST   the name or label is taken
     ├── DaemonUnreachable           exit 16  ECONNREFUSED  mounted, but the daemon does not answer
     ├── InvalidConfig               exit 17  EINVAL   statefs.toml says something that cannot be
+    ├── HookFailed                  exit 18  ECANCELED  an application could not be prepared
     ├── CorruptStore                exit 20  EIO      damage was found
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
@@ -146,6 +147,13 @@ class InvalidConfig(StatefsError):
 
     exit_code = 17
     errno = _errno.EINVAL
+
+
+class HookFailed(StatefsError):
+    """A command or a database of a volume failed or was late: nothing was saved."""
+
+    exit_code = 18
+    errno = _errno.ECANCELED
 
 
 class CorruptStore(StatefsError):

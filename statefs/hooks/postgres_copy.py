@@ -1,0 +1,239 @@
+"""A PostgreSQL server on a throw-away copy of a data folder: does it recover, does it answer?
+
+The copy's own configuration is not used: it may name archives, preloaded libraries and other
+files of the living server. What a recovery needs of it is read from pg_control.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Final
+
+from statefs.errors import HookFailed
+from statefs.hooks.commands import Account, Deadline, end_group, owner_of, run, start
+from statefs.hooks.postgres import program, query, version_of
+
+REMOVED: Final = ("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal")
+"""What a server leaves while it runs, and what would make the copy follow another server."""
+FROM_CONTROL: Final = {
+    "max_connections setting": "max_connections",
+    "max_worker_processes setting": "max_worker_processes",
+    "max_wal_senders setting": "max_wal_senders",
+    "max_prepared_xacts setting": "max_prepared_transactions",
+    "max_locks_per_xact setting": "max_locks_per_transaction",
+}
+"""Lines of pg_controldata and the settings that a recovery wants no smaller."""
+POLL_SECONDS: Final = 0.05
+SHUTDOWN_SECONDS: Final = 60.0
+"""Everything is written back first; a server that is killed leaves shared memory behind."""
+LOG_CHARACTERS: Final = 400
+"""How much of the server's log is put into an error."""
+
+
+class ClusterDamaged(Exception):
+    """The copy is no valid backup; the message says why."""
+
+
+def check_cluster(data: Path, deadline: Deadline, moved: tuple[Path, Path]) -> None:
+    """Start a server on a copy, ask each database something, and stop it.
+
+    Args:
+        data: the copy's data folder; is changed.
+        moved: where the original lay and where the copy of that lies: links to tablespaces and to
+            the log that lead into the first are led into the second.
+
+    Raises:
+        ClusterDamaged: it does not recover or answer, or parts of it are outside of the copy.
+        HookFailed: it cannot be told: programs are missing, or time ran out.
+    """
+    account = _server_account(data)
+    for name in REMOVED:
+        (data / name).unlink(missing_ok=True)
+    _lead_links_into_copy(data, moved)
+    with tempfile.TemporaryDirectory(prefix="statefs-") as room:
+        folder = Path(room)
+        if account:
+            os.chown(folder, account.uid, account.gid)
+        cluster = _Copy(data, folder, account, deadline)
+        cluster.write_settings()
+        user = cluster.superuser()
+        with cluster.serving():
+            cluster.ask_all_databases(user)
+
+
+def _server_account(data: Path) -> Account | None:
+    """Return whom the server runs as: the owner, or `postgres` where that is root."""
+    if os.geteuid() != 0:
+        return None
+    owner = owner_of(data)
+    if owner is None:
+        run(["chown", "-R", "postgres:", str(data)], Deadline(60))
+        owner = owner_of(data)
+    return owner
+
+
+def _lead_links_into_copy(data: Path, moved: tuple[Path, Path]) -> None:
+    """Make tablespaces and the log of a copy its own; a server would write into the original's."""
+    original, copy = moved
+    spaces = data / "pg_tblspc"
+    links = [*(spaces.iterdir() if spaces.is_dir() else ()), data / "pg_wal"]
+    for link in links:
+        if not link.is_symlink():
+            continue
+        target = link.parent / os.readlink(link)
+        inside = Path(os.path.normpath(target))
+        if inside.is_relative_to(data):
+            continue
+        if not inside.is_relative_to(original):
+            raise ClusterDamaged(
+                f"{link.relative_to(data)} leads to {target}, which is not in the snapshot: "
+                "a backup needs the whole data folder, the log and all tablespaces"
+            )
+        link.unlink()
+        link.symlink_to(copy / inside.relative_to(original))
+
+
+class _Copy:
+    def __init__(
+        self, data: Path, folder: Path, account: Account | None, deadline: Deadline
+    ) -> None:
+        self._data = data
+        self._folder = folder
+        self._account = account
+        self._deadline = deadline
+        self._version = version_of(data)
+        self._log = folder / "log"
+        self._postgres = program("postgres", self._version)
+
+    def write_settings(self) -> None:
+        """Write settings of our own: local connections alone, and nothing that lasts."""
+        told = run(
+            [program("pg_controldata", self._version), "-D", str(self._data)],
+            self._deadline,
+            account=self._account,
+            env={"LC_ALL": "C"},
+        )
+        control = dict(re.findall(r"^([^:]+):\s+(.*)$", told, re.MULTILINE))
+        values = {
+            "data_directory": f"'{self._data}'",
+            "hba_file": f"'{self._folder}/hba.conf'",
+            "ident_file": f"'{self._folder}/ident.conf'",
+            "listen_addresses": "''",
+            "unix_socket_directories": f"'{self._folder}'",
+            "shared_buffers": "16MB",
+            "fsync": "off",
+            "autovacuum": "off",
+            **{name: control[line] for line, name in FROM_CONTROL.items() if line in control},
+        }
+        files = {
+            "postgresql.conf": "".join(f"{name} = {value}\n" for name, value in values.items()),
+            "hba.conf": "local all all trust\n",
+            "ident.conf": "",
+        }
+        for name, text in files.items():
+            path = self._folder / name
+            path.write_text(text)
+            if self._account:
+                os.chown(path, self._account.uid, self._account.gid)
+
+    def _options(self) -> list[str]:
+        return [f"--config-file={self._folder}/postgresql.conf"]
+
+    def superuser(self) -> str:
+        """Recover, and return the name of the role that initdb made; needs no role to connect.
+
+        Source: the manual, postgres, "Single-User Mode".
+        """
+        sql = self._folder / "superuser.sql"
+        sql.write_text("SELECT rolname FROM pg_authid WHERE oid = 10\n")
+        single = [self._postgres, "--single", *self._options(), "template1"]
+        try:
+            # The shell gives it the query: our programs read nothing by themselves.
+            told = run(
+                ["sh", "-c", 'query=$1; shift; exec "$@" < "$query"', "sh", str(sql), *single],
+                self._deadline,
+                account=self._account,
+                env={"LC_ALL": "C"},
+            )
+        except HookFailed as error:
+            if not self._deadline.left_seconds():
+                raise
+            raise ClusterDamaged(f"it does not recover: {error}") from error
+        found = re.search(r'rolname = "(.*)"', told)
+        if not found:
+            raise ClusterDamaged("it has no superuser")
+        return found[1]
+
+    @contextmanager
+    def serving(self) -> Iterator[None]:
+        """Run the server until the end of the block."""
+        with self._log.open("wb") as log:
+            server = self._started(log)
+        try:
+            self._await_answer(server)
+            yield
+        finally:
+            # Fast shutdown: clients are ended, everything is written back.
+            end_group(server, signal.SIGINT, SHUTDOWN_SECONDS)
+
+    def _started(self, log: IO[bytes]) -> subprocess.Popen[bytes]:
+        return start(
+            [self._postgres, *self._options()],
+            output=log,
+            errors=log,
+            account=self._account,
+            env={"LC_ALL": "C"},
+        )
+
+    def _await_answer(self, server: subprocess.Popen[bytes]) -> None:
+        ready = [program("pg_isready", self._version), "-q", "-h", str(self._folder)]
+        while subprocess.run(ready, cwd="/").returncode != 0:
+            if server.poll() is not None:
+                raise ClusterDamaged(f"the server does not start: {self._said()}")
+            self._deadline.require(f"the server on a copy of {self._data}")
+            time.sleep(POLL_SECONDS)
+
+    def ask_all_databases(self, user: str) -> None:
+        """Have each database read its catalog of tables."""
+        connect = f"host={self._folder} user={_quoted(user)} dbname="
+        try:
+            names = query(
+                "SELECT datname FROM pg_database WHERE datallowconn ORDER BY 1",
+                f"{connect}template1",
+                self._deadline,
+                self._account,
+            )
+            for name in names:
+                sql = "SELECT sum(pg_total_relation_size(oid)) FROM pg_class WHERE relkind = 'r'"
+                query(sql, connect + _quoted(name), self._deadline, self._account)
+        except HookFailed as error:
+            if not self._deadline.left_seconds():
+                raise
+            raise ClusterDamaged(f"{error} ({self._said()})") from error
+
+    def _said(self) -> str:
+        text = self._log.read_text(errors="replace") if self._log.exists() else ""
+        return " ".join(text.split())[-LOG_CHARACTERS:]
+
+
+def _quoted(value: str) -> str:
+    """Return a value as a libpq connection string wants it."""
+    escaped = value.replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def has_programs(data: Path) -> bool:
+    """Whether the server of a data folder's version is installed here."""
+    try:
+        return bool(shutil.which(program("postgres", version_of(data))))
+    except HookFailed:
+        return False

@@ -1,0 +1,258 @@
+"""The process that does the work: a daemon never opens files of the mount it serves.
+
+One line of JSON each way: a request, its answer, and for a save a second request that says how it
+ended. A process that hears nothing more, because whoever started it has been killed, releases the
+applications by itself.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import msgspec
+
+import statefs
+from statefs.config import VolumeConfig, from_file_value, to_file_value
+from statefs.errors import HookFailed
+from statefs.hooks.check import check_folder
+from statefs.hooks.quiesce import Preparation
+from statefs.hooks.results import Finding, VolumeResult
+
+T = TypeVar("T")
+
+MARGIN_SECONDS: Final = 20.0
+"""Beyond all deadlines: starting the process, ending late commands."""
+END_SECONDS: Final = 10.0
+LINE_BYTES_MAX: Final = 1 << 16
+"""How much of an answer is read at once."""
+_PROGRAM: Final = (
+    "import sys; sys.path[0] = sys.argv[1]; from statefs.hooks.process import main; main()"
+)
+
+
+class Ending(msgspec.Struct, frozen=True, kw_only=True):
+    """How a save ended.
+
+    Args:
+        snapshot: the name of the new one, None when it failed.
+        error: why it failed.
+    """
+
+    snapshot: str | None
+    error: str = ""
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True):
+    """What is to be done: prepare `volumes` of `current`, or check the folder `copy`."""
+
+    current: str
+    volumes: tuple[VolumeConfig, ...] = ()
+    reason: str = ""
+    copy: str | None = None
+    cluster_seconds: float = 0.0
+
+
+class Answer(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of it; `error` when it failed."""
+
+    error: str | None = None
+    results: tuple[VolumeResult, ...] = ()
+    problems: tuple[str, ...] = ()
+    finding: Finding | None = None
+
+
+class Held:
+    """Applications around one save, from the side of the daemon; blocking, so run in a thread.
+
+    Args:
+        volumes: all of statefs.toml; with none, nothing is done.
+        current: the folder that programs write to.
+        reason: why the save is made.
+    """
+
+    def __init__(self, volumes: Sequence[VolumeConfig], current: Path, reason: str) -> None:
+        self._volumes = tuple(volumes)
+        self._request = Request(current=str(current), volumes=self._volumes, reason=reason)
+        # Commands before and after, and those of a failure, have the deadline each.
+        deadlines = sum(volume.deadline_seconds for volume in self._volumes)
+        self._seconds = 2 * deadlines + MARGIN_SECONDS
+        self._companion: _Companion | None = None
+
+    def prepare(self) -> tuple[VolumeResult, ...]:
+        """Bring the applications to rest.
+
+        Raises:
+            HookFailed: something failed or was late; everything has been released again.
+        """
+        if not self._volumes:
+            return ()
+        self._companion = _Companion()
+        try:
+            self._companion.tell(self._request)
+            answer = self._companion.hear(Answer, self._seconds)
+        except BaseException:
+            self._close()
+            raise
+        if answer.error is not None:
+            problems = self.release(Ending(snapshot=None, error=answer.error))
+            raise HookFailed("; ".join([answer.error, *problems]))
+        return answer.results
+
+    def release(self, ending: Ending) -> tuple[str, ...]:
+        """Let the applications go on.
+
+        Returns:
+            What failed, a line each.
+        """
+        if self._companion is None:
+            return ()
+        try:
+            self._companion.tell(ending)
+            return self._companion.hear(Answer, self._seconds).problems
+        except HookFailed as error:
+            return (str(error),)
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        if self._companion is not None:
+            self._companion.close()
+        self._companion = None
+
+
+def check_copy(
+    copy: Path, original: Path, cluster_seconds: float, idle_seconds: float
+) -> list[Finding]:
+    """Open everything known in a writable copy of a tree (check.py).
+
+    Args:
+        idle_seconds: how long one thing in it may take at most.
+
+    Raises:
+        HookFailed: it took longer, or the process failed.
+    """
+    companion = _Companion()
+    try:
+        companion.tell(
+            Request(current=str(original), copy=str(copy), cluster_seconds=cluster_seconds)
+        )
+        found: list[Finding] = []
+        while finding := companion.hear(Answer, idle_seconds).finding:
+            found.append(finding)
+        return found
+    finally:
+        companion.close()
+
+
+class _Companion:
+    """A process that was started, spoken to over pipes."""
+
+    def __init__(self) -> None:
+        root = str(Path(statefs.__file__).resolve().parent.parent)
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _PROGRAM, root],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            start_new_session=True,
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._to, self._from = self._process.stdin, self._process.stdout
+        self._heard = b""
+
+    def tell(self, message: msgspec.Struct) -> None:
+        try:
+            self._to.write(_encoded(message))
+            self._to.flush()
+        except BrokenPipeError:
+            pass  # its answer, or that there is none, is heard next
+
+    def hear(self, kind: type[T], seconds: float) -> T:
+        end = time.monotonic() + seconds
+        while b"\n" not in self._heard:
+            left = end - time.monotonic()
+            if left <= 0 or not select.select([self._from], [], [], left)[0]:
+                raise HookFailed(f"the work with applications was not done within {seconds:g} s")
+            data = os.read(self._from.fileno(), LINE_BYTES_MAX)
+            if not data:
+                raise HookFailed("the process that works with applications has ended")
+            self._heard += data
+        line, _, self._heard = self._heard.partition(b"\n")
+        return _decoded(line, kind)
+
+    def close(self) -> None:
+        """End the process; by closing what it listens to, so that it releases what it holds."""
+        for pipe in (self._to, self._from):
+            try:
+                pipe.close()
+            except BrokenPipeError:
+                pass  # it has ended before it has heard everything
+        for number in (0, signal.SIGTERM, signal.SIGKILL):
+            self._process.send_signal(number)
+            try:
+                self._process.wait(END_SECONDS)
+                return
+            except subprocess.TimeoutExpired:
+                continue
+
+
+def _encoded(message: msgspec.Struct) -> bytes:
+    return msgspec.json.encode(message, enc_hook=to_file_value) + b"\n"
+
+
+def _decoded(line: bytes, kind: type[T]) -> T:
+    return msgspec.json.decode(line, type=kind, dec_hook=from_file_value)
+
+
+def main() -> None:
+    """Be the process: read a request, do it, answer."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # releases on its way out
+    answers = os.dup(1)
+    os.dup2(2, 1)  # whatever is printed goes to the log, not between the answers
+    line = sys.stdin.buffer.readline()
+    if not line:
+        return
+    request = _decoded(line, Request)
+    if request.copy is None:
+        _hold(request, answers)
+    else:
+        copy, original = Path(request.copy), Path(request.current)
+        for finding in check_folder(copy, original, request.cluster_seconds):
+            _answer(answers, Answer(finding=finding))
+        _answer(answers, Answer())
+
+
+def _hold(request: Request, answers: int) -> None:
+    preparation = Preparation(request.volumes, Path(request.current), request.reason)
+    error = "statefs ended before the save did"
+    ending: Ending | None = None
+    try:
+        try:
+            results = tuple(preparation.prepare())
+        except HookFailed as failure:
+            error = str(failure)
+            _answer(answers, Answer(error=error))
+        else:
+            _answer(answers, Answer(results=results))
+        if line := sys.stdin.buffer.readline():
+            ending = _decoded(line, Ending)
+    finally:
+        ending = ending or Ending(snapshot=None, error=error)
+        problems = preparation.release(ending.snapshot, ending.error)
+        _answer(answers, Answer(problems=tuple(problems)))
+
+
+def _answer(fd: int, answer: Any) -> None:
+    try:
+        os.write(fd, _encoded(answer))
+    except BrokenPipeError:
+        pass  # nobody listens any more; the work is done all the same

@@ -48,6 +48,11 @@ class CoveredFiles:
     def __exit__(self, *exc_info: object) -> None:
         os.close(self._fd)
 
+    @property
+    def descriptors(self) -> tuple[int, ...]:
+        """What `bring_in` needs of the process that made this."""
+        return (self._fd,)
+
     def bring_in(self) -> None:
         """Move every file into current/.
 

@@ -13,7 +13,7 @@ import resource
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -38,6 +38,7 @@ from statefs.locking import StoreLock
 from statefs.mounts import (
     MountInfo,
     MountOptions,
+    call_outside,
     find_mount,
     is_stale,
     mount_fuse,
@@ -232,6 +233,11 @@ def _raise_cause(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     raise StatefsError(f"internal error: {type(chosen).__name__}: {chosen}") from None
 
 
+async def _in_thread(call: Callable[[], object], keep: Collection[int] = ()) -> None:
+    """Make a call on the mount that this process serves (mounts/outside.py)."""
+    await trio.to_thread.run_sync(call_outside, call, keep, abandon_on_cancel=True)
+
+
 class MountDaemon:
     """The tasks of one mounted filesystem.
 
@@ -292,11 +298,11 @@ class MountDaemon:
         """Say that the mount is usable, once it has answered and holds the adopted files."""
         await self._kernel_is_ready.wait()
         with trio.move_on_after(FIRST_ANSWER_SECONDS) as scope:
-            await trio.to_thread.run_sync(os.stat, self._state / "current", abandon_on_cancel=True)
+            await _in_thread(partial(os.stat, self._state / "current"))
         if scope.cancelled_caught:
             raise StatefsError(f"the mount at {self._state} does not answer")
         if self._covered is not None:
-            await trio.to_thread.run_sync(self._covered.bring_in, abandon_on_cancel=True)
+            await _in_thread(self._covered.bring_in, self._covered.descriptors)
         self._since = datetime.now(UTC)
         log.info("mounted %s", self._state)
         self._notice.succeed()
@@ -318,7 +324,7 @@ class MountDaemon:
         """Unmount and let serve() end by itself; detach the mount if programs still use it."""
         try:
             # In a thread, because unmounting waits for answers of this very process.
-            await trio.to_thread.run_sync(unmount, self._state, abandon_on_cancel=True)
+            await _in_thread(partial(unmount, self._state))
             return
         except MountBusy as busy:
             log.warning("detaching the mount, and programs that use it get errors: %s", busy)
@@ -329,15 +335,13 @@ class MountDaemon:
 
     async def _detach(self) -> None:
         with contextlib.suppress(OSError):
-            await trio.to_thread.run_sync(write_back, self._state, abandon_on_cancel=True)
+            await _in_thread(partial(write_back, self._state))
         with contextlib.suppress(StatefsError):
-            await trio.to_thread.run_sync(
-                partial(unmount, self._state, lazy=True), abandon_on_cancel=True
-            )
+            await _in_thread(partial(unmount, self._state, lazy=True))
 
     async def _handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
         if op == "stop":
-            await trio.to_thread.run_sync(unmount, self._state)
+            await _in_thread(partial(unmount, self._state))
             return {}
         result = await self._service.handle(op, args, call)
         if op == "status":

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -24,7 +25,7 @@ from statefs.maintenance import saving
 from statefs.maintenance.commands import CHANGING, Call, Commands
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store
-from statefs.mounts import statefs_mounts, write_back
+from statefs.mounts import call_outside, statefs_mounts, write_back
 
 T = TypeVar("T")
 
@@ -70,7 +71,7 @@ class Service:
         root = str(self._store.layout.root)
         for mount in statefs_mounts():
             if mount.source == root:
-                write_back(mount.mount_point)
+                call_outside(partial(write_back, mount.mount_point))
                 return
 
     def list_changed(self) -> None:

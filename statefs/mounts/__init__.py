@@ -9,6 +9,7 @@ from statefs.mounts.attach import (
     write_back,
 )
 from statefs.mounts.options import Durability, MountOptions
+from statefs.mounts.outside import call_outside
 from statefs.mounts.processes import processes_using
 from statefs.mounts.table import (
     FSTYPE,
@@ -24,6 +25,7 @@ __all__ = [
     "Durability",
     "MountInfo",
     "MountOptions",
+    "call_outside",
     "find_mount",
     "is_stale",
     "mount_containing",

@@ -226,6 +226,12 @@ async def running(
         kernel.close()
 
 
+@pytest.fixture(autouse=True)
+def calls_are_made_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The fakes of calls on the mount talk to this loop, for which they need its descriptors."""
+    monkeypatch.setattr(lifecycle, "call_outside", lambda call, _keep=(): call())
+
+
 def unmount_by_stopping(*_: object, **__: object) -> None:
     """Stand in for unmount(): the kernel would end the session."""
     trio.from_thread.run_sync(session_loop.stop)

@@ -1,94 +1,178 @@
+"""An ordinary user mounts through fusermount3.
+
+Run as root, the user is nobody, in a mount namespace where every user may open /dev/fuse, and
+where this project and its Python can be reached though they may lie in a private folder.
+"""
+
 from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.harness.mounted_state import END_SECONDS, detach
+from tests.harness.namespaces import NoNamespaceError, with_open_fuse
 from tests.harness.processes import NOBODY, Person, run_as
 
-Command = Callable[..., subprocess.CompletedProcess[str]]
 COMMAND_SECONDS = 2 * END_SECONDS
+ROOT = Path(__file__).parents[2]
+IS_ROOT = os.geteuid() == 0
 
 
-@pytest.fixture
-def home(wide_folder: Path) -> Path:
-    """A folder of an ordinary user who can mount: fusermount3 is there, and /dev/fuse open."""
-    if shutil.which("fusermount3") is None:
-        pytest.skip("fusermount3 is not installed")
-    user = os.geteuid() or NOBODY
+@dataclass(frozen=True)
+class OrdinaryUser:
+    """Somebody without any right, who has a home and this project.
 
-    def can_mount() -> bool:
-        return os.access("/dev/fuse", os.R_OK | os.W_OK) and os.access(sys.executable, os.X_OK)
+    Args:
+        home: the user's folder.
+        project: the top folder of statefs's code.
+        python: an interpreter with what statefs needs.
+        place: the folder that the namespace's own files are mounted on; empty outside.
+    """
 
-    if not run_as(Person(user, user) if os.geteuid() == 0 else None, can_mount):
-        pytest.skip("an ordinary user may not open /dev/fuse or this Python")
-    folder = Path(tempfile.mkdtemp(dir=wide_folder))
-    if os.geteuid() == 0:
-        os.chown(folder, NOBODY, NOBODY)
-    return folder
+    home: Path
+    project: Path
+    python: Path
+    place: Path
 
+    @property
+    def person(self) -> Person | None:
+        """Who the user is; None is whoever runs the tests."""
+        return Person(NOBODY, NOBODY) if IS_ROOT else None
 
-@pytest.fixture
-def as_user(home: Path) -> Command:
-    """Runs `statefs` as the ordinary user."""
-    identity = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if os.geteuid() == 0 else {}
+    def do(self, function: Callable[[], Any]) -> Any:
+        """Return what `function` returns when the user calls it."""
+        return run_as(self.person, function)
 
-    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        done: subprocess.CompletedProcess[str] = subprocess.run(
-            [sys.executable, "-m", "statefs", *map(str, arguments)],
+    def statefs(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run one `statefs` command as the user."""
+        return self.run(self.python, "-m", "statefs", *arguments)
+
+    def run(self, *command: str | Path) -> subprocess.CompletedProcess[str]:
+        """Run a program as the user."""
+        words = [str(word) for word in command]
+        if IS_ROOT:
+            ids = ["--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+            words = ["setpriv", *ids, "--", *words]
+        return subprocess.run(
+            words,
             cwd="/",
-            env={**os.environ, "HOME": str(home)},
+            env=os.environ | {"HOME": str(self.home), "PYTHONPATH": str(self.project)},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             timeout=COMMAND_SECONDS,
-            **identity,  # type: ignore[call-overload]
         )
-        return done
 
-    return run
+    def where_users_mount(self, body: Callable[[], None]) -> None:
+        """Run the body of a test where the user can open /dev/fuse; nothing stays mounted."""
+
+        def freed() -> None:
+            try:
+                body()
+            finally:
+                detach(self.home)
+
+        if IS_ROOT:
+            shown = {"project": ROOT, "python": Path(sys.prefix)}
+            with_open_fuse(self.place, shown, freed)
+        else:
+            freed()
 
 
-def test_an_ordinary_user_mounts_saves_and_unmounts(home: Path, as_user: Command) -> None:
-    """Without any right, through fusermount3; nobody else looks in, not even root."""
-    state = home / "state"
-    person = Person(NOBODY, NOBODY) if os.geteuid() == 0 else None
-    try:
-        done = as_user("mount", state)
+@pytest.fixture(scope="module")
+def user(wide_folder: Path) -> OrdinaryUser:
+    """The ordinary user, on a machine that lets one mount."""
+    fusermount = shutil.which("fusermount3")
+    if fusermount is None:
+        pytest.skip("fusermount3 is not installed")
+    home = Path(tempfile.mkdtemp(dir=wide_folder, prefix="home-"))
+    place = Path(tempfile.mkdtemp(dir=wide_folder, prefix="place-"))
+    if not IS_ROOT:
+        if not os.access("/dev/fuse", os.R_OK | os.W_OK):
+            pytest.skip("this user may not open /dev/fuse, and only root could change that")
+        return OrdinaryUser(home, ROOT, Path(sys.executable), place)
+    if shutil.which("setpriv") is None:
+        pytest.skip("setpriv is not installed: root cannot become an ordinary user")
+    if not os.stat(fusermount).st_mode & stat.S_ISUID:
+        pytest.skip(f"{fusermount} is not setuid root: an ordinary user cannot mount")
+    os.chown(home, NOBODY, NOBODY)
+    made = OrdinaryUser(home, place / "project", place / "python" / "bin" / "python", place)
+
+    def check() -> None:
+        done = made.run(made.python, "-c", "import statefs.cli.app, pyfuse3, apsw, trio")
         assert done.returncode == 0, done.stderr
-        run_as(person, lambda: (state / "current/files/f").write_bytes(b"mine"))
-        if os.geteuid() == 0:
+
+    try:
+        made.where_users_mount(check)
+    except NoNamespaceError as error:
+        pytest.skip(f"root cannot have a /dev/fuse of its own here: {error}")
+    except AssertionError as error:
+        pytest.skip(f"an ordinary user cannot run this Python: {error}")
+    return made
+
+
+def test_an_ordinary_user_mounts_saves_and_unmounts(user: OrdinaryUser) -> None:
+    """Without any right, through fusermount3; nobody else looks in, not even root."""
+    state = user.home / "first"
+
+    def body() -> None:
+        done = user.statefs("mount", state)
+        assert (done.returncode, done.stderr) == (0, "")
+        user.do(lambda: (state / "current/files/f").write_bytes(b"mine"))
+        if IS_ROOT:
             with pytest.raises(PermissionError):
                 os.listdir(state)
-        saved = as_user("save", state)
+        saved = user.statefs("save", state)
         assert saved.returncode == 0, saved.stderr
         past = state / "snapshots" / saved.stdout.strip() / "files/f"
-        assert run_as(person, past.read_bytes) == b"mine"
-        ended = as_user("umount", state)
+        assert user.do(past.read_bytes) == b"mine"
+        ended = user.statefs("umount", state)
         assert ended.returncode == 0, ended.stderr
-        checked = as_user("verify", state)
+        checked = user.statefs("verify", state)
         assert checked.returncode == 0, checked.stdout + checked.stderr
-    finally:
-        detach(home)
+
+    user.where_users_mount(body)
 
 
-def test_allow_other_is_refused_with_the_line_to_add(home: Path, as_user: Command) -> None:
-    """Where /etc/fuse.conf does not allow it, the message says what to write there."""
+def test_suid_and_dev_are_warned_of_and_the_mount_goes_on(user: OrdinaryUser) -> None:
+    """Their absence is no difference either, when the same command is given again."""
+    state = user.home / "second"
+
+    def body() -> None:
+        for said in ("mounted", "already mounted"):
+            done = user.statefs("mount", state, "-o", "suid,dev")
+            assert done.returncode == 0 and said in done.stdout
+            assert done.stderr.startswith("statefs: warning: suid and dev have no effect")
+            assert done.stderr.count("\n") == 1
+        ended = user.statefs("umount", state)
+        assert ended.returncode == 0, ended.stderr
+
+    user.where_users_mount(body)
+
+
+def test_allow_other_is_refused_with_the_line_to_add(user: OrdinaryUser) -> None:
+    """Where /etc/fuse.conf does not allow it, the message says what to write there; no store."""
     configuration = Path("/etc/fuse.conf")
     lines = configuration.read_text().splitlines() if configuration.exists() else []
     if "user_allow_other" in [line.strip() for line in lines]:
         pytest.skip("/etc/fuse.conf allows it to everybody")
-    done = as_user("mount", home / "state", "-o", "allow_other")
-    try:
-        assert done.returncode == 9, done.stdout
+    state = user.home / "third"
+
+    def body() -> None:
+        done = user.statefs("mount", state, "-o", "allow_other")
+        assert (done.returncode, done.stdout) == (9, "")
         assert done.stderr.count("\n") == 1
         assert "user_allow_other" in done.stderr and "/etc/fuse.conf" in done.stderr
-    finally:
-        detach(home)
+        assert list(user.home.glob("third*")) == []
+
+    user.where_users_mount(body)

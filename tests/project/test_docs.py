@@ -6,15 +6,15 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, Self, get_args
 
 import pyfuse3
 import pytest
 
 from statefs.cli.app import COMMANDS
 from statefs.mounts.options import Durability
+from tests.harness.mounted_state import wait_until_gone
 
 ROOT: Final = Path(__file__).parents[2]
 DOCS: Final = ROOT / "docs"
@@ -38,6 +38,7 @@ PACKAGES: Final = sorted(
     or (path.suffix == ".py" and not path.stem.startswith("__"))
 )
 
+_PROMPT: Final = "--the-next-command-please--"
 _TIME: Final = r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(?:\.\d+)?Z"
 _LINK: Final = re.compile(r"\[[^]]*\]\(([^)\s]+)\)")
 
@@ -109,13 +110,52 @@ def test_semantics_explains_each_durability_mode() -> None:
     assert all(f"\n| `{mode}`" in page for mode in get_args(Durability))
 
 
-def tour() -> Iterator[tuple[str, str]]:
-    """Yield (command, output) of the first console block in README.md, after its `cd`."""
-    block = re.search(r"```console\n\$ cd state\n(.*?)```", readme(), re.DOTALL)
-    assert block, "README.md has no tour that begins in the state folder"
-    for step in re.split(r"^\$ ", block[1], flags=re.MULTILINE)[1:]:
-        command, _, output = step.partition("\n")
-        yield command, output
+def tour(number: int) -> list[tuple[str, str]]:
+    """Return (command, output) of each step of a console block in README.md.
+
+    Args:
+        number: 0 is the tour of thirty seconds, 1 the pulled plug.
+    """
+    blocks = re.findall(r"```console\n(.*?)```", readme(), re.DOTALL)
+    steps = re.split(r"^\$ ", blocks[number], flags=re.MULTILINE)[1:]
+    return [(step.partition("\n")[0], step.partition("\n")[2]) for step in steps]
+
+
+class Terminal:
+    """A shell that a test types into, as a reader of README.md does.
+
+    Args:
+        folder: where it stands at first.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        self._shell = subprocess.Popen(
+            ["bash"],
+            cwd=folder,
+            env=os.environ | {"PATH": path, "LC_ALL": "C", "COLUMNS": "200"},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    def type(self, command: str) -> str:
+        """Run one command line and return what it printed."""
+        assert self._shell.stdin is not None and self._shell.stdout is not None
+        self._shell.stdin.write(f"{command}\necho {_PROMPT}\n")
+        self._shell.stdin.flush()
+        lines: list[str] = []
+        while not lines or lines[-1] != f"{_PROMPT}\n":
+            lines.append(self._shell.stdout.readline())
+            assert lines[-1], f"{command} ended the shell"
+        return "".join(lines[:-1])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._shell.communicate(timeout=60)
 
 
 def without_times(outputs: list[str]) -> list[list[str]]:
@@ -134,19 +174,26 @@ def without_times(outputs: list[str]) -> list[list[str]]:
 
 
 def test_the_tour_in_readme_is_what_happens(state: Path) -> None:
-    """Each command of the tour, run in a new state, prints what README.md shows."""
-    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    commands, shown = zip(*tour(), strict=True)
-    seen = []
-    for command in commands:
-        done = subprocess.run(
-            ["bash", "-c", command],
-            cwd=state,
-            env=os.environ | {"PATH": path, "LC_ALL": "C", "COLUMNS": "200"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=60,
-        )
-        seen.append(done.stdout)
-    assert without_times(seen) == without_times(list(shown))
+    """Each command of both tours, typed into one shell, prints what README.md shows.
+
+    What differs from machine to machine is put in the place of what is printed: the daemon's pid,
+    which the reader types again, and the folder above the state.
+    """
+    steps = tour(0)
+    assert steps[0] == ("cd state", "")
+    with Terminal(state.parent) as terminal:
+        seen = [terminal.type(command) for command, _ in steps]
+        assert without_times(seen) == without_times([output for _, output in steps])
+        pid = shown_pid = ""
+        for command, output in tour(1):
+            if command.startswith("kill -9 "):
+                assert command == f"kill -9 {shown_pid}"
+                command = f"kill -9 {pid}"
+            said = terminal.type(command)
+            if "grep Daemon" in command:
+                pid, shown_pid = said.split()[-1], output.split()[-1]
+                said = said.replace(pid, shown_pid)
+            elif command.startswith("kill"):
+                wait_until_gone(int(pid))
+            assert said == output.replace("/srv/statefs/", f"{state.parent}/"), command
+    assert pid, "README.md has no tour that pulls the plug"

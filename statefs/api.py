@@ -14,6 +14,8 @@ a daemon starts fast.
 
 from __future__ import annotations
 
+import os
+import pwd
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
@@ -180,6 +182,40 @@ class State:
         """Delete one snapshot and return what it was. Raises as `show`."""
         return msgspec.convert(self._ask("delete", snapshot=snapshot), SnapshotDocument)
 
+    def prune(self, *, dry_run: bool = False) -> Document:
+        """Delete what the retention policy does not keep (docs/cli.md, "prune").
+
+        Args:
+            dry_run: only decide.
+
+        Raises:
+            InvalidConfig: statefs.toml is wrong. UsageError: its policy is empty.
+        """
+        plan: Document = self._ask("prune", dry_run=dry_run)
+        return plan
+
+    def pin(self, snapshot: str, reason: str, until: str = "") -> SnapshotDocument:
+        """Forbid the deletion of one snapshot, in the name of the user who calls this.
+
+        Args:
+            reason: shown to who tries to delete it.
+            until: when that ends: 12h, 7d, 2026-12-31, 2026-12-31T12:00 (UTC); empty for never.
+
+        Raises:
+            SnapshotPinned: it is pinned already. UsageError: no reason, or no such time.
+        """
+        found = self._ask("pin", snapshot=snapshot, reason=reason, by=user_name(), until=until)
+        return msgspec.convert(found, SnapshotDocument)
+
+    def unpin(self, snapshot: str) -> SnapshotDocument:
+        """Allow the deletion of one snapshot again. Raises UsageError: it is not pinned."""
+        return msgspec.convert(self._ask("unpin", snapshot=snapshot), SnapshotDocument)
+
+    def sizes(self) -> dict[str, int]:
+        """Return for each snapshot's name the bytes that deleting it alone would free."""
+        sizes: dict[str, int] = self._ask("sizes")
+        return sizes
+
     def status(self) -> Document:
         """Return what the store and its mount are doing (docs/cli.md, "status")."""
         status: Document = self._ask("status")
@@ -189,6 +225,14 @@ class State:
         """Check every rule of the store and return the problems found."""
         problems: list[Document] = self._ask("verify")
         return problems
+
+
+def user_name() -> str:
+    """Return the name of the user this process runs as; the number where there is no name."""
+    try:
+        return pwd.getpwuid(os.getuid()).pw_name
+    except KeyError:
+        return str(os.getuid())
 
 
 def open_state(state: Path | str | None = None, store: Path | str | None = None) -> State:

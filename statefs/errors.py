@@ -18,6 +18,7 @@
     ├── DaemonUnreachable           exit 16  ECONNREFUSED  mounted, but the daemon does not answer
     ├── InvalidConfig               exit 17  EINVAL   statefs.toml says something that cannot be
     ├── HookFailed                  exit 18  ECANCELED  an application could not be prepared
+    ├── SnapshotPinned              exit 19  EPERM    somebody has pinned it: it may not go
     ├── CorruptStore                exit 20  EIO      damage was found
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
@@ -154,6 +155,13 @@ class HookFailed(StatefsError):
 
     exit_code = 18
     errno = _errno.ECANCELED
+
+
+class SnapshotPinned(StatefsError):
+    """The snapshot may not be deleted; the message says who pinned it, and why."""
+
+    exit_code = 19
+    errno = _errno.EPERM
 
 
 class CorruptStore(StatefsError):

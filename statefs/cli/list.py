@@ -21,20 +21,25 @@ from statefs.target import find_target
     examples=[
         "statefs list state",
         "cd state/current && statefs list",
+        "statefs list state --sizes",
         "statefs list state --json | jq -r '.snapshots[].name'",
         "statefs list --store /backup/app.store",
     ],
 )
 @state_argument
 @store_option
+@click.option("--sizes", is_flag=True, help="Show what deleting each one alone would free.")
 @json_option
-def command(state: Path | None, store: Path | None, as_json: bool) -> None:
+def command(state: Path | None, store: Path | None, sizes: bool, as_json: bool) -> None:
     """List the snapshots of STATE, the newest last.
 
     Times are local; columns that are empty in every row are left out.
     """
     with api.open_target(find_target(state, store)) as opened:
         snapshots = plain(opened.list_snapshots())
+        freed = opened.sizes() if sizes else {}
+    for snapshot in snapshots if sizes else ():
+        snapshot["freedBytes"] = freed.get(snapshot["name"], 0)
     if as_json:
         print_json({"snapshots": snapshots})
     elif snapshots:

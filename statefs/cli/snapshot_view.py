@@ -14,7 +14,9 @@ LIST_COLUMNS = (
     Column("age"),
     Column("files", align_right=True, drop_rank=3),
     Column("size", align_right=True, drop_rank=4),
+    Column("frees", align_right=True),
     Column("reason", drop_rank=1),
+    Column("pinned", may_shorten=True),
     Column("labels", style="green", may_shorten=True),
     Column("message", may_shorten=True),
 )
@@ -33,6 +35,14 @@ def labels_text(labels: Mapping[str, str] | None) -> str:
     return ", ".join(f"{key}={value}" for key, value in (labels or {}).items())
 
 
+def pin_text(pin: Mapping[str, Any] | None) -> str:
+    """Return who pinned a snapshot, until when and why; empty where nobody did."""
+    if pin is None:
+        return ""
+    until = f" until {local_text(pin['until'])}" if pin["until"] else ""
+    return f"pinned by {pin['by']}{until}: {pin['reason']}"
+
+
 def list_row(snapshot: Mapping[str, Any], now_seconds: float) -> list[str]:
     """Return the cells of one snapshot, in the order of LIST_COLUMNS."""
     message = str(snapshot["message"] or "")
@@ -42,7 +52,9 @@ def list_row(snapshot: Mapping[str, Any], now_seconds: float) -> list[str]:
         since_text(snapshot["timestamp"], now_seconds),
         count_text(snapshot["files"]),
         size_text(snapshot["bytes"]),
+        "" if snapshot.get("freedBytes") is None else size_text(snapshot["freedBytes"]),
         str(snapshot["reason"] or ""),
+        pin_text(snapshot["pin"]).removeprefix("pinned "),
         labels_text(snapshot["labels"]),
         message.split("\n", 1)[0],
     ]
@@ -70,6 +82,7 @@ def print_snapshot(snapshot: Mapping[str, Any], folder: str, now_seconds: float)
             ("Reason", str(snapshot["reason"] or "")),
             ("Message", str(snapshot["message"] or "")),
             ("Labels", labels_text(snapshot["labels"])),
+            ("Pinned", pin_text(snapshot["pin"]).removeprefix("pinned ")),
             ("Files", count_text(snapshot["files"])),
             ("Size", size_text(snapshot["bytes"])),
             ("Folder", folder),

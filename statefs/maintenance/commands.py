@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from statefs.errors import UsageError
-from statefs.maintenance import saving
+from statefs.maintenance import pruning, saving
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
 
@@ -90,6 +90,28 @@ def _delete(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document
     return document_of((yield from saving.delete(commands.store, chosen)))
 
 
+def _prune(commands: Commands, _call: Call, *, dry_run: bool) -> Steps[Document]:
+    plan = yield from pruning.prune(commands.store, dry_run=dry_run)
+    return pruning.document_of(plan, is_done=not dry_run)
+
+
+def _pin(
+    commands: Commands, _call: Call, *, snapshot: str, reason: str, by: str, until: str
+) -> Steps[Document]:
+    chosen = commands.store.catalog.choose(snapshot)
+    steps = pruning.pin(commands.store, chosen, reason=reason, by=by, until=until)
+    return document_of((yield from steps))
+
+
+def _unpin(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document]:
+    chosen = commands.store.catalog.choose(snapshot)
+    return document_of((yield from pruning.unpin(commands.store, chosen)))
+
+
+def _sizes(commands: Commands, _call: Call) -> Steps[Document]:
+    return (yield from pruning.sizes(commands.store))
+
+
 def _status(commands: Commands, _call: Call) -> Steps[Document]:
     yield from ()
     return commands.store.status()
@@ -110,8 +132,12 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "list": _list,
     "show": _show,
     "delete": _delete,
+    "prune": _prune,
+    "pin": _pin,
+    "unpin": _unpin,
+    "sizes": _sizes,
     "status": _status,
     "verify": _verify,
 }
-CHANGING: Final = frozenset({"save", "delete"})
+CHANGING: Final = frozenset({"save", "delete", "prune", "pin", "unpin"})
 """Operations of which one runs at a time."""

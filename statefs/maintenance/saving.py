@@ -6,12 +6,15 @@ only then shows the snapshot; a crash before that drops it (maintenance/recovery
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
-from statefs.errors import NoSuchSnapshot, PosixError
+from statefs.errors import NoSuchSnapshot, PosixError, SnapshotPinned
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.retention import Pin
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -56,20 +59,45 @@ def delete(store: Store, snapshot: Snapshot) -> Steps[Snapshot]:
     """Delete a snapshot: gone at once, its space given back later.
 
     Raises:
-        NoSuchSnapshot: somebody else was faster. OSError: the disk refused.
+        NoSuchSnapshot: somebody else was faster. SnapshotPinned: it may not go.
+        OSError: the disk refused.
     """
-    if store.catalog.by_view(snapshot.view) is None:
+    present = store.catalog.by_view(snapshot.view)
+    if present is None:
         raise NoSuchSnapshot(f"the snapshot {snapshot.name} has just been deleted")
-    store.freeing(lambda: store.catalog.begin_delete(snapshot.epoch))
+    if present.pin is not None:
+        pin = Pin.of(present.pin)
+        if pin.holds(store.clock.now_ns()):
+            raise SnapshotPinned(
+                f"the snapshot {snapshot.name} is {pin}; 'statefs unpin' lets it go"
+            )
+    yield from delete_all(store, [present])
+    return present
+
+
+def delete_all(store: Store, snapshots: Sequence[Snapshot]) -> Steps[None]:
+    """Delete snapshots that nobody has pinned. Raises OSError: the disk refused."""
+    for snapshot in snapshots:
+        store.freeing(partial(store.catalog.begin_delete, snapshot.epoch))
     yield store.database.sync
-    store.document_path(snapshot).unlink(missing_ok=True)
+    for snapshot in snapshots:
+        store.document_path(snapshot).unlink(missing_ok=True)
     yield from publish(store)
     store.host.space_changed()
-    return snapshot
+
+
+def amend(store: Store, snapshot: Snapshot, **columns: Any) -> Steps[Snapshot]:
+    """Change what is told about a snapshot (`Catalog.amend`), durably, and in its documents."""
+    amended = store.catalog.amend(snapshot, **columns)
+    yield store.database.sync
+    yield lambda: store.write_document(amended)
+    yield from publish(store)
+    return amended
 
 
 def publish(store: Store) -> Steps[None]:
     """Write index.json and let it be known."""
+    store.refresh_policy()
     data = store.namespace.index_bytes()
     yield lambda: store.write_index(data)
     yield store.host.list_changed

@@ -21,10 +21,11 @@ import msgspec
 
 from statefs import __version__
 from statefs.clock import Clock, SystemClock
+from statefs.config import ConfigFile
 from statefs.content.objects import FOLDERS, ObjectFiles
 from statefs.content.reserve import FULL, Reserve
 from statefs.durable import sync_folder, write_file
-from statefs.errors import NoSuchStore, PosixError
+from statefs.errors import InvalidConfig, NoSuchStore, PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
 from statefs.maintenance import saving, steps
@@ -197,6 +198,8 @@ class Store:
         self.freeing(lambda: self._set("clean", 0))
         self.volume = Volume(self.database, self.objects, clock)
         self.catalog = Catalog(self.volume)
+        self.settings = ConfigFile(layout.config)
+        self.refresh_policy()
         self.collector = Collector(self.database, self.objects, self.catalog)
         owner = layout.root.stat()
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
@@ -209,6 +212,14 @@ class Store:
 
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
+
+    def refresh_policy(self) -> None:
+        """Have index.json tell the retention policy as statefs.toml has it now.
+
+        While that file is wrong the last right one is told, and nothing is pruned.
+        """
+        with suppress(InvalidConfig):
+            self.catalog.show_policy(self.settings.read().retention)
 
     def freeing(self, action: Callable[[], T]) -> T:
         """Run what makes room, or must not fail for lack of it, on a full disk with the reserve.

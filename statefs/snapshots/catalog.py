@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from statefs import __version__
+from statefs.config import Duration, Retention, Size
 from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
 from statefs.layout import RUNTIME
@@ -132,6 +133,14 @@ def document_of(snapshot: Snapshot) -> dict[str, Any]:
     return document
 
 
+def _shown_policy(policy: Retention) -> RetentionPolicy:
+    shown: dict[str, Any] = {}
+    for name in RetentionPolicy.__struct_fields__:
+        value = getattr(policy, name)
+        shown[name] = int(value) if isinstance(value, Duration | Size) else value
+    return RetentionPolicy(**shown)
+
+
 class Catalog:
     """All snapshots of a store.
 
@@ -145,6 +154,7 @@ class Catalog:
         self._database = volume.table.database
         self.generation = 0
         self.last_modified_ns = 0
+        self._policy = Retention()
         self._entries: dict[int, IndexEntry] = {}
         self._load()
 
@@ -172,6 +182,12 @@ class Catalog:
             "UPDATE store SET value = ? WHERE key = 'last_modified_ns'",
             (self._table.clock.now_ns(),),
         )
+
+    def show_policy(self, policy: Retention) -> None:
+        """Tell in index.json from now on that `policy` is in force."""
+        if policy != self._policy:
+            self._policy = policy
+            self.generation += 1
 
     def by_view(self, view: int) -> Snapshot | None:
         """Return the complete snapshot shown in `view`, or None."""
@@ -402,6 +418,6 @@ class Catalog:
             app_id=values["app_id"],
             current_state_digest=self.current_state_digest,
             snapshots=list(self._entries.values()),
-            retention_policy=RetentionPolicy(),
+            retention_policy=_shown_policy(self._policy),
             last_modified=naming.iso_time(self.last_modified_ns),
         )

@@ -100,9 +100,21 @@ class IndexEntry(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
 
 
 class RetentionPolicy(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """How many snapshots are to be kept."""
+    """How many snapshots are to be kept, and which: [retention] of statefs.toml; 0 is no rule."""
 
     max_snapshots: int = 100
+    keep_last: int = 0
+    keep_hourly: int = 0
+    keep_daily: int = 0
+    keep_weekly: int = 0
+    keep_monthly: int = 0
+    keep_labels: tuple[str, ...] = ()
+    keep_within_seconds: int = 0
+    protect_labelled: bool = True
+    protect_before: bool = False
+    relative_to: Literal["now", "newest"] = "now"
+    min_free_bytes: int = 0
+    max_store_bytes: int = 0
 
 
 class IndexDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True):

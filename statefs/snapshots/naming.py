@@ -17,6 +17,7 @@ from statefs.errors import AmbiguousSnapshot, NoSuchSnapshot, UsageError
 LATEST: Final = "latest"
 LABEL_BYTES_MAX: Final = 255
 _AGO: Final = re.compile(r"-(?:(\d+)([smhdw]))")
+_AHEAD: Final = re.compile(r"\+?(\d{1,6})([smhdw])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _STEPS: Final = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
 """How long the moment lasts that a time with 0, 1 or 2 colons names."""
@@ -114,6 +115,33 @@ def not_later(moment: str, snapshots: Sequence[Named], now_ns: int) -> Named:
     if not fitting:
         raise NoSuchSnapshot(f"no snapshot is as old as @{moment}: `statefs list` shows them all")
     return fitting[-1]
+
+
+def time_ns(text: str) -> int:
+    """Return the time that `iso_time` wrote."""
+    return (datetime.fromisoformat(text) - _START) // timedelta(microseconds=1) * 1000
+
+
+def until_ns(text: str, now_ns: int) -> int:
+    """Return the time that the end of something means: `7d` from now, or a time in ISO 8601 (UTC).
+
+    A date alone means its end.
+
+    Raises:
+        UsageError: it cannot be read, or has passed.
+    """
+    ahead = _AHEAD.fullmatch(text)
+    if ahead:
+        return (now_ns // 1_000_000_000 + int(ahead[1]) * _SECONDS[ahead[2]]) * 1_000_000_000
+    try:
+        end_ns = _moment_ns(text, now_ns)
+    except UsageError:
+        raise UsageError(
+            f"cannot read the time {text!r}: write 12h, 7d, 2026-12-31 or 2026-12-31T12:00"
+        ) from None
+    if end_ns <= now_ns:
+        raise UsageError(f"the time {text!r} has passed")
+    return end_ns
 
 
 def _moment_ns(moment: str, now_ns: int) -> int:

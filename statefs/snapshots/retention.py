@@ -7,63 +7,31 @@
   or taken before something risky while the policy protects those.
 * The newest is never removed. A rule of periods that is not filled yet keeps the oldest, too.
 * Hours, days, ISO weeks and months are those of UTC, as in the snapshots' names.
+* `relative_to = "now"` counts the hours, days ... up to now, and ages from now; `"newest"` counts
+  only periods that hold a snapshot, and ages from the newest one.
 
-Which ones go for lack of space is decided here, too (`relief_order`); how much space there is is
+Which ones go for lack of space is decided here, too (`relieve`); how much space there is is
 measured by others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
-from typing import Final, Literal, NamedTuple
+from typing import Final, NamedTuple
 
-import msgspec
-
+from statefs.config import Retention as Policy
 from statefs.errors import UsageError
+from statefs.snapshots import documents, naming
 
 SECOND_NS: Final = 1_000_000_000
-MAX_SNAPSHOTS: Final = 100
-"""Kept where no policy says otherwise: some days of a person's saves, an hour of a busy agent's."""
 BEFORE: Final = "before-"
 """How the reasons of snapshots begin that were taken before something risky."""
 NEWEST: Final = "newest"
 NO_KEEP_RULE: Final = "no keep rule is set"
 UNWANTED: Final = "no keep rule wants it"
-
-
-class Policy(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be kept; 0 turns a rule off.
-
-    Args:
-        max_snapshots: how many there may be at all.
-        keep_last: so many of the newest.
-        keep_hourly: the newest of each of so many hours; likewise the next three.
-        keep_labels: those with a label that fits one of these patterns: `K`, `K=V`, `release=*`.
-        keep_within_seconds: those not older than this.
-        protect_labelled: whether those with any label are protected.
-        protect_before: whether those taken before a restore, upgrade or migration are protected.
-        relative_to: where periods and ages are counted from. "now": the hours, days ... up to
-            now. "newest": ages from the newest snapshot, and only periods that hold one.
-        min_free_bytes: room the store's disk is to have.
-        max_store_bytes: how much the store may take.
-    """
-
-    max_snapshots: int = MAX_SNAPSHOTS
-    keep_last: int = 0
-    keep_hourly: int = 0
-    keep_daily: int = 0
-    keep_weekly: int = 0
-    keep_monthly: int = 0
-    keep_labels: tuple[str, ...] = ()
-    keep_within_seconds: float = 0
-    protect_labelled: bool = True
-    protect_before: bool = False
-    relative_to: Literal["now", "newest"] = "now"
-    min_free_bytes: int = 0
-    max_store_bytes: int = 0
 
 
 def has_keep_rule(policy: Policy) -> bool:
@@ -86,26 +54,31 @@ def require_rules(policy: Policy) -> None:
         )
 
 
-class Pin(msgspec.Struct, frozen=True, kw_only=True):
+@dataclass(frozen=True, kw_only=True)
+class Pin:
     """Why a snapshot must not go, and who says so.
 
     Args:
         by: the user.
-        since_ns: when it was pinned.
         until_ns: when the pin ends; None for never.
     """
 
     by: str
     reason: str
-    since_ns: int
     until_ns: int | None = None
+
+    @classmethod
+    def of(cls, pin: documents.Pin) -> Pin:
+        """Return a pin as snapshots' documents have it, with its times as numbers."""
+        until_ns = None if pin.until is None else naming.time_ns(pin.until)
+        return cls(by=pin.by, reason=pin.reason, until_ns=until_ns)
 
     def holds(self, now_ns: int) -> bool:
         """Return whether the pin has not ended."""
         return self.until_ns is None or now_ns < self.until_ns
 
     def __str__(self) -> str:
-        until = "" if self.until_ns is None else f" until {_time(self.until_ns)}"
+        until = "" if self.until_ns is None else f" until {naming.iso_time(self.until_ns)}"
         return f"pinned{until} by {self.by}: {self.reason}"
 
 
@@ -187,10 +160,6 @@ def _moment(time_ns: int) -> datetime:
     return datetime.fromtimestamp(time_ns // SECOND_NS, UTC)
 
 
-def _time(time_ns: int) -> str:
-    return f"{_moment(time_ns):%Y-%m-%dT%H:%M:%SZ}"
-
-
 def decide(snapshots: Sequence[Candidate], policy: Policy, now_ns: int) -> list[Decision]:
     """Return what happens to each snapshot, and why.
 
@@ -252,7 +221,7 @@ def _ended_pin(snapshot: Candidate, now_ns: int) -> list[str]:
     pin = snapshot.pin
     if pin is None or pin.until_ns is None or pin.holds(now_ns):
         return []
-    return [f"the pin of {pin.by} ended {_time(pin.until_ns)}"]
+    return [f"the pin of {pin.by} ended {naming.iso_time(pin.until_ns)}"]
 
 
 def _apply_keep_rules(
@@ -309,21 +278,47 @@ def _limit(decisions: Sequence[Decision], most: int) -> None:
         if surplus <= 0:
             return
         if decision.keep:
-            said = [reason for reason in decision.reasons if reason != NO_KEEP_RULE]
-            decision.reasons = [f"over max_snapshots {most}", *(f"although {r}" for r in said)]
-            decision.keep = False
+            _overrule(decision, f"over max_snapshots {most}")
             surplus -= 1
+
+
+def _overrule(decision: Decision, why: str) -> None:
+    """Remove what the keep rules wanted."""
+    said = [reason for reason in decision.reasons if reason != NO_KEEP_RULE]
+    decision.reasons = [why, *(f"although {reason}" for reason in said)]
+    decision.keep = False
 
 
 def _removable(decisions: Sequence[Decision]) -> list[Decision]:
     return [decision for decision in decisions[:-1] if not decision.is_protected]
 
 
-def relief_order(snapshots: Sequence[Candidate], policy: Policy, now_ns: int) -> list[int]:
-    """Return the epochs of the snapshots that may go for lack of space, the first to go first.
+def relieve(
+    decisions: Sequence[Decision],
+    missing_bytes: int,
+    why: str,
+    freed_by: Callable[[Collection[int]], int],
+) -> None:
+    """Remove more, the oldest unprotected ones first, until deleting frees what is missing.
+
+    Where deleting all of them would not be enough, those go that free anything at all: a disk that
+    others have filled costs no history for nothing.
 
     Args:
-        snapshots: those that there are, oldest first; the newest and protected ones stay.
+        decisions: of `decide`, oldest first; the newest and protected ones stay.
+        missing_bytes: how much room is missing.
+        why: in words.
+        freed_by: returns the bytes that deleting the snapshots of some epochs frees.
     """
-    decisions = [_protected(snapshot, policy, now_ns) for snapshot in snapshots]
-    return [decision.epoch for decision in _removable(decisions)]
+    gone = [decision.epoch for decision in decisions if not decision.keep]
+    candidates = [decision for decision in _removable(decisions) if decision.keep]
+    freed, enough = freed_by(gone), 0
+    for count, decision in enumerate(candidates, 1):
+        if freed >= missing_bytes:
+            break
+        gone.append(decision.epoch)
+        more = freed_by(gone)
+        if more > freed:
+            freed, enough = more, count
+    for decision in candidates[:enough]:
+        _overrule(decision, why)

@@ -16,16 +16,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statefs.config import Duration
+from statefs.config import Retention as Policy
 from statefs.errors import UsageError
 from statefs.snapshots.retention import (
     NEWEST,
     Candidate,
     Decision,
     Pin,
-    Policy,
     decide,
     has_keep_rule,
-    relief_order,
+    relieve,
 )
 
 GOLDEN: Final = Path(__file__).parents[1] / "fixtures/retention"
@@ -64,10 +65,10 @@ def year() -> list[Candidate]:
     made[2] = made[2]._replace(labels={"name": "new-year"})
     made[5] = made[5]._replace(labels={"release": "1.2"})
     made[8] = made[8]._replace(reason="before-upgrade")
-    pin = Pin(by="ada", reason="audit", since_ns=at("2026-08-24T13:00"), until_ns=at("2027-01-01"))
+    pin = Pin(by="ada", reason="audit", until_ns=at("2027-01-01"))
     made[10] = made[10]._replace(pin=pin)
-    made[12] = made[12]._replace(pin=Pin(by="bob", reason="court case", since_ns=NOW - DAY_NS))
-    ended = Pin(by="eve", reason="demo", since_ns=at("2026-10-05"), until_ns=at("2026-11-01"))
+    made[12] = made[12]._replace(pin=Pin(by="bob", reason="court case"))
+    ended = Pin(by="eve", reason="demo", until_ns=at("2026-11-01"))
     made[20] = made[20]._replace(pin=ended)
     made[40] = made[40]._replace(reason="before-restore")
     return made
@@ -166,25 +167,42 @@ def test_a_snapshot_of_the_future_is_kept() -> None:
     assert all(d.keep for d in decide(snapshots, Policy(keep_daily=1), NOW))
 
 
+def without_room(snapshots: list[Candidate], policy: Policy, missing: int) -> list[int]:
+    """Return what goes when room is missing and each snapshot has 10 bytes of its own."""
+    decisions = decide(snapshots, policy, NOW)
+    relieve(decisions, missing, "no room", lambda gone: 10 * len(gone))
+    return [decision.epoch for decision in decisions if not decision.keep]
+
+
 def test_lack_of_space_takes_the_oldest_and_spares_what_is_protected() -> None:
     """Neither the newest, nor pinned, nor labelled ones go, whatever the keep rules say."""
-    pin = Pin(by="ada", reason="audit", since_ns=0)
     snapshots = [
-        Candidate(1, 1, pin=pin),
+        Candidate(1, 1, pin=Pin(by="ada", reason="audit")),
         Candidate(2, 2),
         Candidate(3, 3, labels={"name": "x"}),
         Candidate(4, 4),
         Candidate(5, 5),
     ]
-    assert relief_order(snapshots, Policy(keep_last=5), NOW) == [2, 4]
-    assert relief_order(snapshots, Policy(protect_labelled=False), NOW) == [2, 3, 4]
+    assert without_room(snapshots, Policy(keep_last=5), 5) == [2]
+    assert without_room(snapshots, Policy(keep_last=5), 15) == [2, 4]
+    assert without_room(snapshots, Policy(keep_last=5), 1000) == [2, 4]
+    assert without_room(snapshots, Policy(protect_labelled=False), 1000) == [2, 3, 4]
+    assert without_room(snapshots, Policy(keep_last=1), 15) == [2, 4]
+
+
+def test_lack_of_space_costs_nothing_where_deleting_frees_nothing() -> None:
+    """History is not given up for a disk that others have filled."""
+    snapshots = [Candidate(epoch, epoch) for epoch in range(1, 6)]
+    decisions = decide(snapshots, Policy(), NOW)
+    relieve(decisions, 100, "no room", lambda gone: 7 if {1, 2} <= set(gone) else 0)
+    assert [d.epoch for d in decisions if not d.keep] == [1, 2]
+    assert decisions[0].reasons == ["no room"]
 
 
 pins = st.builds(
     Pin,
     by=st.just("ada"),
     reason=st.just("audit"),
-    since_ns=st.just(0),
     until_ns=st.none() | st.integers(NOW - DAY_NS, NOW + DAY_NS),
 )
 
@@ -210,11 +228,11 @@ def snapshot_lists(draw: st.DrawFn) -> list[Candidate]:
 @st.composite
 def policies(draw: st.DrawFn, most: st.SearchStrategy[int] | None = None) -> Policy:
     """Draw a policy that is not empty."""
-    counts = {name: draw(st.integers(0, 5)) for name in COUNTS}
+    counts: dict[str, Any] = {name: draw(st.integers(0, 5)) for name in COUNTS}
     return Policy(
         **counts,
         max_snapshots=draw(st.integers(1, 20) if most is None else most),
-        keep_within_seconds=draw(st.sampled_from([0, 3600, 3 * 86_400])),
+        keep_within_seconds=Duration(draw(st.sampled_from([0, 3600, 3 * 86_400]))),
         keep_labels=draw(st.sampled_from([(), ("k",)])),
         protect_labelled=draw(st.booleans()),
         protect_before=draw(st.booleans()),

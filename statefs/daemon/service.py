@@ -11,6 +11,7 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
@@ -66,13 +67,16 @@ class Service:
 
     is_mounted = True
 
+    def mount_point(self) -> Path | None:
+        """Return where the store is mounted; None when somebody has just unmounted it."""
+        root = str(self._store.layout.root)
+        return next((each.mount_point for each in statefs_mounts() if each.source == root), None)
+
     def write_back(self) -> None:
         """Have the kernel hand over dirty pages of shared memory maps, which it alone knows of."""
-        root = str(self._store.layout.root)
-        for mount in statefs_mounts():
-            if mount.source == root:
-                call_outside(partial(write_back, mount.mount_point))
-                return
+        mount_point = self.mount_point()
+        if mount_point is not None:
+            call_outside(partial(write_back, mount_point))
 
     def list_changed(self) -> None:
         """Have the kernel ask anew how many folders snapshots/ has."""

@@ -12,8 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statefs.errors import NoSuchSnapshot, PosixError, SnapshotPinned
+from statefs.maintenance.applications import at_rest
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.documents import VolumeManifest
 from statefs.snapshots.retention import Pin
 
 if TYPE_CHECKING:
@@ -24,15 +26,28 @@ def save(store: Store, reason: str, message: str, labels: dict[str, str]) -> Ste
     """Take a snapshot of everything that was written before the call.
 
     Raises:
-        UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
+        UsageError, SnapshotExists: see `Catalog.check_request`. InvalidConfig,
+            HookFailed: see `at_rest`. OSError: the disk refused.
     """
     store.catalog.check_request(reason, message, labels)
     store.reserve.require()
-    yield store.host.write_back
-    pending = store.catalog.begin(reason, message, labels)
-    snapshot = yield from make_durable(store, pending)
+    snapshot = yield from at_rest(
+        store, reason, lambda volumes: _end_epoch(store, reason, message, labels, volumes)
+    )
     yield from publish(store)
     return snapshot
+
+
+def _end_epoch(
+    store: Store,
+    reason: str,
+    message: str,
+    labels: dict[str, str],
+    volumes: Sequence[VolumeManifest],
+) -> Steps[Snapshot]:
+    yield store.host.write_back
+    pending = store.catalog.begin(reason, message, labels, prepared=volumes)
+    return (yield from make_durable(store, pending))
 
 
 def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:

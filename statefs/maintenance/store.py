@@ -150,6 +150,9 @@ class Host(Protocol):
     def is_mounted(self) -> bool:
         """Whether programs may change the tree at any time."""
 
+    def mount_point(self) -> Path | None:
+        """Return where programs see the tree, None where they do not."""
+
     def write_back(self) -> None:
         """Have the kernel hand over what programs wrote through memory maps."""
 
@@ -164,6 +167,10 @@ class Unmounted:
     """The host of a store that is not mounted: nobody caches, nobody waits."""
 
     is_mounted = False
+
+    def mount_point(self) -> Path | None:
+        """Return None: no program sees this store."""
+        return None
 
     def write_back(self) -> None:
         """Do nothing: no kernel has pages of this store."""
@@ -188,6 +195,7 @@ class Store:
         self.reserve = Reserve(layout.reserve)
         self.objects = ObjectFiles(layout)
         self.host: Host = Unmounted()
+        self.config = ConfigFile(layout.config)
         self._is_open = False
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))

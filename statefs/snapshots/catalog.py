@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -237,10 +238,14 @@ class Catalog:
         message: str,
         labels: dict[str, str],
         operation: Operation | None = None,
+        prepared: Sequence[VolumeManifest] = (),
     ) -> Snapshot:
         """End the epoch: what is in the tree now is what the snapshot will show.
 
         One transaction whose size does not depend on the tree; writes what was newer in memory.
+
+        Args:
+            prepared: the volumes whose applications took part (maintenance/applications.py).
 
         Raises:
             UsageError, SnapshotExists: see `check_request`. PosixError: the disk refused.
@@ -261,8 +266,8 @@ class Catalog:
             snapshot = Snapshot(
                 self._free_slot(), table.epoch, PENDING, str(uuid.uuid4()),
                 naming.name_for(now, taken), label, now, newest.uuid if newest else None,
-                reason, message, labels, __version__, files, size, table.next_id, self._volumes(),
-                operation=operation,
+                reason, message, labels, __version__, files, size, table.next_id,
+                self._volumes(prepared), operation=operation,
             )  # fmt: skip
             self._insert(snapshot)
             table.temporal.write_next_epoch()
@@ -310,17 +315,14 @@ class Catalog:
         self._database.execute("UPDATE store SET value = ? WHERE key = 'last_slot'", (slot,))
         return slot
 
-    def _volumes(self) -> list[VolumeManifest]:
-        """Return what is known without hooks of the folders in volumes/: their names."""
+    def _volumes(self, prepared: Sequence[VolumeManifest]) -> list[VolumeManifest]:
+        """Return the prepared volumes, after the other folders in volumes/ by their names."""
         entry = living_entry(self._database, TREE_ROOT, b"volumes")
-        if entry is None:
-            return []
-        rows = self._volume.names.listing(entry.ino, 0, 1000)
-        return [
-            VolumeManifest(name=name.decode("utf-8", "replace"))
-            for _, name, node in rows
-            if node.is_dir
-        ]
+        rows = self._volume.names.listing(entry.ino, 0, 1000) if entry else []
+        names = [name.decode("utf-8", "replace") for _, name, node in rows if node.is_dir]
+        known = {manifest.path for manifest in prepared}
+        others = [VolumeManifest(name=name, path=f"volumes/{name}") for name in names]
+        return [*(each for each in others if each.path not in known), *prepared]
 
     def _without_runtime(self) -> tuple[int, int]:
         """Return files and bytes of the living tree, less what lies in runtime/."""

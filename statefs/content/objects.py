@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from statefs.durable import sync_folder
@@ -68,6 +69,7 @@ class ObjectFiles:
         self._readers: dict[int, int] = {}
         self._unsynced: dict[int, _Unsynced] = {}
         self._unsynced_names: set[int] = set()
+        self._shrunk_folders: set[Path] = set()
 
     @contextmanager
     def _descriptor(self, object_id: int, create: bool = False) -> Iterator[int]:
@@ -215,6 +217,10 @@ class ObjectFiles:
         with self._descriptor(object_id) as fd:
             return os.fstat(fd)
 
+    def is_there(self, object_id: int) -> bool:
+        """Whether the object file exists."""
+        return self._layout.object_path(ObjectId(object_id)).exists()
+
     def blocks(self, object_id: int) -> int:
         """Return the space the object file takes, in units of 512 bytes; none when it is lost."""
         try:
@@ -271,7 +277,14 @@ class ObjectFiles:
                 entry.is_removed = True
             self._unsynced.pop(object_id, None)
             self._unsynced_names.discard(object_id)
-        self._layout.object_path(ObjectId(object_id)).unlink(missing_ok=True)
+        path = self._layout.object_path(ObjectId(object_id))
+        path.unlink(missing_ok=True)
+        self._shrunk_folders.add(path.parent)
+
+    def sync_removals(self) -> None:
+        """Make removals durable: before a clean close, after which nobody looks for strays."""
+        while self._shrunk_folders:
+            sync_folder(self._shrunk_folders.pop())
 
     def present(self) -> set[int]:
         """Return the numbers of all object files, by listing the folders."""

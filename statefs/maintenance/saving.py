@@ -65,6 +65,7 @@ def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:
 
 def abandon(store: Store, pending: Snapshot) -> None:
     """Give up a save that failed; what cannot be undone now is undone by recovery."""
+    store.owes_index = True  # it tells when the list of snapshots was touched last
     with suppress(OSError, PosixError):
         store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
         store.document_path(pending).unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from statefs.durable import sync_folder, write_file
 from statefs.errors import InvalidConfig, NoSuchStore, PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
+from statefs.locking import boot_id
 from statefs.maintenance import saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
@@ -202,8 +203,14 @@ class Store:
         self._is_open = True
         self.was_clean = bool(self._value("clean"))
         if not self.was_clean:
-            self.freeing(lambda: recover(self.database, self.objects, layout.root))
-        self.freeing(lambda: self._set("clean", 0))
+            is_other_boot = self._value("boot_id") != boot_id()
+            self.freeing(
+                lambda: recover(
+                    self.database, self.objects, layout.root, may_have_lost_power=is_other_boot
+                )
+            )
+        self.freeing(self._mark_open)
+        self.database.sync()  # or after a loss of power nobody would recover what comes now
         self.volume = Volume(self.database, self.objects, clock)
         self.catalog = Catalog(self.volume)
         self.settings = ConfigFile(layout.config)
@@ -214,9 +221,12 @@ class Store:
         if not self.was_clean:
             self.freeing(self.write_all_documents)
 
-    def _set(self, key: str, value: int) -> None:
+    def _mark_open(self) -> None:
         with self.database.transaction():
-            self.database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))
+            self.database.execute("UPDATE store SET value = 0 WHERE key = 'clean'")
+            self.database.execute(
+                "INSERT OR REPLACE INTO store VALUES ('boot_id', ?)", (boot_id(),)
+            )
 
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
@@ -293,13 +303,13 @@ class Store:
 
         Where the disk is full it stays owed (`owes_index`): the mount shows the right one anyway.
         """
+        self.owes_index = True
         try:
             self.freeing(lambda: write_file(self.layout.index_json, data))
         except OSError as error:
             if error.errno not in FULL:
                 raise
             log.warning("index.json in the store is out of date: %s", error)
-            self.owes_index = True
         else:
             self.owes_index = False
 
@@ -392,6 +402,8 @@ class Store:
             table.reap(ino)
         self.settle()
         self.sync()
+        self.objects.sync_removals()
+        sync_folder(self.layout.snapshots)  # documents of deleted snapshots are gone for good
         self.pay_index()
         with self.database.transaction():
             for key, value in (("files", table.files), ("bytes", table.bytes), ("clean", 1)):

@@ -1,4 +1,4 @@
-"""A directory of 100,000 entries, made without the mount, listed while another process changes it."""
+"""A directory of 100,000 entries, made without the mount, listed while a process changes it."""
 
 from __future__ import annotations
 

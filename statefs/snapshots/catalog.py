@@ -259,10 +259,10 @@ class Catalog:
         stale = table.stale_nodes()
         for node in stale:
             node.blocks = self._volume.data.blocks(node)
-        files, size = self._without_runtime()
         newest = self.snapshots[-1] if self.snapshots else None
         with table.change(*stale):
             table.store_stale(stale)
+            files, size = self._without_runtime()
             snapshot = Snapshot(
                 self._free_slot(), table.epoch, PENDING, str(uuid.uuid4()),
                 naming.name_for(now, taken), label, now, newest.uuid if newest else None,

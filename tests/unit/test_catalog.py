@@ -119,6 +119,16 @@ def test_counts_leave_runtime_out(engine: EngineStore) -> None:
     assert (snapshot.files, snapshot.bytes) == (1, 5)
 
 
+def test_counts_know_how_large_a_file_in_runtime_has_become(engine: EngineStore) -> None:
+    """Also while that is known in memory alone."""
+    ino = engine.file("log", b"x" * BIG, engine.names.lookup(TREE_ROOT, RUNTIME).ino)
+    engine.save()
+    engine.data.write(ino, BIG, b"more")
+    engine.data.write(ino, BIG + 4, b"more")
+    engine.save()
+    assert [snapshot.bytes for snapshot in engine.store.catalog.snapshots] == [0, 0]
+
+
 def test_volumes_are_named(engine: EngineStore) -> None:
     """Each folder of volumes/, and no file there."""
     volumes = engine.names.lookup(TREE_ROOT, b"volumes").ino

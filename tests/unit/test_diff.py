@@ -218,7 +218,7 @@ def test_paths_that_are_no_text_are_exact_in_base64(engine: EngineStore) -> None
 
 def test_a_very_deep_tree_has_paths(engine: EngineStore) -> None:
     """Deeper than Python's stack."""
-    folder = TREE_ROOT
+    folder: int = TREE_ROOT
     for _ in range(1500):
         folder = engine.folder("d", folder)
     engine.save(name="a")

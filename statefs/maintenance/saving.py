@@ -95,6 +95,7 @@ def delete_all(store: Store, snapshots: Sequence[Snapshot]) -> Steps[None]:
     """Delete snapshots that nobody has pinned. Raises OSError: the disk refused."""
     for snapshot in snapshots:
         store.freeing(partial(store.catalog.begin_delete, snapshot.epoch))
+        store.owes_index = True  # until `publish` has come to its end
     yield store.database.sync
     for snapshot in snapshots:
         store.document_path(snapshot).unlink(missing_ok=True)

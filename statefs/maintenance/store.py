@@ -314,9 +314,9 @@ class Store:
             self.owes_index = False
 
     def pay_index(self) -> None:
-        """Write index.json again if it could not be written before."""
+        """Write the documents again if a save or a deletion could not end with doing so."""
         if self.owes_index:
-            self.write_index(self.namespace.index_bytes())
+            self.write_all_documents()
 
     def write_all_documents(self) -> None:
         """Make the plain files of documents equal to what the database says."""

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import apsw
 import trio
 
+from statefs.daemon.keeping import Keeper
 from statefs.errors import NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
 from statefs.fuse.invalidation import forget_attributes
@@ -61,6 +62,7 @@ class Service:
             store.volume, store.namespace, self._durability, self, store.layout.root
         )
         self._commands = Commands(store)
+        self._keeper = Keeper(store, self._alone)
         store.host = self
 
     # What operations need of the process that has the mount (maintenance.store.Host).
@@ -120,6 +122,10 @@ class Service:
         """Run a deletion, on a full disk with the room that is reserved for it."""
         return self._store.freeing(deletion)
 
+    async def save_on_request(self) -> None:
+        """Take a snapshot for SIGUSR1."""
+        await self._keeper.save_on_request()
+
     async def delete_folder(self, name: str) -> None:
         """Delete a snapshot for rmdir(2) in snapshots/."""
         found = self._store.catalog.by_folder(name)
@@ -133,6 +139,7 @@ class Service:
             nursery.start_soon(self._pay)
             nursery.start_soon(self._collect)
             nursery.start_soon(self._keep_log_short)
+            nursery.start_soon(self._keeper.run)
 
     async def _pay(self) -> None:
         """Make all that was acknowledged durable about once a second, if something was."""
@@ -194,7 +201,9 @@ class Service:
                 log.error("space could not be given back: %s", error)
 
     def close(self, *, clean: bool) -> None:
-        """Close the store."""
+        """Save what autosave owes, if nothing went wrong, and close the store."""
+        if clean:
+            self._keeper.save_at_the_end()
         self._store.close(clean=clean)
 
 

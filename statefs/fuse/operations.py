@@ -23,7 +23,17 @@ from statefs.fuse.attributes import absent, entry_attributes
 from statefs.fuse.durability import FSYNC, WRITE, Durability
 from statefs.fuse.errno_map import answers
 from statefs.fuse.handles import LISTING, LISTINGS_MAX, NODE_MASK, SYNCED, WRITABLE, handle
-from statefs.ids import INDEX_JSON, INO_BITS, INO_MASK, LIVING, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT
+from statefs.ids import (
+    INDEX_JSON,
+    INO_BITS,
+    INO_MASK,
+    LIVING,
+    METADATA_JSON,
+    MOUNT_ROOT,
+    SNAPSHOTS_DIR,
+    TREE_ROOT,
+    ino_of,
+)
 from statefs.metadata.entries import living_entry
 from statefs.snapshots.namespace import FOREVER, METADATA_NAME, Found, Namespace
 from statefs.snapshots.views import PastInode
@@ -285,7 +295,8 @@ class Operations(pyfuse3.Operations):
                 raise PosixError(errno.EROFS)
             if inode == INDEX_JSON:  # past the cache, which knows one version at a time
                 return pyfuse3.FileInfo(fh=self._namespace.index_node(), direct_io=True)
-            return pyfuse3.FileInfo(fh=inode)
+            # Pins and digests come into a metadata.json later: past the cache, too.
+            return pyfuse3.FileInfo(fh=inode, direct_io=ino_of(inode) == METADATA_JSON)
         node = self._table.node(inode)
         if node.nlink == 0 and not self._table.is_open(node):
             raise PosixError(errno.ESTALE)  # removed, and held by a path alone (O_PATH)

@@ -67,6 +67,7 @@ class ObjectFiles:
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
         self._readers: dict[int, int] = {}
+        self._readers_of_all = 0
         self._unsynced: dict[int, _Unsynced] = {}
         self._unsynced_names: set[int] = set()
         self._shrunk_folders: set[Path] = set()
@@ -190,7 +191,35 @@ class ObjectFiles:
 
     def is_being_read(self, object_id: int) -> bool:
         """Whether a thread reads the object: none of its bytes may be freed now."""
-        return object_id in self._readers
+        return self._readers_of_all > 0 or object_id in self._readers
+
+    @contextmanager
+    def all_being_read(self) -> Iterator[None]:
+        """Keep `is_being_read` true for every object: a thread reads a whole tree."""
+        self._readers_of_all += 1
+        try:
+            yield
+        finally:
+            self._readers_of_all -= 1
+
+    def data_ranges(self, object_id: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of [start, end) that are no holes of the object file, in order.
+
+        Source: lseek(2), SEEK_DATA; a host without it says that all is data.
+        """
+        position = start
+        while position < end:
+            with self._descriptor(object_id) as fd:
+                try:
+                    position = os.lseek(fd, position, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:  # there is none behind
+                        raise
+                    return
+                until = min(os.lseek(fd, position, os.SEEK_HOLE), end)
+            if position < until:
+                yield position, until
+            position = until
 
     def truncate(self, object_id: int, size: int) -> None:
         """Make the object file `size` bytes long."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from statefs.errors import UsageError
-from statefs.maintenance import pruning, saving
+from statefs.maintenance import exporting, pruning, saving
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
 
@@ -127,6 +127,11 @@ def _verify(commands: Commands, _call: Call) -> Steps[list[Document]]:
     return found
 
 
+def _export(commands: Commands, call: Call, *, snapshot: str, pipe: str) -> Steps[Document]:
+    chosen = commands.store.catalog.choose(snapshot)
+    return (yield from exporting.export(commands.store, call, chosen, pipe))
+
+
 _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "save": _save,
     "list": _list,
@@ -138,6 +143,7 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "sizes": _sizes,
     "status": _status,
     "verify": _verify,
+    "export": _export,
 }
 CHANGING: Final = frozenset({"save", "delete", "prune", "pin", "unpin"})
 """Operations of which one runs at a time."""

@@ -24,9 +24,6 @@ from statefs.hooks.results import Consistency, DumpResult, VolumeResult
 DUMPS: Final = "dumps"
 """The folder of current/ that holds the newest logical dumps, so each snapshot has its own."""
 
-DUMPS_MODE: Final = 0o755
-"""The dumps themselves are for their owners alone."""
-
 
 class Preparation:
     """One save's work with applications; blocking.
@@ -142,7 +139,6 @@ class Preparation:
         folder = self._current / DUMPS
         if not folder.is_dir():
             folder.mkdir()
-            folder.chmod(DUMPS_MODE)  # whatever the umask: owners of dumps pass through
             self._made_folder = True
         final = folder / f"{volume.name}.dump"
         new = folder / f".{volume.name}.dump.new"

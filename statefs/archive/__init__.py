@@ -1,1 +1,0 @@
-"""Snapshots as tar archives: what `statefs export` writes and `statefs import` reads."""

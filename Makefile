@@ -5,6 +5,8 @@ STATE ?= ./state
 # More arguments for pytest, e.g. make test PYTEST_ARGS="-k rename tests/mounted"
 PYTEST_ARGS ?=
 HOURS ?= 1
+# Of scripts/crash_hunt.py, e.g. make crash CRASH_ARGS=--engine for disks that fail or lose power
+CRASH_ARGS ?=
 
 .PHONY: help run setup stop test check lint types layers bench crash install-helper
 
@@ -42,7 +44,7 @@ bench: setup ## Measure what operations, size and history cost (minutes; as root
 	@$(PY) -m benchmarks.scale
 
 crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing acknowledged may be lost
-	@$(PY) scripts/crash_hunt.py --hours $(HOURS)
+	@$(PY) scripts/crash_hunt.py --hours $(HOURS) $(CRASH_ARGS)
 
 install-helper: setup ## As root: let mount(8) and /etc/fstab use statefs
 	@ln -sfn "$(CURDIR)/scripts/mount.fuse.statefs" /sbin/mount.fuse.statefs

@@ -19,7 +19,7 @@ import pwd
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
 
 import msgspec
 
@@ -163,19 +163,6 @@ class State:
         found = self._ask("save", message=message, reason=reason, labels=dict(labels or {}))
         return msgspec.convert(found, SnapshotDocument)
 
-    def seal(
-        self, snapshot: str = "latest", on_progress: OnProgress | None = None
-    ) -> SnapshotDocument:
-        """Wait until a snapshot has its state digest, and return it.
-
-        A daemon seals by itself; where none runs, this does.
-
-        Raises:
-            CorruptStore: what the snapshot holds cannot be read. As `show`.
-        """
-        found = self._ask("seal", on_progress, snapshot=snapshot)
-        return msgspec.convert(found, SnapshotDocument)
-
     def list_snapshots(self) -> list[SnapshotDocument]:
         """Return all snapshots, oldest first."""
         return msgspec.convert(self._ask("list")["snapshots"], list[SnapshotDocument])
@@ -228,6 +215,66 @@ class State:
         """Return for each snapshot's name the bytes that deleting it alone would free."""
         sizes: dict[str, int] = self._ask("sizes")
         return sizes
+
+    def export(
+        self,
+        snapshot: str,
+        file: Path | str | IO[bytes],
+        compress: bool | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> Document:
+        """Write a snapshot as a tar archive; return what was written (docs/cli.md, "export").
+
+        Args:
+            snapshot: as for `show`.
+            file: a path, there when all of it is on stable storage and not before; or something to
+                write to.
+            compress: with zstd; left out, where the path ends in .zst.
+
+        Raises:
+            NoSuchSnapshot, AmbiguousSnapshot, UsageError. OSError: the disk refused.
+        """
+        from statefs.archive import output
+
+        def ask(pipe: str) -> Document:
+            found: Document = self._ask("export", on_progress, snapshot=name, pipe=pipe)
+            return found
+
+        name, store = self.show(snapshot).name, self.target.store
+        if not isinstance(file, str | Path):
+            write = output.writer_to(file)
+            return {"file": None, **output.receive(store, write, bool(compress), ask)}
+        path = Path(file)
+        output.check_name(path)
+        packs = path.suffix == output.COMPRESSED if compress is None else compress
+        with output.new_file(path) as opened:
+            write = output.writer_to(opened)
+            return {"file": str(path), **output.receive(store, write, packs, ask)}
+
+    def import_(
+        self,
+        file: Path | str | IO[bytes],
+        into: str | None = None,
+        replace: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Document:
+        """Bring a tar archive into current/ of a mounted state, and take a snapshot of it.
+
+        Args:
+            file: a path, or something to read from.
+            into: a folder for it, relative to current/; new or empty.
+            replace: whether what is in current/ gives way.
+
+        Returns:
+            `snapshot` and `before` (documents of the snapshots taken), `members`, `left_out`.
+
+        Raises:
+            NotMounted. UsageError: the archive is damaged or hostile, or current/ is not empty;
+                it is as it was then. OSError: the disk refused; likewise.
+        """
+        from statefs.archive.importing import import_archive
+
+        return import_archive(self, file, into, replace, on_progress)
 
     def status(self) -> Document:
         """Return what the store and its mount are doing (docs/cli.md, "status")."""

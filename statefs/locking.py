@@ -196,7 +196,7 @@ def _write_owner(fd: int, role: Role, mount_point: Path | None) -> None:
     content = {
         "pid": pid,
         "start_time": _start_time(pid),
-        "boot_id": _boot_id(),
+        "boot_id": boot_id(),
         "role": role,
         "mount_point": None if mount_point is None else str(mount_point),
     }
@@ -219,7 +219,7 @@ def _parsed_owner(fd: int) -> LockOwner | None:
 
 
 def _is_running(owner: LockOwner) -> bool:
-    return owner.boot_id == _boot_id() and _start_time(owner.pid) == owner.start_time
+    return owner.boot_id == boot_id() and _start_time(owner.pid) == owner.start_time
 
 
 def _start_time(pid: int) -> int:
@@ -232,7 +232,8 @@ def _start_time(pid: int) -> int:
     return int(text.rpartition(")")[2].split()[19])
 
 
-def _boot_id() -> str:
+def boot_id() -> str:
+    """Return what tells this run of the machine from every other. Source: random(4)."""
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 
 

@@ -34,6 +34,8 @@ COMMANDS: Final = {
     "unpin": "statefs.cli.unpin",
     "status": "statefs.cli.status",
     "verify": "statefs.cli.verify",
+    "export": "statefs.cli.export",
+    "import": "statefs.cli.import_",
     "completion": "statefs.cli.completion",
 }
 """Each subcommand and the module whose `command` it is, in the order --help shows them."""

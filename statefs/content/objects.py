@@ -15,6 +15,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Final
 
 from statefs.durable import sync_folder
@@ -66,8 +67,10 @@ class ObjectFiles:
         self._open: OrderedDict[int, _Descriptor] = OrderedDict()
         self._lock = threading.Lock()
         self._readers: dict[int, int] = {}
+        self._readers_of_all = 0
         self._unsynced: dict[int, _Unsynced] = {}
         self._unsynced_names: set[int] = set()
+        self._shrunk_folders: set[Path] = set()
 
     @contextmanager
     def _descriptor(self, object_id: int, create: bool = False) -> Iterator[int]:
@@ -188,7 +191,35 @@ class ObjectFiles:
 
     def is_being_read(self, object_id: int) -> bool:
         """Whether a thread reads the object: none of its bytes may be freed now."""
-        return object_id in self._readers
+        return self._readers_of_all > 0 or object_id in self._readers
+
+    @contextmanager
+    def all_being_read(self) -> Iterator[None]:
+        """Keep `is_being_read` true for every object: a thread reads a whole tree."""
+        self._readers_of_all += 1
+        try:
+            yield
+        finally:
+            self._readers_of_all -= 1
+
+    def data_ranges(self, object_id: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """Yield the parts of [start, end) that are no holes of the object file, in order.
+
+        Source: lseek(2), SEEK_DATA; a host without it says that all is data.
+        """
+        position = start
+        while position < end:
+            with self._descriptor(object_id) as fd:
+                try:
+                    position = os.lseek(fd, position, os.SEEK_DATA)
+                except OSError as error:
+                    if error.errno != errno.ENXIO:  # there is none behind
+                        raise
+                    return
+                until = min(os.lseek(fd, position, os.SEEK_HOLE), end)
+            if position < until:
+                yield position, until
+            position = until
 
     def truncate(self, object_id: int, size: int) -> None:
         """Make the object file `size` bytes long."""
@@ -214,6 +245,10 @@ class ObjectFiles:
         """Return the object file's attributes. Raises FileNotFoundError when it is missing."""
         with self._descriptor(object_id) as fd:
             return os.fstat(fd)
+
+    def is_there(self, object_id: int) -> bool:
+        """Whether the object file exists."""
+        return self._layout.object_path(ObjectId(object_id)).exists()
 
     def blocks(self, object_id: int) -> int:
         """Return the space the object file takes, in units of 512 bytes; none when it is lost."""
@@ -271,7 +306,14 @@ class ObjectFiles:
                 entry.is_removed = True
             self._unsynced.pop(object_id, None)
             self._unsynced_names.discard(object_id)
-        self._layout.object_path(ObjectId(object_id)).unlink(missing_ok=True)
+        path = self._layout.object_path(ObjectId(object_id))
+        path.unlink(missing_ok=True)
+        self._shrunk_folders.add(path.parent)
+
+    def sync_removals(self) -> None:
+        """Make removals durable: before a clean close, after which nobody looks for strays."""
+        while self._shrunk_folders:
+            sync_folder(self._shrunk_folders.pop())
 
     def present(self) -> set[int]:
         """Return the numbers of all object files, by listing the folders."""

@@ -59,6 +59,8 @@ FIRST_ANSWER_SECONDS: Final = 50.0
 LAST_REPLIES_SECONDS: Final = 5.0
 """How long requests on the control socket may go on after the mount has ended."""
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SAVING_SIGNAL: Final = signal.SIGUSR1
+"""Asks for a snapshot; ignored while nothing is mounted yet, or any more."""
 SWITCH_SECONDS: Final = 0.0002
 """A thread that computes in Python lets the mount's loop in after this; Python's own 5 ms would
 be added to every request (measured with a busy thread beside: 5.3 ms; at 0.1 ms: 0.25 ms)."""
@@ -76,6 +78,9 @@ class Service(Protocol):
 
     async def handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
         """Do one operation of the control socket."""
+
+    async def save_on_request(self) -> None:
+        """Take a snapshot because a signal asks for it."""
 
     def close(self, *, clean: bool) -> None:
         """Close the store; `clean` says that nothing went wrong."""
@@ -120,6 +125,7 @@ def _prepare_process() -> None:
     )
     os.umask(0o077)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(SAVING_SIGNAL, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, _leave)
     sys.setswitchinterval(SWITCH_SECONDS)
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -308,11 +314,14 @@ class MountDaemon:
         self._notice.succeed()
 
     async def _obey_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
-        with trio.open_signal_receiver(*ENDING_SIGNALS) as signals:
+        with trio.open_signal_receiver(*ENDING_SIGNALS, SAVING_SIGNAL) as signals:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 is_first = True
                 async for number in signals:
+                    if number == SAVING_SIGNAL:
+                        nursery.start_soon(self._service.save_on_request)
+                        continue
                     log.info("%s: unmounting %s", signal.Signals(number).name, self._state)
                     if is_first:
                         nursery.start_soon(self._end)

@@ -11,22 +11,23 @@ import logging
 import os
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import apsw
 import trio
 
+from statefs.daemon.keeping import Keeper
 from statefs.errors import NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
 from statefs.fuse.invalidation import forget_attributes
 from statefs.fuse.operations import Operations
 from statefs.ids import SNAPSHOTS_DIR
 from statefs.maintenance import saving
-from statefs.maintenance.commands import CHANGING, Commands
-from statefs.maintenance.steps import Call, Steps
+from statefs.maintenance.commands import CHANGING, Call, Commands
+from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store
 from statefs.mounts import call_outside, statefs_mounts, write_back
-from statefs.snapshots.catalog import Snapshot
 
 T = TypeVar("T")
 
@@ -40,9 +41,6 @@ WAL_PAGES_RESTART: Final = 8 * WAL_PAGES_MAX
 """A log of 32 MiB is started anew even if that holds commits up for a moment."""
 CHECKPOINT_PAUSE_SECONDS: Final = 0.1
 """Between checkpoints that did not make the log short, because commits went on meanwhile."""
-
-SEALING_RETRY_SECONDS: Final = 10.0
-"""Before sealing is tried again on a disk that had no room for the digests."""
 
 
 class Service:
@@ -58,26 +56,29 @@ class Service:
         self._durability = Durability(store.volume, durability, store.freeing)
         self._save_lock = trio.Lock()
         self._work = trio.Event()
-        self._snapshots_changed = trio.Event()
         self._log_is_long = trio.Event()
         store.database.on_commit = self._note_log_length
         self.operations = Operations(
             store.volume, store.namespace, self._durability, self, store.layout.root
         )
         self._commands = Commands(store)
+        self._keeper = Keeper(store, self._alone)
         store.host = self
 
     # What operations need of the process that has the mount (maintenance.store.Host).
 
     is_mounted = True
 
+    def mount_point(self) -> Path | None:
+        """Return where the store is mounted; None when somebody has just unmounted it."""
+        root = str(self._store.layout.root)
+        return next((each.mount_point for each in statefs_mounts() if each.source == root), None)
+
     def write_back(self) -> None:
         """Have the kernel hand over dirty pages of shared memory maps, which it alone knows of."""
-        root = str(self._store.layout.root)
-        for mount in statefs_mounts():
-            if mount.source == root:
-                call_outside(partial(write_back, mount.mount_point))
-                return
+        mount_point = self.mount_point()
+        if mount_point is not None:
+            call_outside(partial(write_back, mount_point))
 
     def list_changed(self) -> None:
         """Have the kernel ask anew how many folders snapshots/ has."""
@@ -107,9 +108,7 @@ class Service:
     async def _alone(self, steps: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots."""
         async with self._save_lock:
-            result = await drive(steps)
-        self._snapshots_changed.set()
-        return result
+            return await drive(steps)
 
     async def save_labelled(self, label: str) -> None:
         """Take a snapshot for mkdir(2) in snapshots/."""
@@ -123,6 +122,10 @@ class Service:
         """Run a deletion, on a full disk with the room that is reserved for it."""
         return self._store.freeing(deletion)
 
+    async def save_on_request(self) -> None:
+        """Take a snapshot for SIGUSR1."""
+        await self._keeper.save_on_request()
+
     async def delete_folder(self, name: str) -> None:
         """Delete a snapshot for rmdir(2) in snapshots/."""
         found = self._store.catalog.by_folder(name)
@@ -131,12 +134,12 @@ class Service:
         await self._alone(saving.delete(self._store, found[0]))
 
     async def run(self) -> None:
-        """Pay what is owed to the disk, free space, move the log and seal, until cancelled."""
+        """Pay what is owed to the disk, free space and move the log, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pay)
             nursery.start_soon(self._collect)
             nursery.start_soon(self._keep_log_short)
-            nursery.start_soon(self._seal)
+            nursery.start_soon(self._keeper.run)
 
     async def _pay(self) -> None:
         """Make all that was acknowledged durable about once a second, if something was."""
@@ -197,30 +200,10 @@ class Service:
             except (OSError, PosixError, apsw.Error) as error:
                 log.error("space could not be given back: %s", error)
 
-    async def _seal(self) -> None:
-        """Seal each snapshot that is complete, the oldest first."""
-        sealer = self._store.sealer
-        while True:
-            try:
-                while (snapshot := sealer.next()) is not None:
-                    digest = await drive(sealer.hash(snapshot))
-                    if digest is not None:
-                        await self._finish_sealing(snapshot, digest)
-            except (OSError, PosixError, apsw.Error) as error:
-                log.warning("sealing is tried again later: %s", error)
-                await trio.sleep(SEALING_RETRY_SECONDS)
-                continue
-            await self._snapshots_changed.wait()
-            self._snapshots_changed = trio.Event()
-
-    async def _finish_sealing(self, snapshot: Snapshot, digest: str) -> None:
-        """Write what was found into the documents, all of them even when the mount ends now."""
-        with trio.CancelScope(shield=True):
-            async with self._save_lock:
-                await drive(self._store.sealer.finish(snapshot, digest))
-
     def close(self, *, clean: bool) -> None:
-        """Close the store."""
+        """Save what autosave owes, if nothing went wrong, and close the store."""
+        if clean:
+            self._keeper.save_at_the_end()
         self._store.close(clean=clean)
 
 

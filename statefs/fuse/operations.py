@@ -295,7 +295,7 @@ class Operations(pyfuse3.Operations):
                 raise PosixError(errno.EROFS)
             if inode == INDEX_JSON:  # past the cache, which knows one version at a time
                 return pyfuse3.FileInfo(fh=self._namespace.index_node(), direct_io=True)
-            # A snapshot's document changes when it is sealed, its tree never does.
+            # Pins and digests come into a metadata.json later: past the cache, too.
             return pyfuse3.FileInfo(fh=inode, direct_io=ino_of(inode) == METADATA_JSON)
         node = self._table.node(inode)
         if node.nlink == 0 and not self._table.is_open(node):

@@ -122,6 +122,12 @@ class Held:
         finally:
             self._close()
 
+    def let_go(self) -> None:
+        """Wait for nothing any more: what is still held is released by the process itself."""
+        if self._companion is not None:
+            self._companion.leave()
+        self._companion = None
+
     def _close(self) -> None:
         if self._companion is not None:
             self._companion.close()
@@ -189,13 +195,22 @@ class _Companion:
         line, _, self._heard = self._heard.partition(b"\n")
         return _decoded(line, kind)
 
-    def close(self) -> None:
-        """End the process; by closing what it listens to, so that it releases what it holds."""
+    def leave(self) -> None:
+        """Close what it listens to, at which it releases what it holds and ends."""
+        self._close_pipes()
+        if self._process.poll() is None:
+            self._process.returncode = 0  # Popen need not warn that nobody waits for it
+
+    def _close_pipes(self) -> None:
         for pipe in (self._to, self._from):
             try:
                 pipe.close()
             except BrokenPipeError:
                 pass  # it has ended before it has heard everything
+
+    def close(self) -> None:
+        """Have the process end, and wait for it."""
+        self._close_pipes()
         for number in (0, signal.SIGTERM, signal.SIGKILL):
             self._process.send_signal(number)
             try:

@@ -24,6 +24,9 @@ from statefs.hooks.results import Consistency, DumpResult, VolumeResult
 DUMPS: Final = "dumps"
 """The folder of current/ that holds the newest logical dumps, so each snapshot has its own."""
 
+DUMPS_MODE: Final = 0o755
+"""The dumps themselves are for their owners alone."""
+
 
 class Preparation:
     """One save's work with applications; blocking.
@@ -139,6 +142,7 @@ class Preparation:
         folder = self._current / DUMPS
         if not folder.is_dir():
             folder.mkdir()
+            folder.chmod(DUMPS_MODE)  # whatever the umask: owners of dumps pass through
             self._made_folder = True
         final = folder / f"{volume.name}.dump"
         new = folder / f".{volume.name}.dump.new"

@@ -17,19 +17,30 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
 from statefs.errors import UsageError
-from statefs.maintenance import pruning, saving, sealing
-from statefs.maintenance.steps import Call, Steps
+from statefs.maintenance import exporting, pruning, saving
+from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
 
 Document = dict[str, Any]
+
+
+class Call(Protocol):
+    """Who asked, and listens: of the control socket or of the command line."""
+
+    def report(self, progress: Document) -> None:
+        """Tell how far the work is; from any thread, as often as it likes."""
+
+    @property
+    def is_wanted(self) -> bool:
+        """Whether anybody still waits for the result; what can be given up then should be."""
 
 
 class Commands:
@@ -62,11 +73,6 @@ def _save(
     commands: Commands, _call: Call, *, message: str, reason: str, labels: dict[str, str]
 ) -> Steps[Document]:
     return document_of((yield from saving.save(commands.store, reason, message, labels)))
-
-
-def _seal(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
-    chosen = commands.store.catalog.choose(snapshot)
-    return document_of((yield from sealing.seal(commands.store, chosen, call)))
 
 
 def _list(commands: Commands, _call: Call) -> Steps[Document]:
@@ -121,9 +127,13 @@ def _verify(commands: Commands, _call: Call) -> Steps[list[Document]]:
     return found
 
 
+def _export(commands: Commands, call: Call, *, snapshot: str, pipe: str) -> Steps[Document]:
+    chosen = commands.store.catalog.choose(snapshot)
+    return (yield from exporting.export(commands.store, call, chosen, pipe))
+
+
 _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "save": _save,
-    "seal": _seal,
     "list": _list,
     "show": _show,
     "delete": _delete,
@@ -133,6 +143,7 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "sizes": _sizes,
     "status": _status,
     "verify": _verify,
+    "export": _export,
 }
 CHANGING: Final = frozenset({"save", "delete", "prune", "pin", "unpin"})
 """Operations of which one runs at a time."""

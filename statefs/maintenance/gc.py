@@ -60,6 +60,12 @@ class Collector:
         self._objects = objects
         self._catalog = catalog
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows or objects are known that are still to be freed."""
+        has_garbage = self._database.value("SELECT EXISTS (SELECT 1 FROM garbage)")
+        return bool(has_garbage or self._catalog.deleting())
+
     def delete_rows(self) -> bool:
         """Delete some rows of snapshots being deleted; return whether there is more to do."""
         for epoch in self._catalog.deleting():

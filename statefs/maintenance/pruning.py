@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 BLOCK_BYTES: Final = 512
 """The unit of st_blocks."""
+REMOVED_PER_STEP: Final = 50
+"""Snapshots hidden between two waits for the disk: some milliseconds without an answer."""
 REASON_CHARACTERS_MAX: Final = 1000
 """A pin's reason goes into index.json, which every reader of it pays for."""
 
@@ -82,8 +84,9 @@ def prune(store: Store, *, dry_run: bool, with_sizes: bool = True) -> Steps[Plan
         InvalidConfig, UsageError: see `planned`. OSError: the disk refused.
     """
     plan = yield from planned(store, with_sizes=with_sizes)
-    if plan.removed and not dry_run:
-        yield from saving.delete_all(store, plan.removed)
+    removed = [] if dry_run else plan.removed
+    for start in range(0, len(removed), REMOVED_PER_STEP):
+        yield from saving.delete_all(store, removed[start : start + REMOVED_PER_STEP])
     return plan
 
 

@@ -14,7 +14,7 @@ from typing import Final
 
 from statefs.content.objects import ObjectFiles
 from statefs.durable import sync_filesystem
-from statefs.ids import LIVING, Epoch
+from statefs.ids import LIVING, Epoch, ObjectId
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import living_totals
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
@@ -28,12 +28,16 @@ _TAIL: Final = (
 )
 
 
-def recover(database: Database, objects: ObjectFiles, root: Path) -> None:
+def recover(
+    database: Database, objects: ObjectFiles, root: Path, *, may_have_lost_power: bool
+) -> None:
     """Repair what an unclean end may have left; harmless after a clean one.
 
     Args:
         root: the store's folder. What the earlier process wrote there is made durable, for it may
             not have been, and nobody knows any more for which files.
+        may_have_lost_power: since the store was opened; then an object that was not synced may be
+            short or missing without being damaged.
 
     Raises:
         OSError: an object file cannot be read, or the disk refuses a sync.
@@ -42,7 +46,7 @@ def recover(database: Database, objects: ObjectFiles, root: Path) -> None:
         database.execute(
             "UPDATE snapshots SET state = ?, label = NULL WHERE state = ?", (DELETING, PENDING)
         )
-    _recover_sizes(database, objects)
+    _recover_sizes(database, objects, may_have_lost_power)
     _drop_orphans(database)
     _remove_strays(database, objects)
     files, size = living_totals(database)
@@ -61,7 +65,7 @@ def _temporal(database: Database) -> Temporal:
     return Temporal(database, Epoch(epoch), Epoch(pinned))
 
 
-def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
+def _recover_sizes(database: Database, objects: ObjectFiles, may_have_lost_power: bool) -> None:
     """Take sizes and times of files that were being written from their object files."""
     temporal = _temporal(database)
     for (ino,) in database.rows("SELECT ino FROM dirty"):
@@ -69,6 +73,8 @@ def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
             "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC",
             (ino, temporal.epoch),
         )
+        if number is not None and may_have_lost_power:
+            _make_again(database, objects, number)
         try:
             state = None if number is None else objects.stat(number)
         except FileNotFoundError:
@@ -97,6 +103,23 @@ def _recovered_size(
         temporal.end(EXTENTS, born, ino, start)
         database.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (number,))
     return int(max(length, start))
+
+
+def _make_again(database: Database, objects: ObjectFiles, number: int) -> None:
+    """Make a dirty file's object, and the length that extents in its midst count on, if need be.
+
+    A log that another file's fsync has made durable may tell of an object whose name or bytes were
+    not: what was written there and not synced reads as zeros.
+    """
+    if not objects.is_there(number):
+        log.warning("object file %x was not synced and is lost", number)
+        objects.create(ObjectId(number))
+    needed = database.value(
+        f'SELECT max("end") FROM extents WHERE object = ? AND "end" < {LIVING}', (number,)
+    )
+    if needed is not None and objects.stat(number).st_size < needed:
+        log.warning("object file %x was not synced and has lost bytes", number)
+        objects.truncate(number, needed)
 
 
 def _write_recovered(database: Database, ino: int, size: int | None, state: os.stat_result) -> None:

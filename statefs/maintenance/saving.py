@@ -12,8 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statefs.errors import NoSuchSnapshot, PosixError, SnapshotPinned
+from statefs.maintenance.applications import at_rest
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.documents import VolumeManifest
 from statefs.snapshots.retention import Pin
 
 if TYPE_CHECKING:
@@ -24,15 +26,28 @@ def save(store: Store, reason: str, message: str, labels: dict[str, str]) -> Ste
     """Take a snapshot of everything that was written before the call.
 
     Raises:
-        UsageError, SnapshotExists: see `Catalog.check_request`. OSError: the disk refused.
+        UsageError, SnapshotExists: see `Catalog.check_request`. InvalidConfig,
+            HookFailed: see `at_rest`. OSError: the disk refused.
     """
     store.catalog.check_request(reason, message, labels)
     store.reserve.require()
-    yield store.host.write_back
-    pending = store.catalog.begin(reason, message, labels)
-    snapshot = yield from make_durable(store, pending)
+    snapshot = yield from at_rest(
+        store, reason, lambda volumes: _end_epoch(store, reason, message, labels, volumes)
+    )
     yield from publish(store)
     return snapshot
+
+
+def _end_epoch(
+    store: Store,
+    reason: str,
+    message: str,
+    labels: dict[str, str],
+    volumes: Sequence[VolumeManifest],
+) -> Steps[Snapshot]:
+    yield store.host.write_back
+    pending = store.catalog.begin(reason, message, labels, prepared=volumes)
+    return (yield from make_durable(store, pending))
 
 
 def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:
@@ -50,6 +65,7 @@ def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:
 
 def abandon(store: Store, pending: Snapshot) -> None:
     """Give up a save that failed; what cannot be undone now is undone by recovery."""
+    store.owes_index = True  # it tells when the list of snapshots was touched last
     with suppress(OSError, PosixError):
         store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
         store.document_path(pending).unlink(missing_ok=True)
@@ -79,6 +95,7 @@ def delete_all(store: Store, snapshots: Sequence[Snapshot]) -> Steps[None]:
     """Delete snapshots that nobody has pinned. Raises OSError: the disk refused."""
     for snapshot in snapshots:
         store.freeing(partial(store.catalog.begin_delete, snapshot.epoch))
+        store.owes_index = True  # until `publish` has come to its end
     yield store.database.sync
     for snapshot in snapshots:
         store.document_path(snapshot).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ a call raises is raised inside the generator, at its `yield`.
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -23,17 +23,6 @@ Step = Callable[[], Any]
 """A call that may block for long and touches no row in memory (docs/concurrency.md)."""
 Steps = Generator[Step, Any, T]
 """An operation that returns a T."""
-
-
-class Call(Protocol):
-    """Who asked, and listens: of the control socket or of the command line."""
-
-    def report(self, progress: dict[str, Any]) -> None:
-        """Tell how far the work is; from any thread, as often as it likes."""
-
-    @property
-    def is_wanted(self) -> bool:
-        """Whether anybody still waits for the result; what can be given up then should be."""
 
 
 def run(steps: Steps[T]) -> T:

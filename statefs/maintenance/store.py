@@ -28,11 +28,11 @@ from statefs.durable import sync_folder, write_file
 from statefs.errors import InvalidConfig, NoSuchStore, PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
+from statefs.locking import boot_id
 from statefs.maintenance import saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.recovery import recover
-from statefs.maintenance.sealing import Sealer
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, Reader, create_database
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
@@ -151,6 +151,9 @@ class Host(Protocol):
     def is_mounted(self) -> bool:
         """Whether programs may change the tree at any time."""
 
+    def mount_point(self) -> Path | None:
+        """Return where programs see the tree, None where they do not."""
+
     def write_back(self) -> None:
         """Have the kernel hand over what programs wrote through memory maps."""
 
@@ -165,6 +168,10 @@ class Unmounted:
     """The host of a store that is not mounted: nobody caches, nobody waits."""
 
     is_mounted = False
+
+    def mount_point(self) -> Path | None:
+        """Return None: no program sees this store."""
+        return None
 
     def write_back(self) -> None:
         """Do nothing: no kernel has pages of this store."""
@@ -189,28 +196,37 @@ class Store:
         self.reserve = Reserve(layout.reserve)
         self.objects = ObjectFiles(layout)
         self.host: Host = Unmounted()
+        self.config = ConfigFile(layout.config)
         self._is_open = False
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))
         self._is_open = True
         self.was_clean = bool(self._value("clean"))
         if not self.was_clean:
-            self.freeing(lambda: recover(self.database, self.objects, layout.root))
-        self.freeing(lambda: self._set("clean", 0))
+            is_other_boot = self._value("boot_id") != boot_id()
+            self.freeing(
+                lambda: recover(
+                    self.database, self.objects, layout.root, may_have_lost_power=is_other_boot
+                )
+            )
+        self.freeing(self._mark_open)
+        self.database.sync()  # or after a loss of power nobody would recover what comes now
         self.volume = Volume(self.database, self.objects, clock)
         self.catalog = Catalog(self.volume)
         self.settings = ConfigFile(layout.config)
         self.refresh_policy()
         self.collector = Collector(self.database, self.objects, self.catalog)
-        self.sealer = Sealer(self)
         owner = layout.root.stat()
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:
             self.freeing(self.write_all_documents)
 
-    def _set(self, key: str, value: int) -> None:
+    def _mark_open(self) -> None:
         with self.database.transaction():
-            self.database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))
+            self.database.execute("UPDATE store SET value = 0 WHERE key = 'clean'")
+            self.database.execute(
+                "INSERT OR REPLACE INTO store VALUES ('boot_id', ?)", (boot_id(),)
+            )
 
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
@@ -287,26 +303,26 @@ class Store:
 
         Where the disk is full it stays owed (`owes_index`): the mount shows the right one anyway.
         """
+        self.owes_index = True
         try:
             self.freeing(lambda: write_file(self.layout.index_json, data))
         except OSError as error:
             if error.errno not in FULL:
                 raise
             log.warning("index.json in the store is out of date: %s", error)
-            self.owes_index = True
         else:
             self.owes_index = False
 
     def pay_index(self) -> None:
-        """Write index.json again if it could not be written before."""
+        """Write the documents again if a save or a deletion could not end with doing so."""
         if self.owes_index:
-            self.write_index(self.namespace.index_bytes())
+            self.write_all_documents()
 
     def write_all_documents(self) -> None:
         """Make the plain files of documents equal to what the database says."""
         wanted = {self.document_path(snapshot): snapshot for snapshot in self.catalog.snapshots}
         for path, snapshot in wanted.items():
-            if not path.exists() or path.read_bytes() != encode(snapshot.document()):
+            if not path.exists():
                 self.write_document(snapshot)
         for path in set(self.layout.snapshots.iterdir()) - wanted.keys():
             path.unlink()
@@ -386,6 +402,8 @@ class Store:
             table.reap(ino)
         self.settle()
         self.sync()
+        self.objects.sync_removals()
+        sync_folder(self.layout.snapshots)  # documents of deleted snapshots are gone for good
         self.pay_index()
         with self.database.transaction():
             for key, value in (("files", table.files), ("bytes", table.bytes), ("clean", 1)):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import stat
 import uuid
+from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -19,7 +20,7 @@ from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
 from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
-from statefs.metadata.temporal import EXTENTS, INODES, VERSIONED
+from statefs.metadata.temporal import VERSIONED
 from statefs.snapshots import naming
 from statefs.snapshots.documents import (
     IndexDocument,
@@ -237,10 +238,14 @@ class Catalog:
         message: str,
         labels: dict[str, str],
         operation: Operation | None = None,
+        prepared: Sequence[VolumeManifest] = (),
     ) -> Snapshot:
         """End the epoch: what is in the tree now is what the snapshot will show.
 
         One transaction whose size does not depend on the tree; writes what was newer in memory.
+
+        Args:
+            prepared: the volumes whose applications took part (maintenance/applications.py).
 
         Raises:
             UsageError, SnapshotExists: see `check_request`. PosixError: the disk refused.
@@ -257,12 +262,12 @@ class Catalog:
         newest = self.snapshots[-1] if self.snapshots else None
         with table.change(*stale):
             table.store_stale(stale)
-            files, size = self._without_runtime()  # of rows that have just been written
+            files, size = self._without_runtime()
             snapshot = Snapshot(
                 self._free_slot(), table.epoch, PENDING, str(uuid.uuid4()),
                 naming.name_for(now, taken), label, now, newest.uuid if newest else None,
-                reason, message, labels, __version__, files, size, table.next_id, self._volumes(),
-                operation=operation,
+                reason, message, labels, __version__, files, size, table.next_id,
+                self._volumes(prepared), operation=operation,
             )  # fmt: skip
             self._insert(snapshot)
             table.temporal.write_next_epoch()
@@ -310,17 +315,14 @@ class Catalog:
         self._database.execute("UPDATE store SET value = ? WHERE key = 'last_slot'", (slot,))
         return slot
 
-    def _volumes(self) -> list[VolumeManifest]:
-        """Return what is known without hooks of the folders in volumes/: their names."""
+    def _volumes(self, prepared: Sequence[VolumeManifest]) -> list[VolumeManifest]:
+        """Return the prepared volumes, after the other folders in volumes/ by their names."""
         entry = living_entry(self._database, TREE_ROOT, b"volumes")
-        if entry is None:
-            return []
-        rows = self._volume.names.listing(entry.ino, 0, 1000)
-        return [
-            VolumeManifest(name=name.decode("utf-8", "replace"))
-            for _, name, node in rows
-            if node.is_dir
-        ]
+        rows = self._volume.names.listing(entry.ino, 0, 1000) if entry else []
+        names = [name.decode("utf-8", "replace") for _, name, node in rows if node.is_dir]
+        known = {manifest.path for manifest in prepared}
+        others = [VolumeManifest(name=name, path=f"volumes/{name}") for name in names]
+        return [*(each for each in others if each.path not in known), *prepared]
 
     def _without_runtime(self) -> tuple[int, int]:
         """Return files and bytes of the living tree, less what lies in runtime/."""
@@ -362,19 +364,6 @@ class Catalog:
         self._show([s for s in self.snapshots if s.epoch != epoch])
         self._table.unpin(Epoch(self.newest_pinned()))
 
-    def by_epoch(self, epoch: int) -> Snapshot | None:
-        """Return the complete snapshot of an epoch, or None."""
-        return next((each for each in self.snapshots if each.epoch == epoch), None)
-
-    def pinned_before(self, epoch: int) -> int:
-        """Return the epoch of the newest snapshot before `epoch` that is kept, 0 without any."""
-        return int(
-            self._database.value(
-                "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE epoch < ? AND state < ?",
-                (epoch, DELETING),
-            )
-        )
-
     def newest_pinned(self) -> int:
         """Return the epoch of the newest snapshot that is kept, 0 without any."""
         return int(
@@ -399,7 +388,10 @@ class Catalog:
             Whether that was all; then the snapshot's own row is gone too.
         """
         database, table = self._database, self._table
-        before = self.pinned_before(epoch)
+        before = database.value(
+            "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE epoch < ? AND state < ?",
+            (epoch, DELETING),
+        )
         after = database.value(
             "SELECT min(epoch) FROM snapshots WHERE epoch > ? AND state < ?", (epoch, DELETING)
         )
@@ -408,13 +400,8 @@ class Catalog:
             for life in VERSIONED:
                 until = after if after is not None else table.epoch
                 deleted = table.temporal.forget_between(life, before, until, limit)
-                if life is EXTENTS:
-                    table.discard_objects(set(deleted))
-                elif life is INODES:
-                    table.temporal.drop_stray_digests(set(deleted))
+                table.discard_objects({number for number in deleted if number})
                 is_done = is_done and len(deleted) < limit
-            if after is None and not before:
-                is_done = table.temporal.drop_digests(limit) < limit and is_done
             if is_done:
                 database.execute("DELETE FROM snapshots WHERE epoch = ?", (epoch,))
         return is_done

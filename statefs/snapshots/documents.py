@@ -10,23 +10,32 @@ from typing import Final, Literal
 
 import msgspec
 
+from statefs.hooks.results import Consistency, DumpResult
 from statefs.snapshots.reasons import Reason
 
 FORMAT_VERSION: Final = 1
 """formatVersion of both documents."""
 
-Consistency = Literal["crash-consistent", "app-consistent", "verified"]
-"""What is known of a volume's content: as after a power cut; hooks ran; opened and checked."""
-
 
 class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
-    """One folder of volumes/ in a snapshot."""
+    """One volume in a snapshot: a folder of volumes/, or what statefs.toml names.
+
+    Args:
+        path: its folder, relative to current/.
+        format: "files", "sqlite", "postgres-15" and the like.
+        bytes: the size of the databases in it, where they are known.
+        dump: the logical dump that was made for this snapshot.
+        notes: what is wrong with it, or was not done, and why.
+    """
 
     name: str
+    path: str | None = None
     consistency: Consistency = "crash-consistent"
     format: str = "files"
     bytes: int | None = None
     digest: str | None = None
+    dump: DumpResult | None = None
+    notes: list[str] = []
 
 
 class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True):

@@ -40,14 +40,19 @@ def has_keep_rule(policy: Policy) -> bool:
     return any(counts) or bool(policy.keep_labels) or policy.keep_within_seconds > 0
 
 
+def is_empty(policy: Policy) -> bool:
+    """Return whether nothing could ever be pruned: no keep rule and no limit is set."""
+    limits = (policy.max_snapshots, policy.max_store_bytes, policy.min_free_bytes)
+    return not has_keep_rule(policy) and not any(limits)
+
+
 def require_rules(policy: Policy) -> None:
     """Refuse a policy that says nothing.
 
     Raises:
         UsageError: no keep rule and no limit is set: nothing could ever be pruned.
     """
-    limits = (policy.max_snapshots, policy.max_store_bytes, policy.min_free_bytes)
-    if not has_keep_rule(policy) and not any(limits):
+    if is_empty(policy):
         raise UsageError(
             "the retention policy is empty: set max_snapshots or a keep rule (keep_last,"
             " keep_daily, ...) in the section [retention] of statefs.toml"

@@ -330,8 +330,9 @@ class FileData:
         """Cut or lengthen a file in object files.
 
         To cut, the rows come first and then the object: a crash between the two leaves a dirty
-        mark, and recovery cuts the object. To lengthen, the object comes first, as the host may
-        refuse the size.
+        mark, and recovery cuts the object. The rows of a file that may be durable are synced
+        between the two, or a loss of power could leave the old size without the old bytes. To
+        lengthen, the object comes first, as the host may refuse the size.
         """
         number = self.current_object(node)
         old_size = node.size
@@ -350,6 +351,8 @@ class FileData:
             return
         node.is_marked = True
         if number and size < old_size:
+            if self._database.is_commit_synced(node.born):
+                self._database.sync()
             self._objects.truncate(number, size)
             self._note_unsynced(node, number)
         self._table.mark_stale(node)

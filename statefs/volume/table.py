@@ -28,6 +28,8 @@ EXTENTS_KEPT: Final = 64
 """Extents that a file which nobody has open may keep in memory; more are read again."""
 NODES_CACHED: Final = 32_768
 """Living inodes kept in memory, about 1 KB each."""
+TOUCHED_MAX: Final = 1024
+"""Changed inodes that are noted in an epoch; when there are more, it is enough to know that."""
 IDS_RESERVED: Final = 4096
 """Numbers set aside at a time: the most that a crash leaves unused."""
 
@@ -81,6 +83,8 @@ class InodeTable:
         objects: the store's object files.
         clock: where times come from.
         assumes_open: take every file for open, because an earlier process may have opened it.
+
+    `touched` has inodes changed in this epoch, as far as this process knows, up to TOUCHED_MAX.
     """
 
     def __init__(
@@ -101,6 +105,7 @@ class InodeTable:
         self.opens: dict[int, int] = {}
         self.files = self._store_value("files")
         self.bytes = self._store_value("bytes")
+        self.touched: set[int] = set()
         self.durability_generation = 0
         self._next_id = self._store_value("next_id")
         self._reserved_until = self._next_id
@@ -113,6 +118,7 @@ class InodeTable:
     def enter_next_epoch(self) -> None:
         """After the commit that ended the epoch: no object file may be written in place."""
         self.temporal.enter_next_epoch()
+        self.touched.clear()
         for node in self.nodes.values():
             node.object = 0
 
@@ -346,10 +352,12 @@ class Change:
             except BaseException:
                 self._undo()
                 raise
-            number = table.database.commits
+            number, touched = table.database.commits, table.touched
             for node in self._nodes:
                 node.changed = number
                 node.reply = None
+                if len(touched) < TOUCHED_MAX:
+                    touched.add(node.ino)
             return
         self._undo()
         if isinstance(error, (apsw.FullError, apsw.IOError, apsw.ReadOnlyError)):

@@ -178,6 +178,7 @@ class FakeService:
         self.operations = cast("Operations", pyfuse3.Operations())
         self.background_failure: Exception | None = None
         self.was_cancelled = False
+        self.saves_on_request = 0
 
     async def run(self) -> None:
         """Wait to be cancelled, or fail."""
@@ -191,6 +192,10 @@ class FakeService:
     async def handle(self, op: str, _args: dict[str, Any], _call: Call) -> Any:
         """Answer with the name of the operation."""
         return {"op": op, "mounted": False}
+
+    async def save_on_request(self) -> None:
+        """Note that a signal asked for a snapshot."""
+        self.saves_on_request += 1
 
     def close(self, *, clean: bool) -> None:
         """Nothing to close."""

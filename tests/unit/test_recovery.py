@@ -13,7 +13,7 @@ from typing import Any, Final
 import pytest
 
 from statefs.ids import TREE_ROOT, ObjectId
-from statefs.maintenance import saving
+from statefs.maintenance import saving, store
 from statefs.snapshots.catalog import DELETING
 from statefs.volume.attributes import AttributeChange
 from statefs.volume.names import RENAME_EXCHANGE
@@ -263,3 +263,36 @@ def test_totals_are_counted_again(engine: EngineStore) -> None:
     engine.data.write(engine.file("g"), 0, b"12345")
     with engine.killed() as after:
         assert (after.table.files, after.table.bytes) == (2, BIG + 5)
+
+
+def test_an_object_that_lost_its_name_with_the_power_is_made_again(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another file's sync made the rows durable, nothing the object: the file reads as empty."""
+    number = engine.file("f", b"a" * BIG)
+    row = engine.database.value("SELECT id FROM objects WHERE ino = ?", (number,))
+    path = engine.store.layout.object_path(ObjectId(row))
+    kept = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    with engine.killed() as after:
+        assert after.content(number) == b""
+        assert after.problems() == []
+    path.write_bytes(kept)
+
+
+def test_an_object_that_lost_bytes_with_the_power_reads_zeros(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a snapshot holds is there, what was written over it and not synced is zeros."""
+    number = engine.file("f", b"a" * BIG)
+    epoch = engine.save()
+    engine.data.write(number, 100, b"b" * 100)
+    row = engine.database.value("SELECT max(id) FROM objects WHERE ino = ?", (number,))
+    engine.store.objects.truncate(row, 0)
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    with engine.killed() as after:
+        assert after.content(number) == b"a" * 100 + bytes(100) + b"a" * (BIG - 200)
+        assert after.past_content(epoch, number) == b"a" * BIG
+        assert after.problems() == []
+    engine.store.objects.truncate(row, 200)

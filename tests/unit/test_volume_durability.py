@@ -158,3 +158,13 @@ def test_the_mode_is_the_mounts_or_the_trees(engine: EngineStore) -> None:
     assert durability.of(engine.node(ino)) == FSYNC
     engine.attributes.set_xattr(folder, DURABILITY, b"close")
     assert durability.of(engine.node(ino)) == CLOSE
+
+
+def test_a_durable_file_is_cut_when_the_log_says_so_durably(watched: Watched) -> None:
+    """Or a loss of power would leave the old size without the old bytes."""
+    engine = watched.engine
+    ino = engine.file("f", b"a" * BIG)
+    engine.store.sync()
+    watched.steps.clear()
+    engine.data.truncate(ino, BIG - 1)
+    assert watched.steps == ["commit", "log"]

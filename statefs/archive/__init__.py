@@ -1,0 +1,1 @@
+"""Snapshots as tar archives: what `statefs export` writes and `statefs import` reads."""

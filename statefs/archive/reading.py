@@ -1,0 +1,278 @@
+"""Reading an archive member by member, whatever made it, trusting nothing in it.
+
+Takes what GNU tar, star, bsdtar and `statefs export` write, plain or compressed. What a member
+says of itself is checked here, before anything is made of it; every complaint names the member.
+"""
+
+from __future__ import annotations
+
+import lzma
+import stat
+import tarfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from decimal import Decimal, InvalidOperation
+from typing import IO, Final, cast
+
+import msgspec
+import zstandard
+
+from statefs.archive.acl_text import from_text
+from statefs.archive.headers import ACLS, BLOCK_BYTES, XATTR, Member, Range, xattr_of
+from statefs.errors import PosixError, UsageError
+from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.naming import check_label
+
+METADATA: Final = b"metadata.json"
+METADATA_BYTES_MAX: Final = 16 << 20
+"""A longer first member of that name is no document of ours."""
+NAME_LABEL: Final = "name"
+"""The label by which a snapshot can be called; no two have the same."""
+NAME_MAX: Final = 255
+END_BYTES: Final = 2 * BLOCK_BYTES
+"""An archive that is whole ends in two empty blocks."""
+_READ_BYTES: Final = 1 << 20
+_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_SECOND_NS: Final = 1_000_000_000
+_TIME_MAX_NS: Final = (1 << 63) - 1
+_KINDS: Final = {
+    tarfile.REGTYPE: stat.S_IFREG,
+    tarfile.AREGTYPE: stat.S_IFREG,
+    tarfile.CONTTYPE: stat.S_IFREG,
+    tarfile.GNUTYPE_SPARSE: stat.S_IFREG,
+    tarfile.LNKTYPE: stat.S_IFREG,
+    tarfile.DIRTYPE: stat.S_IFDIR,
+    tarfile.SYMTYPE: stat.S_IFLNK,
+    tarfile.FIFOTYPE: stat.S_IFIFO,
+    tarfile.CHRTYPE: stat.S_IFCHR,
+    tarfile.BLKTYPE: stat.S_IFBLK,
+}
+_FAULTS: Final = (tarfile.TarError, zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError)
+
+
+class _Input:
+    """The bytes of an archive, counted, and its last ones kept; for tarfile's stream mode."""
+
+    def __init__(self, source: IO[bytes], beginning: bytes) -> None:
+        self._source = source
+        self._beginning = beginning
+        self.count = 0
+        self.tail = b""
+
+    def read(self, size: int) -> bytes:
+        """Return up to `size` bytes, fewer only at the end."""
+        data, self._beginning = self._beginning[:size], self._beginning[size:]
+        while len(data) < size:
+            more = self._source.read(size - len(data))
+            if not more:
+                break
+            data += more
+        self.count += len(data)
+        self.tail = (self.tail + data)[-END_BYTES:]
+        return data
+
+    def drain(self) -> None:
+        """Read on to the end."""
+        while self.read(_READ_BYTES):
+            pass
+
+
+class Archive:
+    """An archive, read once from its beginning to its end.
+
+    Args:
+        source: what it is read from.
+        name: what it is called in messages.
+    """
+
+    def __init__(self, source: IO[bytes], name: str) -> None:
+        self._name = name
+        beginning = source.read(len(_ZSTD_MAGIC))
+        self._input = _Input(source, beginning)
+        if beginning == _ZSTD_MAGIC:
+            unpacked = zstandard.ZstdDecompressor().stream_reader(
+                self._input,  # type: ignore[arg-type]  # it only reads
+                read_across_frames=True,
+                closefd=False,
+            )
+            self._plain = _Input(unpacked, b"")
+            mode = "r|"
+        else:
+            self._plain, mode = self._input, "r|*"
+        self._is_plain = mode == "r|" or beginning[:2] not in (b"\x1f\x8b", b"BZ", b"\xfd7")
+        with self._faults():
+            self._tar = tarfile.open(  # noqa: SIM115  # only `source` is to be closed
+                fileobj=self._plain,  # type: ignore[call-overload]  # stream mode only reads
+                mode=mode,
+                encoding="utf-8",
+                errors="surrogateescape",
+            )
+        self._info: tarfile.TarInfo | None = None
+
+    @property
+    def bytes_read(self) -> int:
+        """How much of the source has been read."""
+        return self._input.count
+
+    @contextmanager
+    def _faults(self) -> Iterator[None]:
+        try:
+            yield
+        except _FAULTS as error:
+            raise UsageError(f"{self._name} is damaged, or no tar archive: {error}") from error
+
+    def members(self) -> Iterator[Member]:
+        """Yield each member; its content can be read until the next one is asked for.
+
+        Raises:
+            UsageError: a member that must not be, or the archive is damaged or cut off.
+        """
+        while True:
+            with self._faults():
+                self._info = self._tar.next()
+                # tarfile remembers every member; an archive of millions must fit into memory.
+                self._tar.members = []
+            if self._info is None:
+                break
+            yield self._member(self._info)
+        with self._faults():
+            self._plain.drain()
+        if self._is_plain and self._plain.tail != bytes(END_BYTES):
+            raise UsageError(f"{self._name} is cut off: its end is missing")
+
+    def content(self, member: Member) -> Iterator[tuple[int, bytes]]:
+        """Yield (offset, bytes) of what the current member, a regular file, stores."""
+        assert self._info is not None
+        with self._faults():
+            # tarfile's own reader of members wants to seek in the stream, which has no such thing.
+            stream = self._tar.fileobj
+            assert stream is not None
+            stream.seek(self._info.offset_data)
+            for start, end in member.data if member.data is not None else [(0, member.size)]:
+                while start < end:
+                    data = stream.read(min(_READ_BYTES, end - start))
+                    if not data:
+                        raise UsageError(f"{self._name} is cut off in {shown(member.path)}")
+                    yield start, data
+                    start += len(data)
+
+    def document(self, member: Member) -> SnapshotDocument | None:
+        """Return the current, first member as a snapshot's metadata.json; None if it is none."""
+        is_file = stat.S_ISREG(member.mode) and member.hard_link is None and member.data is None
+        if member.path != METADATA or not is_file or member.size > METADATA_BYTES_MAX:
+            return None
+        data = b"".join(part for _, part in self.content(member))
+        try:
+            document = msgspec.json.decode(data, type=SnapshotDocument)
+            if NAME_LABEL in document.labels:
+                check_label(document.labels[NAME_LABEL])
+            return document
+        except (msgspec.MsgspecError, UsageError) as error:
+            raise UsageError(
+                f"metadata.json, the first member of {self._name}, is no snapshot's: {error}"
+            ) from None
+
+    def _member(self, info: tarfile.TarInfo) -> Member:
+        path = checked_path(_bytes(info.name))
+        kind = _KINDS.get(info.type)
+        if kind is None:
+            raise UsageError(f"{shown(path)}: a member of the kind {info.type!r} is not known")
+        try:
+            return Member(
+                path,
+                kind | stat.S_IMODE(info.mode),
+                info.uid,
+                info.gid,
+                _time_ns(info.pax_headers.get("mtime"), info.mtime),
+                _optional_time_ns(info.pax_headers.get("atime")),
+                info.size,
+                (info.devmajor, info.devminor),
+                _target(info) if info.issym() else b"",
+                checked_path(_bytes(info.linkname)) if info.islnk() else None,
+                _xattrs(info.pax_headers),
+                _ranges(info),
+            )
+        except (ValueError, InvalidOperation, PosixError) as error:
+            raise UsageError(f"{shown(path)}: {error}") from None
+        except UsageError as error:
+            raise UsageError(f"{shown(path)}: {error}") from None
+
+
+def shown(path: bytes) -> str:
+    """Return a member's path for a message."""
+    return path.decode("utf-8", "backslashreplace")
+
+
+def _bytes(name: str) -> bytes:
+    return name.encode("utf-8", "surrogateescape")
+
+
+def checked_path(path: bytes) -> bytes:
+    """Return a path as it is below the root: without `.` and doubled slashes; the root is `.`.
+
+    Raises:
+        UsageError: it is absolute, leads upwards, or can be no path.
+    """
+    if path.startswith(b"/"):
+        raise UsageError(f"{shown(path)}: an absolute path could lead anywhere; it is refused")
+    parts = [part for part in path.split(b"/") if part not in (b"", b".")]
+    if b".." in parts:
+        raise UsageError(f"{shown(path)}: a path with '..' could lead anywhere; it is refused")
+    if b"\0" in path or any(len(part) > NAME_MAX for part in parts):
+        raise UsageError(f"{shown(path)}: no file can have such a name")
+    return b"/".join(parts) or b"."
+
+
+def _target(info: tarfile.TarInfo) -> bytes:
+    target = _bytes(info.linkname)
+    if not target or b"\0" in target:
+        raise UsageError("a symbolic link must lead somewhere")
+    return target
+
+
+def _time_ns(text: str | None, seconds: float) -> int:
+    found = _optional_time_ns(text)
+    return int(seconds) * _SECOND_NS if found is None else found
+
+
+def _optional_time_ns(text: str | None) -> int | None:
+    if text is None:
+        return None
+    time = Decimal(text)
+    if not time.is_finite():
+        raise ValueError(f"{text} is no time")
+    time_ns = int((time * _SECOND_NS).to_integral_value())
+    return max(-_TIME_MAX_NS, min(time_ns, _TIME_MAX_NS))
+
+
+def _xattrs(records: Mapping[str, str]) -> dict[bytes, bytes]:
+    found = {
+        xattr_of(key.removeprefix(XATTR)): _bytes(value)
+        for key, value in records.items()
+        if key.startswith(XATTR)
+    }
+    for name, keyword in ACLS.items():
+        if keyword in records:
+            found[name] = from_text(records[keyword])
+    if any(not name or b"\0" in name for name in found):
+        raise UsageError("no extended attribute can have such a name")
+    return {name: value for name, value in found.items() if value or name not in ACLS}
+
+
+def _ranges(info: tarfile.TarInfo) -> list[Range] | None:
+    """Return where a sparse member has bytes.
+
+    Raises:
+        UsageError: its map contradicts itself.
+    """
+    if info.sparse is None:
+        return None
+    holes = cast(list[tuple[int, int]], info.sparse)  # typeshed says bytes
+    ranges = [(start, start + length) for start, length in holes if length]
+    position = 0
+    for start, end in ranges:
+        if start < position or end < start or end > info.size:
+            raise UsageError("the map of its holes contradicts itself")
+        position = end
+    return ranges

@@ -1,0 +1,140 @@
+"""Applications that take part in saves, as statefs.toml says: the real PostgreSQL and SQLite."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import sqlite3
+import sys
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.apps import sqlite_writer
+from tests.apps.postgres_cluster import NEEDS_POSTGRES, Cluster
+from tests.apps.programs import reporting
+from tests.apps.test_postgres import BALANCES_OF_HISTORY, under_load
+from tests.apps.test_sqlite import check_bank, copy_database, make_bank
+from tests.harness.mounted_state import MountedState
+
+
+def configure(state: MountedState, text: str) -> None:
+    """Write the store's statefs.toml."""
+    (state.store / "statefs.toml").write_text(text)
+
+
+def volume_of(state: MountedState, snapshot: str) -> dict[str, Any]:
+    """Return what a snapshot's metadata.json says of its only volume."""
+    document = json.loads((state.snapshots / snapshot / "metadata.json").read_text())
+    (volume,) = document["volumeManifests"]
+    assert isinstance(volume, dict)
+    return volume
+
+
+class TestPostgres:
+    """A cluster in volumes/dbdata, under load."""
+
+    pytestmark = NEEDS_POSTGRES
+
+    def test_a_dump_of_the_moment_is_in_the_snapshot(
+        self, app_state: MountedState, cluster: Cluster
+    ) -> None:
+        """Its digest is in metadata.json, and it comes back as a database in balance."""
+        configure(
+            app_state,
+            '[[volumes]]\nname = "dbdata"\nconsistency = "postgres"\n'
+            f'connection = "host={cluster.disk} user=postgres dbname=bench"\n',
+        )
+        with cluster.serving():
+            with under_load(cluster) as (client, _):
+                known = int(client.lines_after(20)[-1])
+                snapshot = app_state.save()
+            volume = volume_of(app_state, snapshot)
+            dump = app_state.snapshots / snapshot / "dumps" / "dbdata.dump"
+            data = dump.read_bytes()
+            assert volume["format"].startswith("postgres-")
+            assert volume["consistency"] == "app-consistent" and volume["notes"] == []
+            assert volume["dump"] == {
+                "path": "dumps/dbdata.dump",
+                "bytes": len(data),
+                "digest": f"sha256:{hashlib.sha256(data).hexdigest()}",
+            }
+            cluster.run("createdb", *cluster.server_options(), "again")
+            cluster.run("pg_restore", *cluster.server_options(), "-d", "again", str(dump))
+            assert cluster.psql(BALANCES_OF_HISTORY, "again") == ["t"]
+            (rows,) = cluster.psql("SELECT count(*) FROM acknowledged", "again")
+            assert int(rows) > known
+
+    def test_a_stopped_server_keeps_nobody_from_saving(
+        self, app_state: MountedState, cluster: Cluster
+    ) -> None:
+        """The folder of a server that was stopped is a valid backup; the manifest says so."""
+        configure(
+            app_state,
+            '[[volumes]]\nname = "dbdata"\nconsistency = "postgres"\n'
+            f'connection = "host={cluster.disk} user=postgres"\n',
+        )
+        volume = volume_of(app_state, app_state.save())
+        assert volume["notes"] == ["the server does not run"] and volume["dump"] is None
+        assert volume["consistency"] == "crash-consistent"
+
+    def test_a_server_that_refuses_aborts_the_save(
+        self, app_state: MountedState, cluster: Cluster
+    ) -> None:
+        """The error is PostgreSQL's own; there is no snapshot and no dump."""
+        configure(
+            app_state,
+            '[[volumes]]\nname = "dbdata"\nconsistency = "postgres"\n'
+            f'connection = "host={cluster.disk} user=nobody-such dbname=bench"\n',
+        )
+        with cluster.serving():
+            done = app_state.run("save", app_state.state)
+        assert done.returncode == 18
+        assert 'role "nobody-such" does not exist' in done.stderr
+        assert app_state.listing() == []
+        assert sorted(path.name for path in app_state.current.iterdir()) == [
+            "files", "runtime", "volumes",
+        ]  # fmt: skip
+
+
+def test_a_database_in_use_has_an_empty_log_or_none_in_the_snapshot(
+    app_state: MountedState, disk: Path
+) -> None:
+    """Writers go on; each snapshot's database has everything and passes SQLite's check."""
+    folder = app_state.current / "volumes" / "bank"
+    folder.mkdir()
+    bank = folder / "bank.db"
+    make_bank(bank, "wal")
+    configure(app_state, '[[volumes]]\nname = "bank"\nconsistency = "sqlite"\n')
+    with ExitStack() as stack:
+        program = [sys.executable, sqlite_writer.__file__, str(bank), "wal", "0"]
+        writer = stack.enter_context(reporting(*program, log=disk / "writer.log"))
+        for number in range(3):
+            known = int(writer.lines_after(20)[-1])
+            snapshot = app_state.save()
+            volume = volume_of(app_state, snapshot)
+            assert (volume["format"], volume["consistency"]) == ("sqlite", "app-consistent")
+            saved = app_state.snapshots / snapshot / "volumes" / "bank"
+            check_bank(copy_database(saved, disk / f"copy{number}"), [known])
+
+
+def test_a_database_that_stays_locked_aborts_the_save(app_state: MountedState) -> None:
+    """By another process, beyond the deadline: an error by the CLI and by mkdir, no snapshot."""
+    folder = app_state.current / "volumes" / "bank"
+    folder.mkdir()
+    make_bank(folder / "bank.db", "wal")
+    configure(app_state, '[[volumes]]\nname = "bank"\nconsistency = "sqlite"\ndeadline = 0.5\n')
+    with closing(sqlite3.connect(folder / "bank.db", isolation_level=None)) as database:
+        database.execute("BEGIN EXCLUSIVE")
+        done = app_state.run("save", app_state.state)
+        assert done.returncode == 18
+        assert "volume bank: " in done.stderr and "kept the database locked" in done.stderr
+        with pytest.raises(OSError) as refused:
+            (app_state.snapshots / "door").mkdir()
+        assert refused.value.errno == errno.ECANCELED
+        assert app_state.listing() == []
+        database.execute("COMMIT")
+    assert volume_of(app_state, app_state.save())["consistency"] == "app-consistent"

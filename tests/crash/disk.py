@@ -1,0 +1,387 @@
+"""A disk that is watched, that fails when told to, and whose power can be cut.
+
+`WatchedDisk` sees every change that the engine makes to the files of one store: those of SQLite
+through a VFS, all others through the functions of `os` that the engine calls. Before each change it
+asks `on_change`, which may raise. It keeps what was changed and what was synced, so that
+`after_power_cut` can return a disk as it may be after a loss of power: everything synced is there,
+of everything else any part.
+
+Harsher than most disks: a name is lost unless its folder was synced, whatever else was; names of
+one folder are lost independently. Not torn: a rename, and a sector of 512 bytes.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import random
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+from unittest.mock import patch
+
+import apsw
+
+from statefs import durable
+from statefs.content import objects
+from statefs.metadata import connection
+
+SECTOR_BYTES: Final = 512
+VFS_NAME: Final = "statefs-watched"
+UNWATCHED: Final = ("reserve", "reserve.new")
+"""Room without content; recovery takes it again."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One change of the disk.
+
+    Args:
+        kind: "write", "truncate", "punch", "sync" of a file; "name", "unname", "rename" and
+            "sync names" of a folder; "sync all".
+        file: number of the file.
+        folder: path of the folder, relative to the store.
+        name: in the folder.
+        old_name: of a rename, within the same folder.
+        start: first byte.
+        end: behind the last byte; of a truncate the new size.
+        data: written.
+    """
+
+    kind: str
+    file: int = 0
+    folder: str = ""
+    name: str = ""
+    old_name: str = ""
+    start: int = 0
+    end: int = 0
+    data: bytes = b""
+
+
+@dataclass
+class Image:
+    """Files and names of a store: contents by number, and numbers by folder and name."""
+
+    contents: dict[int, bytearray] = field(default_factory=dict)
+    names: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    def copy(self) -> Image:
+        """Return an image that changes on its own."""
+        return Image(
+            {number: bytearray(data) for number, data in self.contents.items()},
+            {folder: dict(names) for folder, names in self.names.items()},
+        )
+
+    def apply(self, change: Change) -> None:
+        """Make a change; syncs change nothing."""
+        data = self.contents.setdefault(change.file, bytearray()) if change.file else bytearray()
+        names = self.names.setdefault(change.folder, {})
+        if change.kind == "write":
+            data.extend(bytes(max(0, change.start - len(data))))
+            data[change.start : change.end] = change.data
+        elif change.kind == "truncate":
+            del data[change.end :]
+            data.extend(bytes(change.end - len(data)))
+        elif change.kind == "punch":
+            end = min(change.end, len(data))
+            data[change.start : end] = bytes(max(0, end - change.start))
+        elif change.kind == "name":
+            names[change.name] = change.file
+        elif change.kind == "unname":
+            names.pop(change.name, None)
+        elif change.kind == "rename":
+            names.pop(change.old_name, None)
+            names[change.name] = change.file
+
+    def write_to(self, root: Path) -> None:
+        """Make the folders and files; `root` does not exist."""
+        for folder, names in self.names.items():
+            (root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            for name, number in names.items():
+                (root / folder / name).write_bytes(self.contents.get(number, b""))
+
+
+class WatchedDisk:
+    """What happens to the files of one store.
+
+    Args:
+        root: of the store, which is closed and synced.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._numbers: dict[int, int] = {}
+        self._last_number = 0
+        self.start = Image()
+        self.changes: list[Change] = []
+        self.on_change: Callable[[Change], None] = lambda _: None
+        for folder, _, names in os.walk(root):
+            inside = os.path.relpath(folder, root)
+            self.start.names[inside] = {}
+            for name in set(names) - {*UNWATCHED}:
+                path = Path(folder, name)
+                if stat.S_ISREG(path.lstat().st_mode):
+                    number = self._new_number(path.stat().st_ino)
+                    self.start.names[inside][name] = number
+                    self.start.contents[number] = bytearray(path.read_bytes())
+
+    def _new_number(self, inode: int) -> int:
+        self._last_number += 1
+        self._numbers[inode] = self._last_number
+        return self._last_number
+
+    def _place(self, path: str | os.PathLike[str]) -> tuple[str, str] | None:
+        """Return folder and name of a path in the store, None for one elsewhere."""
+        full = os.path.abspath(os.fspath(path))
+        if not full.startswith(f"{self._root}/") or os.path.basename(full) in UNWATCHED:
+            return None
+        folder, name = os.path.split(os.path.relpath(full, self._root))
+        return folder or ".", name
+
+    def note(self, change: Change) -> None:
+        """Ask whether a change may be made; it is made right after."""
+        self.on_change(change)
+        self.changes.append(change)
+
+    def note_file(
+        self,
+        kind: str,
+        path: str | os.PathLike[str],
+        start: int = 0,
+        data: bytes = b"",
+        end: int = 0,
+    ) -> None:
+        """Note a change of a file, if it is watched."""
+        number = self._numbers.get(os.stat(path).st_ino)
+        if number is not None:
+            self.note(Change(kind, number, start=start, end=end or start + len(data), data=data))
+
+    def has(self, fd: int) -> bool:
+        """Return whether a descriptor leads to a watched file."""
+        return os.fstat(fd).st_ino in self._numbers
+
+    def note_descriptor(
+        self, kind: str, fd: int, start: int = 0, data: bytes = b"", end: int = 0
+    ) -> None:
+        """Note a change of an open file, if it is watched."""
+        number = self._numbers.get(os.fstat(fd).st_ino)
+        if number is not None:
+            self.note(Change(kind, number, start=start, end=end or start + len(data), data=data))
+
+    def note_sync(self, fd: int) -> None:
+        """Note a sync of a file or folder."""
+        if not stat.S_ISDIR(os.fstat(fd).st_mode):
+            self.note_descriptor("sync", fd)
+            return
+        folder = os.path.relpath(os.readlink(f"/proc/self/fd/{fd}"), self._root)
+        if not folder.startswith(".."):
+            self.note(Change("sync names", folder=folder))
+
+    @contextmanager
+    def making(self, path: str | os.PathLike[str]) -> Iterator[None]:
+        """Note a new file, which the block makes."""
+        place = self._place(path)
+        if place is None:
+            yield
+            return
+        self.on_change(Change("name", 0, *place))
+        yield
+        number = self._new_number(os.stat(path).st_ino)
+        self.changes.append(Change("name", number, *place))
+
+    def note_removal(self, path: str | os.PathLike[str]) -> None:
+        """Note that a name goes."""
+        place = self._place(path)
+        if place is not None and os.path.lexists(path):
+            self.note(Change("unname", 0, *place))
+
+    def note_rename(self, old: str | os.PathLike[str], new: str | os.PathLike[str]) -> None:
+        """Note that a name changes within its folder."""
+        place, old_place = self._place(new), self._place(old)
+        if place is not None and old_place is not None:
+            assert place[0] == old_place[0], "a rename between folders is not one of the engine's"
+            number = self._numbers[os.stat(old).st_ino]
+            self.note(Change("rename", number, *place, old_name=old_place[1]))
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch within the block; databases opened there are closed in it."""
+        vfs = _Vfs(self, connection.VFS)
+        real = _Calls(self)
+        with ExitStack() as stack:
+            stack.enter_context(patch.object(connection, "VFS", VFS_NAME))
+            for name in _Calls.NAMES:
+                stack.enter_context(patch.object(os, name, getattr(real, name)))
+            stack.enter_context(patch.object(objects, "_libc", real))
+            stack.enter_context(patch.object(durable, "_libc", real))
+            yield
+        vfs.unregister()
+
+    def after_power_cut(self, length: int, rng: random.Random) -> Image:
+        """Return the disk as it may be when the power is cut after `length` changes."""
+        kept_share = rng.choice((0.0, 0.2, 0.5, 0.8, 1.0))
+        names_share = rng.choice((0.0, 0.5, 1.0))
+        changes = self.changes[:length]
+        synced: dict[int | str, int] = {}
+        for index, change in enumerate(changes):
+            if change.kind == "sync":
+                synced[change.file] = index
+            elif change.kind == "sync names":
+                synced[change.folder] = index
+            elif change.kind == "sync all":
+                synced[""] = index
+        image = self.start.copy()
+        everything = synced.get("", -1)
+        for index, change in enumerate(changes):
+            is_of_names = change.kind in ("name", "unname", "rename")
+            key: int | str = change.folder if is_of_names else change.file
+            is_safe = index < max(synced.get(key, -1), everything)
+            share = names_share if is_of_names else kept_share
+            if is_safe or rng.random() < share:
+                image.apply(change if is_safe else _torn(change, rng))
+        return image
+
+
+def _torn(change: Change, rng: random.Random) -> Change:
+    """Return a change, or of a write now and then only the first sectors."""
+    if change.kind != "write" or rng.random() < 0.9 or change.end - change.start <= SECTOR_BYTES:
+        return change
+    sectors = rng.randrange(change.start // SECTOR_BYTES + 1, change.end // SECTOR_BYTES + 1)
+    end = max(change.start, min(sectors * SECTOR_BYTES, change.end))
+    return Change(
+        "write", change.file, start=change.start, end=end,
+        data=change.data[: end - change.start],
+    )  # fmt: skip
+
+
+class _Calls:
+    """The functions of `os` and libc that the engine changes files with, watched."""
+
+    NAMES: Final = (
+        "open", "pwrite", "write", "ftruncate", "fsync", "fdatasync", "rename", "unlink",
+    )  # fmt: skip
+
+    def __init__(self, disk: WatchedDisk) -> None:
+        self._disk = disk
+        self._real = {name: getattr(os, name) for name in self.NAMES}
+        self._libc = objects._libc
+        self._syncfs = durable._libc.syncfs
+
+    def open(self, path: Any, flags: int, mode: int = 0o777, **named: Any) -> int:
+        """Open a file; a new name and O_TRUNC are changes."""
+        if not flags & os.O_CREAT or not isinstance(path, str | os.PathLike):
+            return int(self._real["open"](path, flags, mode, **named))
+        if os.path.lexists(path):
+            if flags & os.O_TRUNC:
+                self._disk.note_file("truncate", path)
+            return int(self._real["open"](path, flags, mode, **named))
+        with self._disk.making(path):
+            return int(self._real["open"](path, flags, mode, **named))
+
+    def pwrite(self, fd: int, data: Any, offset: int) -> int:
+        """Write."""
+        self._disk.note_descriptor("write", fd, offset, bytes(data))
+        return int(self._real["pwrite"](fd, data, offset))
+
+    def write(self, fd: int, data: Any) -> int:
+        """Write at the descriptor's position."""
+        if self._disk.has(fd):
+            position = os.lseek(fd, 0, os.SEEK_CUR)
+            self._disk.note_descriptor("write", fd, position, bytes(data))
+        return int(self._real["write"](fd, data))
+
+    def ftruncate(self, fd: int, size: int) -> None:
+        """Change a length."""
+        self._disk.note_descriptor("truncate", fd, end=size)
+        self._real["ftruncate"](fd, size)
+
+    def fsync(self, fd: int) -> None:
+        """Sync a file, or the names of a folder."""
+        self._disk.note_sync(fd)
+        self._real["fsync"](fd)
+
+    def fdatasync(self, fd: int) -> None:
+        """Sync a file."""
+        self._disk.note_sync(fd)
+        self._real["fdatasync"](fd)
+
+    def rename(self, old: Any, new: Any, **named: Any) -> None:
+        """Rename within a folder."""
+        self._disk.note_rename(old, new)
+        self._real["rename"](old, new, **named)
+
+    def unlink(self, path: Any, **named: Any) -> None:
+        """Remove a name."""
+        self._disk.note_removal(path)
+        self._real["unlink"](path, **named)
+
+    def fallocate(self, fd: int, mode: int, start: int, size: int) -> int:
+        """Punch a hole, which is all that the engine asks of fallocate."""
+        self._disk.note_descriptor("punch", fd, start, end=start + size)
+        return int(self._libc.fallocate(fd, mode, start, size))
+
+    def syncfs(self, _: int) -> int:
+        """Sync everything; the host's own disk need not."""
+        self._disk.note(Change("sync all"))
+        return 0
+
+
+@contextmanager
+def _as_sqlite_error() -> Iterator[None]:
+    """Turn what a disk answers into what SQLite's own VFS makes of it."""
+    try:
+        yield
+    except OSError as error:
+        kind = apsw.FullError if error.errno == errno.ENOSPC else apsw.IOError
+        raise kind(str(error)) from error
+
+
+class _Vfs(apsw.VFS):
+    """SQLite's files, watched."""
+
+    def __init__(self, disk: WatchedDisk, base: str) -> None:
+        self._disk = disk
+        self._base = base
+        super().__init__(VFS_NAME, base)
+
+    def xOpen(self, name: Any, flags: list[int]) -> apsw.VFSFile:  # noqa: N802 - apsw's name
+        """Open a file; a new name is a change."""
+        path = name.filename() if isinstance(name, apsw.URIFilename) else name
+        if path is None or os.path.lexists(path):
+            return _VfsFile(self._disk, self._base, name, flags)
+        with _as_sqlite_error(), self._disk.making(path):
+            return _VfsFile(self._disk, self._base, name, flags)
+
+    def xDelete(self, name: str, sync_folder: bool) -> None:  # noqa: N802 - apsw's name
+        """Remove a name."""
+        self._disk.note_removal(name)
+        super().xDelete(name, sync_folder)
+
+
+class _VfsFile(apsw.VFSFile):
+    """One of them."""
+
+    def __init__(self, disk: WatchedDisk, base: str, name: Any, flags: list[int]) -> None:
+        self._disk = disk
+        self._path = name.filename() if isinstance(name, apsw.URIFilename) else name
+        super().__init__(base, name, flags)
+
+    def xWrite(self, data: Any, offset: int) -> None:  # noqa: N802 - apsw's name
+        """Write."""
+        with _as_sqlite_error():
+            self._disk.note_file("write", self._path, offset, bytes(data))
+        super().xWrite(data, offset)
+
+    def xTruncate(self, size: int) -> None:  # noqa: N802 - apsw's name
+        """Change the length."""
+        with _as_sqlite_error():
+            self._disk.note_file("truncate", self._path, end=size)
+        super().xTruncate(size)
+
+    def xSync(self, _: int) -> None:  # noqa: N802 - apsw's name
+        """Sync, on this disk only: the host's own need not."""
+        with _as_sqlite_error():
+            self._disk.note_file("sync", self._path)

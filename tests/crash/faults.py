@@ -1,0 +1,183 @@
+"""Random steps on a store whose disk fails, or whose process ends, at the n-th change of the disk.
+
+A change is each write, truncation and sync of SQLite's files and of object files, and each name
+made, renamed or removed. A step that fails has happened or not, a write perhaps in part; all that
+was acknowledged is there.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import apsw
+import pyfuse3
+
+from statefs.errors import PosixError
+from statefs.maintenance.store import init_store
+from tests.crash.disk import Change, WatchedDisk
+from tests.crash.engine import (
+    Handlers,
+    Step,
+    StepMaker,
+    copy_of,
+    ino_of,
+    new_reference,
+    trees_of,
+    without_runtime,
+)
+from tests.harness.trees import Tree, differences
+from tests.model.reference import ReferenceTree
+from tests.unit.engine_store import EngineStore, mirror
+
+STEPS: Final = 40
+CHANGES_MAX: Final = 450
+"""About as many as STEPS make."""
+IGNORED: Final = ("mtime_ns",)
+
+
+class Killed(BaseException):
+    """The process is ended, as by kill -9: nothing it does from now on reaches the disk."""
+
+
+class FaultRun:
+    """One run: steps, a fault, what is left.
+
+    Args:
+        folder: an empty folder, best in memory.
+        seed: decides everything.
+        code: what the disk answers; 0 ends the process instead.
+    """
+
+    def __init__(self, folder: Path, seed: int, code: int) -> None:
+        self._folder = folder
+        self._code = code
+        self._rng = random.Random(seed)
+        self._at = self._rng.randrange(CHANGES_MAX)
+        self._left = self._rng.choice((1, 1, 2, 8))
+        self._seen = 0
+        self._reference = new_reference()
+        self._snapshots: dict[bytes, Tree] = {}
+        self._maker = StepMaker(self._rng)
+        self._unanswered: tuple[Step, ReferenceTree] | None = None
+        self.faults = 0
+
+    def run(self) -> list[str]:
+        """Do the steps; return what is wrong with the store afterwards."""
+        root, killed = self._folder / "store", self._folder / "killed"
+        init_store(root)
+        disk = WatchedDisk(root)
+        with disk.watching():
+            handlers = Handlers(root)
+            disk.on_change = self._fault
+            wrong = self._steps(handlers)
+            if self._unanswered is None:
+                disk.on_change = lambda _: None
+                handlers.store.close()
+            else:
+                mirror(root, killed)
+                root = killed
+                handlers.store.objects.close()
+                with suppress(Killed, apsw.Error):
+                    handlers.store.database.close()
+        if wrong:
+            return wrong
+        with EngineStore(root) as engine:
+            if self._unanswered is not None:
+                wrong = self._adopt(engine, *self._unanswered)
+            return wrong or self._problems(engine) or self._compare(engine)
+
+    def _problems(self, engine: EngineStore) -> list[str]:
+        """Return the rules that the store breaks.
+
+        What a refused write could not take away again, as the disk refused that, too, belongs to
+        nothing until a recovery: an object file, or a document under its temporary name.
+        """
+        problems = engine.problems()
+        return [line for line in problems if self.faults < 2 or not _is_left_behind(line)]
+
+    def _fault(self, _: Change) -> None:
+        self._seen += 1
+        if self._seen <= self._at or not self._left:
+            return
+        self.faults += 1
+        if not self._code:
+            raise Killed
+        self._left -= 1
+        raise OSError(self._code, os.strerror(self._code))
+
+    def _steps(self, handlers: Handlers) -> list[str]:
+        for _ in range(STEPS):
+            before = copy_of(self._reference)
+            step = self._maker.next(self._reference)
+            try:
+                handlers.do(step)
+            except (pyfuse3.FUSEError, PosixError) as error:
+                if not self.faults:
+                    return [f"{step[:2]} failed without a fault: {error}"]
+                wrong = self._adopt(handlers.engine, step, before)
+            except Killed:
+                self._unanswered = step, before
+                return []
+            else:
+                wrong = self._note(step)
+            if wrong:
+                return wrong
+            if handlers.store.database.failure is not None:
+                return []
+        return []
+
+    def _note(self, step: Step) -> list[str]:
+        if step[0] == "save":
+            self._snapshots[step[1]] = without_runtime(self._reference.capture())
+            self._maker.labels.append(step[1])
+        elif step[0] == "delete":
+            del self._snapshots[step[1]]
+            self._maker.labels.remove(step[1])
+        return []
+
+    def _adopt(self, engine: EngineStore, step: Step, before: ReferenceTree) -> list[str]:
+        """Find out whether a step that failed has happened, and take that for right."""
+        if step[0] in ("save", "delete"):
+            _, found = trees_of(engine)
+            if (step[1] in found) != (step[1] in self._snapshots):
+                self._note(step)
+            return self._compare(engine)
+        wrong = self._compare(engine)
+        if wrong:
+            after, self._reference = self._reference, before
+            wrong = self._compare(engine)
+        if wrong and step[0] in ("write", "append"):
+            self._adopt_part(engine, step[1], after)
+            wrong = self._compare(engine)
+        return [f"after {step[:2]} failed: {line}" for line in wrong]
+
+    def _adopt_part(self, engine: EngineStore, path: bytes, after: ReferenceTree) -> None:
+        """Take a file for right if each of its bytes is an old or a new one."""
+        node = self._reference.node(path)
+        old, new = bytes(node.content), bytes(after.node(path).content)
+        found = engine.content(ino_of(engine, path))
+        if len(old) <= len(found) <= len(new) and all(
+            byte
+            in (*old[place : place + 1], *new[place : place + 1], *(b"\0" * (place >= len(old))))
+            for place, byte in enumerate(found)
+        ):
+            node.content[:] = found
+
+    def _compare(self, engine: EngineStore) -> list[str]:
+        """Return how a store differs from what it should hold."""
+        living, snapshots = trees_of(engine)
+        expected = self._reference.capture()
+        wrong = differences(expected, living, ignore=IGNORED)
+        if self._snapshots.keys() != snapshots.keys():
+            return [*wrong, f"snapshots {sorted(snapshots)}, not {sorted(self._snapshots)}"]
+        for name, tree in self._snapshots.items():
+            wrong += differences(tree, snapshots[name], ignore=IGNORED)
+        return wrong
+
+
+def _is_left_behind(problem: str) -> bool:
+    return problem.startswith("R20") or (problem.startswith("R25") and ".json.new " in problem)

@@ -1,0 +1,40 @@
+"""Documents that a save or a deletion could not bring up to date are so a moment later."""
+
+from __future__ import annotations
+
+import pytest
+
+from statefs.maintenance import store
+from statefs.maintenance.store import Store
+from tests.unit.engine_store import EngineStore
+
+
+def refused(*_: object) -> None:
+    """Do what a disk does that is broken for a moment."""
+    raise OSError(5, "Input/output error")
+
+
+def test_a_deletion_that_failed_late_leaves_no_document(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The snapshot is gone; its document and its line of index.json go later."""
+    epoch = engine.save()
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "write_file", refused)
+        with pytest.raises(OSError, match="Input/output"):
+            engine.delete(epoch)
+    assert engine.problems() != []
+    engine.store.pay_index()
+    assert engine.problems() == []
+
+
+def test_a_save_that_failed_late_is_told_of_in_the_index(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The list of snapshots was touched, and index.json says when."""
+    with monkeypatch.context() as broken:
+        broken.setattr(Store, "write_document", refused)
+        with pytest.raises(OSError, match="Input/output"):
+            engine.save()
+    engine.store.pay_index()
+    assert engine.problems() == []

@@ -9,11 +9,7 @@ have them mounted.
 
 from __future__ import annotations
 
-import fcntl
 import os
-import secrets
-import shutil
-import signal
 import stat
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -24,27 +20,24 @@ from statefs.archive.extraction import (
     FOLDER_FLAGS,
     PRIVATE_FOLDER,
     Extraction,
-    attributes_of,
     opened_folder,
-    set_attributes,
 )
 from statefs.archive.headers import Member
+from statefs.archive.placing import (
+    KEPT,
+    NEW,
+    Installation,
+    is_folder,
+    names_in,
+    staging_folder,
+    uninterrupted,
+)
 from statefs.archive.reading import NAME_LABEL, Archive, checked_path
 from statefs.errors import NoSuchSnapshot, NotMounted, UsageError
 from statefs.layout import RUNTIME
 from statefs.snapshots.catalog import MESSAGE_CHARACTERS_MAX
 from statefs.snapshots.documents import SnapshotDocument
 from statefs.target import Target
-
-STAGING: Final = ".statefs-import-"
-"""What the name of the hidden folder begins with."""
-NEW: Final = b"new"
-OLD: Final = b"old"
-"""Inside it: what comes, and what it takes the place of."""
-KEPT: Final = (b"files", b"volumes")
-"""Folders whose content is moved, not they themselves."""
-DURABILITY: Final = "user.statefs.durability"
-_ENDING: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 IMPORTED_FROM: Final = "imported-from"
 """The label that says which snapshot an archive was made of, and so when."""
@@ -191,10 +184,10 @@ class Import:
 
     def _names_in_the_way(self, root: int) -> list[str]:
         found = []
-        for name in _names(root):
-            if name in KEPT and _is_folder(root, name):
+        for name in names_in(root):
+            if name in KEPT and is_folder(root, name):
                 with opened_folder(name, root) as folder:
-                    found += [os.fsdecode(name + b"/" + below) for below in _names(folder)]
+                    found += [os.fsdecode(name + b"/" + below) for below in names_in(folder)]
             elif name != RUNTIME:
                 found.append(os.fsdecode(name))
         return sorted(found)
@@ -222,8 +215,8 @@ class Import:
             with opened_folder(NEW, staging) as new:
                 root_member = self._extract(archive, new, report)
                 self._check_place(root)
-                with _uninterrupted(), ExitStack() as open_folders:
-                    installation = _Installation(root, staging, new, open_folders)
+                with uninterrupted(), ExitStack() as open_folders:
+                    installation = Installation(root, staging, new, open_folders)
                     try:
                         self._install(installation, root_member)
                     except BaseException:
@@ -255,180 +248,10 @@ class Import:
         """Return whether a member comes in; runtime/ belongs to whoever runs the services."""
         return self._into is not None or member.path.split(b"/")[0] != RUNTIME
 
-    def _install(self, installation: _Installation, root_member: Member | None) -> None:
+    def _install(self, installation: Installation, root_member: Member | None) -> None:
         if self._into is not None:
             installation.place(self._into)
             return
         if self._replace:
             installation.move_old_away()
         installation.move_in(has_root=root_member is not None)
-
-
-class _Installation:
-    """Renames that take effect together: `undo` takes back those that were made."""
-
-    def __init__(self, root: int, staging: int, new: int, folders: ExitStack) -> None:
-        self._root = root
-        self._staging = staging
-        self._new = new
-        self._folders = folders
-        self._undo: list[Callable[[], None]] = []
-
-    def undo(self) -> None:
-        """Put everything back, the last change first."""
-        while self._undo:
-            self._undo.pop()()
-
-    def place(self, into: bytes) -> None:
-        """Give the new root the name `into`, where nothing or an empty folder is."""
-        folder, _, name = into.rpartition(b"/")
-        parent = self._opened(folder or b".", self._root)
-        if _is_there(parent, name):
-            old = self._made(OLD, self._staging)
-            self._move(parent, name, old, name)
-        self._move(self._staging, NEW, parent, name)
-
-    def move_old_away(self) -> None:
-        """Move what is in current/ out of sight."""
-        old = self._made(OLD, self._staging)
-        for name in _names(self._root):
-            if name in KEPT and _is_folder(self._root, name):
-                here, there = self._opened(name, self._root), self._made(name, old)
-                self._change(here, None)
-                for below in _names(here):
-                    self._move(here, below, there, below)
-            elif name != RUNTIME:
-                self._move(self._root, name, old, name)
-
-    def move_in(self, has_root: bool) -> None:
-        """Move the new files to where they belong, with the attributes of the folders kept."""
-        root = attributes_of(self._new)  # now: what is moved out of a folder changes its times
-        for name in _names(self._new):
-            if name in KEPT and _is_folder(self._new, name) and _is_folder(self._root, name):
-                source, target = self._opened(name, self._new), self._opened(name, self._root)
-                wanted = attributes_of(source)
-                for below in _names(source):
-                    self._move(source, below, target, below)
-                self._change(target, wanted)
-            else:
-                self._move(self._new, name, self._root, name)
-        if has_root:
-            self._change(self._root, root)
-
-    def _opened(self, path: bytes, folder: int) -> int:
-        return self._folders.enter_context(opened_folder(path, folder))
-
-    def _made(self, name: bytes, folder: int) -> int:
-        os.mkdir(name, PRIVATE_FOLDER, dir_fd=folder)
-        return self._opened(name, folder)
-
-    def _move(self, source: int, name: bytes, target: int, new_name: bytes) -> None:
-        os.rename(name, new_name, src_dir_fd=source, dst_dir_fd=target)
-        self._undo.append(lambda: os.rename(new_name, name, src_dir_fd=target, dst_dir_fd=source))
-
-    def _change(self, folder: int, wanted: Any) -> None:
-        """Give a folder other attributes; None only has `undo` bring back those it has."""
-        before = attributes_of(folder)
-        self._undo.append(lambda: set_attributes(folder, before))
-        if wanted is not None:
-            set_attributes(folder, wanted)
-
-
-@contextmanager
-def staging_folder(current: Path, root: int) -> Iterator[int]:
-    """Give a new hidden folder of current/ that is gone with all it holds after the block.
-
-    Those that killed imports have left are removed, too.
-    """
-    for name in os.listdir(root):
-        if name.startswith(STAGING):
-            _remove_abandoned(current / name)
-    before = attributes_of(root)
-    path = current / f"{STAGING}{secrets.token_hex(8)}"
-    path.mkdir(PRIVATE_FOLDER)
-    try:
-        fd = os.open(path, FOLDER_FLAGS)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-            _be_plain(fd)
-            yield fd
-        finally:
-            os.close(fd)
-    except BaseException:
-        with _uninterrupted():
-            remove_tree(path)
-            os.utime(root, ns=(before[0].st_atime_ns, before[0].st_mtime_ns))
-        raise
-    after = os.fstat(root)
-    remove_tree(path)
-    os.utime(root, ns=(after.st_atime_ns, after.st_mtime_ns))
-
-
-def _be_plain(fd: int) -> None:
-    """Take away what a folder has from the one above it, and sync at the end only."""
-    for name in os.listxattr(fd):
-        os.removexattr(fd, name)
-    os.fchmod(fd, PRIVATE_FOLDER)
-    os.setxattr(fd, DURABILITY, b"fsync")
-
-
-def _remove_abandoned(path: Path) -> None:
-    """Remove the folder of an import that is not running any more."""
-    fd = os.open(path, FOLDER_FLAGS)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return
-    finally:
-        os.close(fd)
-    remove_tree(path)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a folder with all it holds, whatever its modes say.
-
-    Raises:
-        OSError: the disk refused.
-    """
-
-    def allow_and_retry(function: Callable[..., Any], name: str, fault: Any) -> None:
-        """Make the folder above writable for its owner, and try once more."""
-        if not isinstance(fault[1], PermissionError):
-            raise fault[1]
-        for each in (os.path.dirname(name), name):
-            if stat.S_ISDIR(os.lstat(each).st_mode):
-                os.chmod(each, PRIVATE_FOLDER)
-        if function in (os.open, os.scandir, os.lstat):
-            shutil.rmtree(name)
-        else:
-            function(name)
-
-    shutil.rmtree(path, onerror=allow_and_retry)
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Hold back Ctrl-C and its like until the block has ended."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _names(folder: int) -> list[bytes]:
-    """Return the names in a folder, but for those of imports."""
-    names = (os.fsencode(name) for name in os.listdir(folder))
-    return [name for name in names if not name.startswith(STAGING.encode())]
-
-
-def _is_folder(folder: int, name: bytes) -> bool:
-    return stat.S_ISDIR(os.lstat(name, dir_fd=folder).st_mode)
-
-
-def _is_there(folder: int, name: bytes) -> bool:
-    try:
-        os.lstat(name, dir_fd=folder)
-    except FileNotFoundError:
-        return False
-    return True

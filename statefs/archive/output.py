@@ -97,8 +97,9 @@ def receive(folder: Path, write: Write, compress: bool, ask: Callable[[str], T])
     path = folder / f"export-{secrets.token_hex(8)}.pipe"
     os.mkfifo(path, 0o600)
     try:
-        owner = folder.stat()
-        os.chown(path, owner.st_uid, owner.st_gid)  # of the daemon, where root asks
+        if os.geteuid() == 0:  # then the daemon may be another user's
+            owner = folder.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
         copy = _Copy(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), write, compress)
         try:
             result = ask(path.name)

@@ -128,6 +128,7 @@ def _drawn(console: Any) -> Progress:
     """Return a display that is not yet drawn; rich is imported only here."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+    from rich.table import Column
     from rich.text import Text
 
     class State(ProgressColumn):
@@ -138,11 +139,12 @@ def _drawn(console: Any) -> Progress:
             return Text(state_text(task.completed, task.total, task.speed, unit))
 
     return Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        State(),
+        TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1, min_width=4)),
+        State(table_column=Column(no_wrap=True)),
         TimeRemainingColumn(compact=True),
         console=console or Console(stderr=True, highlight=False),
         transient=True,
+        expand=True,
         refresh_per_second=_DRAWS_A_SECOND,
     )

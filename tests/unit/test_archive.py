@@ -17,12 +17,14 @@ import statefs
 from statefs.archive import headers
 from statefs.archive.acl_text import from_text, to_text
 from statefs.archive.headers import END, Member, encode_document, encode_member, padding
-from statefs.archive.importing import STAGING, Import
+from statefs.archive.importing import Import
 from statefs.archive.output import receive
+from statefs.archive.placing import STAGING
 from statefs.archive.reading import Archive, checked_path
 from statefs.errors import NoSuchSnapshot, StatefsError, UsageError
 from statefs.maintenance.exporting import PipeWriter
 from statefs.volume import acl
+from tests.harness.processes import NOBODY, Person, run_as
 from tests.harness.sample_tree import acl_for_somebody
 from tests.harness.trees import capture, differences
 from tests.unit.engine_store import EngineStore
@@ -247,6 +249,41 @@ def test_runtime_is_left_alone_and_folders_need_no_rights(current: Path) -> None
     closed = os.stat(current / "files" / "closed")
     assert (stat.S_IMODE(closed.st_mode), closed.st_mtime_ns) == (0, 5)
     assert incoming.members == 2 and not list(current.glob(f"{STAGING}*"))
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_an_ordinary_user_imports_what_is_hers(current: Path) -> None:
+    """Owners become hers, what only root may make is counted; a failure is cleared away."""
+    for folder in (current.parent, *current.iterdir(), current):
+        os.chown(folder, NOBODY, NOBODY)
+    closed = encode_member(Member(b"files/closed", stat.S_IFDIR, mtime_ns=5))
+    parts = [
+        file(b"files/closed/inside"),
+        closed,
+        encode_member(Member(b"files/null", stat.S_IFCHR | 0o600, rdev=(1, 3))),
+        encode_member(Member(b"files/t", FILE, 5, 5, xattrs={b"trusted.t": b"x"})),
+    ]
+    before = capture(current)
+    opened = os.open(current, os.O_RDONLY)  # pytest's own folders are closed to her
+
+    def importing(data: bytes, replace: bool = False) -> int:
+        os.fchdir(opened)
+        return bring_in(Path(), data, replace=replace).left_out
+
+    nobody = Person(NOBODY, NOBODY)
+    try:
+        with pytest.raises(AssertionError, match=r"UsageError: a\.tar is cut off"):
+            run_as(nobody, lambda: importing(b"".join(parts)))
+        assert differences(before, capture(current)) == []
+        assert run_as(nobody, lambda: importing(archive_of(*parts))) == 2
+        found = capture(current / "files")
+        assert run_as(nobody, lambda: importing(archive_of(*parts), replace=True)) == 2
+    finally:
+        os.close(opened)
+    assert sorted(found) == [b".", b"closed", b"closed/inside", b"t"]
+    assert found[b"closed"].mode == 0 and {each.uid for each in found.values()} == {NOBODY}
+    assert differences(found, capture(current / "files"), ignore={"mtime_ns"}) == []
+    assert not list(current.glob(f"{STAGING}*"))
 
 
 def test_a_first_member_that_is_no_snapshots_document_is_refused(current: Path) -> None:

@@ -47,6 +47,16 @@ def test_a_terminal_shows_a_bar_of_each_kind_of_work() -> None:
     assert "\x1b[2J" not in text
 
 
+def test_a_bar_fits_on_one_line() -> None:
+    """Of an ordinary terminal, where the numbers have their greatest length."""
+    drawn = io.StringIO()
+    with Bar(Console(file=drawn, force_terminal=True, width=80)) as bar:
+        for done in (1 << 20, 999 << 20):
+            bar({"what": "reading the archive", "done": done, "total": 999 << 20, "unit": "bytes"})
+    lines = [line for line in drawn.getvalue().splitlines() if "MiB" in line]
+    assert lines and all("reading the archive" in line for line in lines)
+
+
 def test_a_bar_that_was_told_nothing_draws_nothing() -> None:
     """A quick command leaves no trace on the terminal."""
     drawn = io.StringIO()

@@ -50,7 +50,7 @@ def _held(store: Store, reason: str) -> Held:
     mount_point = store.host.mount_point()
     if mount_point is None:
         return Held((), store.layout.root, reason)
-    return Held(store.config.read().volumes, mount_point / "current", reason)
+    return Held(store.settings.read().volumes, mount_point / "current", reason)
 
 
 def _tell(problems: Sequence[str]) -> None:

@@ -196,7 +196,6 @@ class Store:
         self.reserve = Reserve(layout.reserve)
         self.objects = ObjectFiles(layout)
         self.host: Host = Unmounted()
-        self.config = ConfigFile(layout.config)
         self._is_open = False
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))

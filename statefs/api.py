@@ -276,6 +276,19 @@ class State:
 
         return import_archive(self, file, into, replace, on_progress)
 
+    def check(self, snapshot: str, on_progress: OnProgress | None = None) -> Document:
+        """Open the databases and documents of one snapshot (docs/cli.md, "check").
+
+        The outcome becomes the snapshot's label `consistency`.
+
+        Raises:
+            NotMounted: the state is not mounted. HookFailed: the check itself failed. As `show`.
+        """
+        report: Document = self._ask("check", on_progress, snapshot=snapshot)
+        changes = {key: report[key] for key in ("outcome", "volumes")}
+        self._ask("write_down_check", snapshot=report["name"], **changes)
+        return report
+
     def status(self) -> Document:
         """Return what the store and its mount are doing (docs/cli.md, "status")."""
         status: Document = self._ask("status")

@@ -20,6 +20,7 @@
     ├── HookFailed                  exit 18  ECANCELED  an application could not be prepared
     ├── SnapshotPinned              exit 19  EPERM    somebody has pinned it: it may not go
     ├── CorruptStore                exit 20  EIO      damage was found
+    ├── ContentDamaged              exit 21  EIO      what an application wrote is damaged
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -168,6 +169,13 @@ class CorruptStore(StatefsError):
     """The store breaks a rule of docs/on-disk-format.md."""
 
     exit_code = 20
+    errno = _errno.EIO
+
+
+class ContentDamaged(StatefsError):
+    """What an application wrote into a snapshot cannot be opened; the store is sound."""
+
+    exit_code = 21
     errno = _errno.EIO
 
 

@@ -36,6 +36,7 @@ COMMANDS: Final = {
     "verify": "statefs.cli.verify",
     "export": "statefs.cli.export",
     "import": "statefs.cli.import_",
+    "check": "statefs.cli.check",
     "completion": "statefs.cli.completion",
 }
 """Each subcommand and the module whose `command` it is, in the order --help shows them."""

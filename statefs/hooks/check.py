@@ -1,60 +1,120 @@
-"""Opening what is found in a writable copy of a snapshot: SQLite, PostgreSQL, JSON."""
+"""Opening what a snapshot holds: SQLite, PostgreSQL, JSON.
+
+Databases change files when they are opened. In a tree that may be changed and is thrown away
+afterwards they are opened in place; of a read-only one, each is copied first and removed after.
+"""
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final
 
 from statefs.errors import HookFailed
 from statefs.hooks import sqlite
-from statefs.hooks.commands import Deadline
-from statefs.hooks.postgres import find_clusters
-from statefs.hooks.postgres_copy import ClusterDamaged, check_cluster
-from statefs.hooks.results import Finding
+from statefs.hooks.commands import Deadline, run
+from statefs.hooks.postgres import is_cluster
+from statefs.hooks.postgres_copy import ClusterDamaged, check_cluster, outside_folders
+from statefs.hooks.results import Finding, Kind
 
-Kind = Literal["sqlite", "postgres", "json"]
 JSON_BYTES_MAX: Final = 64 * 1024 * 1024
 """A larger document is not parsed: it takes several times its size in memory."""
 OTHER_PEOPLES: Final = frozenset({"node_modules", ".git"})
 """Folders whose JSON files are not looked at: libraries ship broken ones, for their own tests."""
+OWN_DOCUMENT: Final = "metadata.json"
+"""At the top of a snapshot: ours, not the application's."""
+SQLITE_COMPANIONS: Final = ("", "-wal", "-journal")
+"""What belongs to a database besides itself; -shm is made anew."""
+ROOM_MODE: Final = 0o711
+"""Users of databases pass through the room, and cannot list it."""
 
 
-def check_folder(copy: Path, original: Path, cluster_seconds: float) -> Iterator[Finding]:
-    """Open everything that is known in a copy of a tree; yield what came of each.
+def check_tree(
+    tree: Path, original: Path, room: Path | None, item_seconds: float
+) -> Iterator[Finding]:
+    """Open everything that is known in a tree; yield what came of each.
 
     Args:
-        copy: writable and thrown away afterwards.
+        tree: a clone, which is changed, or a snapshot's folder.
         original: where the tree lay that programs knew, `current/`.
-        cluster_seconds: what one PostgreSQL server may take to recover, answer and stop.
+        room: an empty folder for copies of what `tree`, a snapshot, holds; None for a clone.
+        item_seconds: what copying and opening one database may take.
+
+    Raises:
+        OSError: a folder cannot be listed.
     """
-    clusters = list(find_clusters(copy, depth=6))
-    for data in clusters:
-        look = partial(_cluster, Deadline(cluster_seconds), (original, copy))
-        yield _finding(copy, data, "postgres", look)
-    for database in sqlite.find_databases(copy):
-        yield _finding(copy, database, "sqlite", sqlite.check)
-    for path in sqlite.regular_files(copy):
-        if path.suffix == ".json" and not OTHER_PEOPLES & set(path.relative_to(copy).parts):
-            yield _finding(copy, path, "json", _json)
+    if room is not None:
+        room.chmod(ROOM_MODE)
+    for path in sqlite.regular_files(tree):
+        data = path.parent
+        if path.name == "PG_VERSION" and is_cluster(data):
+            look = partial(_cluster, tree, original, room, Deadline(item_seconds))
+            yield _finding(tree, data, "postgres", look)
+        elif path.suffix == ".json":
+            inside = path.relative_to(tree)
+            if not OTHER_PEOPLES & set(inside.parts) and str(inside) != OWN_DOCUMENT:
+                yield _finding(tree, path, "json", _json)
+        elif sqlite.is_database(path):
+            look = partial(_database, tree, room, Deadline(item_seconds))
+            yield _finding(tree, path, "sqlite", look)
 
 
-def _finding(copy: Path, path: Path, kind: Kind, look: Callable[[Path], str | None]) -> Finding:
-    name = str(path.relative_to(copy))
+def _finding(tree: Path, path: Path, kind: Kind, look: Callable[[Path], str | None]) -> Finding:
+    name = str(path.relative_to(tree))
     try:
         return Finding(path=name, kind=kind, problem=look(path))
     except (HookFailed, OSError) as error:
         return Finding(path=name, kind=kind, unchecked=str(error))
 
 
-def _cluster(deadline: Deadline, moved: tuple[Path, Path], data: Path) -> str | None:
+def _cluster(
+    tree: Path, original: Path, room: Path | None, deadline: Deadline, data: Path
+) -> str | None:
     try:
-        check_cluster(data, deadline, moved)
+        if room is None:
+            check_cluster(data, deadline, (original, tree))
+            return None
+        linked = (tree / each for each in outside_folders(data, original))
+        folders = [data, *(folder for folder in linked if not folder.is_relative_to(data))]
+        try:
+            for folder in folders:
+                _copy(folder, room / folder.relative_to(tree), deadline)
+            check_cluster(room / data.relative_to(tree), deadline, (original, room))
+        finally:
+            _empty(room)
     except ClusterDamaged as error:
         return str(error)
     return None
+
+
+def _database(tree: Path, room: Path | None, deadline: Deadline, path: Path) -> str | None:
+    if room is None:
+        return sqlite.check(path)
+    copy = room / path.relative_to(tree)
+    try:
+        for suffix in SQLITE_COMPANIONS:
+            part = path.with_name(path.name + suffix)
+            if part.is_file():
+                _copy(part, copy.with_name(part.name), deadline)
+        return sqlite.check(copy)
+    finally:
+        _empty(room)
+
+
+def _copy(source: Path, target: Path, deadline: Deadline) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    run(["cp", "-a", "--sparse=auto", "--", str(source), str(target)], deadline)
+
+
+def _empty(room: Path) -> None:
+    for each in room.iterdir():
+        if each.is_dir():
+            shutil.rmtree(each)
+        else:
+            each.unlink()
 
 
 def _json(path: Path) -> str | None:

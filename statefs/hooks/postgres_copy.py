@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import tempfile
@@ -81,25 +80,43 @@ def _server_account(data: Path) -> Account | None:
     return owner
 
 
+def outside_folders(data: Path, original: Path) -> list[Path]:
+    """Return the folders that a data folder's links lead to, relative to `original`.
+
+    Raises:
+        ClusterDamaged: one is not in `original`, so it is not in a snapshot of it either.
+    """
+    found = (_target(link, data, original) for link in _links(data))
+    return [path for path in found if path is not None]
+
+
+def _links(data: Path) -> list[Path]:
+    spaces = data / "pg_tblspc"
+    places = [*(spaces.iterdir() if spaces.is_dir() else ()), data / "pg_wal"]
+    return [place for place in places if place.is_symlink()]
+
+
+def _target(link: Path, data: Path, original: Path) -> Path | None:
+    """Return where a link leads, relative to `original`; None when it stays inside of `data`."""
+    target = Path(os.path.normpath(link.parent / os.readlink(link)))
+    if target.is_relative_to(data):
+        return None
+    if not target.is_relative_to(original):
+        raise ClusterDamaged(
+            f"{link.relative_to(data)} leads to {target}, which is not in the snapshot: "
+            "a backup needs the whole data folder, the log and all tablespaces"
+        )
+    return target.relative_to(original)
+
+
 def _lead_links_into_copy(data: Path, moved: tuple[Path, Path]) -> None:
     """Make tablespaces and the log of a copy its own; a server would write into the original's."""
     original, copy = moved
-    spaces = data / "pg_tblspc"
-    links = [*(spaces.iterdir() if spaces.is_dir() else ()), data / "pg_wal"]
-    for link in links:
-        if not link.is_symlink():
-            continue
-        target = link.parent / os.readlink(link)
-        inside = Path(os.path.normpath(target))
-        if inside.is_relative_to(data):
-            continue
-        if not inside.is_relative_to(original):
-            raise ClusterDamaged(
-                f"{link.relative_to(data)} leads to {target}, which is not in the snapshot: "
-                "a backup needs the whole data folder, the log and all tablespaces"
-            )
-        link.unlink()
-        link.symlink_to(copy / inside.relative_to(original))
+    for link in _links(data):
+        inside = _target(link, data, original)
+        if inside is not None:
+            link.unlink()
+            link.symlink_to(copy / inside)
 
 
 class _Copy:
@@ -140,10 +157,14 @@ class _Copy:
             "ident.conf": "",
         }
         for name, text in files.items():
-            path = self._folder / name
-            path.write_text(text)
-            if self._account:
-                os.chown(path, self._account.uid, self._account.gid)
+            self._write(name, text)
+
+    def _write(self, name: str, text: str) -> Path:
+        path = self._folder / name
+        path.write_text(text)
+        if self._account:
+            os.chown(path, self._account.uid, self._account.gid)
+        return path
 
     def _options(self) -> list[str]:
         return [f"--config-file={self._folder}/postgresql.conf"]
@@ -153,8 +174,7 @@ class _Copy:
 
         Source: the manual, postgres, "Single-User Mode".
         """
-        sql = self._folder / "superuser.sql"
-        sql.write_text("SELECT rolname FROM pg_authid WHERE oid = 10\n")
+        sql = self._write("superuser.sql", "SELECT rolname FROM pg_authid WHERE oid = 10\n")
         single = [self._postgres, "--single", *self._options(), "template1"]
         try:
             # The shell gives it the query: our programs read nothing by themselves.
@@ -229,11 +249,3 @@ def _quoted(value: str) -> str:
     """Return a value as a libpq connection string wants it."""
     escaped = value.replace("\\", "\\\\").replace("'", "\\'")
     return f"'{escaped}'"
-
-
-def has_programs(data: Path) -> bool:
-    """Whether the server of a data folder's version is installed here."""
-    try:
-        return bool(shutil.which(program("postgres", version_of(data))))
-    except HookFailed:
-        return False

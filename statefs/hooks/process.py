@@ -12,17 +12,18 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import msgspec
 
 import statefs
 from statefs.config import VolumeConfig, from_file_value, to_file_value
 from statefs.errors import HookFailed
-from statefs.hooks.check import check_folder
+from statefs.hooks.check import check_tree
 from statefs.hooks.quiesce import Preparation
 from statefs.hooks.results import Finding, VolumeResult
 
@@ -31,6 +32,8 @@ T = TypeVar("T")
 MARGIN_SECONDS: Final = 20.0
 """Beyond all deadlines: starting the process, ending late commands."""
 END_SECONDS: Final = 10.0
+FOLDERS_UMASK: Final = 0o066
+"""Folders made around a copy are passed through by its owner, and listed by nobody."""
 LINE_BYTES_MAX: Final = 1 << 16
 """How much of an answer is read at once."""
 _PROGRAM: Final = (
@@ -50,14 +53,28 @@ class Ending(msgspec.Struct, frozen=True, kw_only=True):
     error: str = ""
 
 
+class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
+    """A tree to be checked; see `check.check_tree`.
+
+    Args:
+        is_writable: whether it is a clone, in which databases are opened in place.
+        silent_seconds: how long nothing may be found at most.
+    """
+
+    tree: str
+    original: str
+    is_writable: bool = False
+    item_seconds: float = 600.0
+    silent_seconds: float = 3600.0
+
+
 class Request(msgspec.Struct, frozen=True, kw_only=True):
-    """What is to be done: prepare `volumes` of `current`, or check the folder `copy`."""
+    """What is to be done: prepare `volumes` of `current`, or what `check` says."""
 
     current: str
     volumes: tuple[VolumeConfig, ...] = ()
     reason: str = ""
-    copy: str | None = None
-    cluster_seconds: float = 0.0
+    check: CheckRequest | None = None
 
 
 class Answer(msgspec.Struct, frozen=True, kw_only=True):
@@ -134,26 +151,24 @@ class Held:
         self._companion = None
 
 
-def check_copy(
-    copy: Path, original: Path, cluster_seconds: float, idle_seconds: float
-) -> list[Finding]:
-    """Open everything known in a writable copy of a tree (check.py).
-
-    Args:
-        idle_seconds: how long one thing in it may take at most.
+def check_in_process(
+    request: CheckRequest,
+) -> Iterator[Finding]:
+    """Open everything known in a tree (check.py); yield what came of each.
 
     Raises:
-        HookFailed: it took longer, or the process failed.
+        HookFailed: the process failed or was silent for too long.
     """
     companion = _Companion()
     try:
-        companion.tell(
-            Request(current=str(original), copy=str(copy), cluster_seconds=cluster_seconds)
-        )
-        found: list[Finding] = []
-        while finding := companion.hear(Answer, idle_seconds).finding:
-            found.append(finding)
-        return found
+        companion.tell(Request(current=request.original, check=request))
+        while True:
+            answer = companion.hear(Answer, request.silent_seconds)
+            if answer.error is not None:
+                raise HookFailed(answer.error)
+            if answer.finding is None:
+                return
+            yield answer.finding
     finally:
         companion.close()
 
@@ -237,16 +252,19 @@ def main() -> None:
     if not line:
         return
     request = _decoded(line, Request)
-    if request.copy is None:
+    if request.check is None:
         _hold(request, answers)
     else:
-        copy, original = Path(request.copy), Path(request.current)
-        for finding in check_folder(copy, original, request.cluster_seconds):
-            _answer(answers, Answer(finding=finding))
-        _answer(answers, Answer())
+        _check(request.check, answers)
 
 
 def _hold(request: Request, answers: int) -> None:
+    def answer(told: Answer) -> None:
+        try:
+            _answer(answers, told)
+        except BrokenPipeError:
+            pass  # nobody listens any more; the work is done all the same
+
     preparation = Preparation(request.volumes, Path(request.current), request.reason)
     error = "statefs ended before the save did"
     ending: Ending | None = None
@@ -255,19 +273,34 @@ def _hold(request: Request, answers: int) -> None:
             results = tuple(preparation.prepare())
         except HookFailed as failure:
             error = str(failure)
-            _answer(answers, Answer(error=error))
+            answer(Answer(error=error))
         else:
-            _answer(answers, Answer(results=results))
+            answer(Answer(results=results))
         if line := sys.stdin.buffer.readline():
             ending = _decoded(line, Ending)
     finally:
         ending = ending or Ending(snapshot=None, error=error)
         problems = preparation.release(ending.snapshot, ending.error)
-        _answer(answers, Answer(problems=tuple(problems)))
+        answer(Answer(problems=tuple(problems)))
 
 
-def _answer(fd: int, answer: Any) -> None:
-    try:
-        os.write(fd, _encoded(answer))
-    except BrokenPipeError:
-        pass  # nobody listens any more; the work is done all the same
+def _check(request: CheckRequest, answers: int) -> None:
+    tree, original = Path(request.tree), Path(request.original)
+    os.umask(FOLDERS_UMASK)
+    with tempfile.TemporaryDirectory(prefix="statefs-check-") as folder:
+        room = None if request.is_writable else Path(folder)
+        try:
+            for finding in check_tree(tree, original, room, request.item_seconds):
+                _answer(answers, Answer(finding=finding))
+        except BrokenPipeError:
+            return  # nobody listens any more
+        except OSError as error:
+            _answer(answers, Answer(error=f"{error.filename or tree}: {error.strerror}"))
+        else:
+            _answer(answers, Answer())
+
+
+def _answer(fd: int, answer: Answer) -> None:
+    data = _encoded(answer)
+    while data:
+        data = data[os.write(fd, data) :]

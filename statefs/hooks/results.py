@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Final, Literal
 
 import msgspec
 
 Consistency = Literal["crash-consistent", "app-consistent", "verified"]
 """What is known of a volume's content: as after a power cut; hooks ran; opened and checked."""
+
+Kind = Literal["sqlite", "postgres", "json"]
+"""What is opened when a snapshot is checked."""
+CONSISTENCY_LABEL: Final = "consistency"
+"""The label that tells how a check of a snapshot ended."""
 
 
 class DumpResult(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
@@ -48,6 +53,6 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     path: str
-    kind: Literal["sqlite", "postgres", "json"]
+    kind: Kind
     problem: str | None = None
     unchecked: str | None = None

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from statefs.errors import UsageError
-from statefs.maintenance import exporting, pruning, saving
+from statefs.errors import HookFailed, UsageError
+from statefs.maintenance import checking, exporting, pruning, saving
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
 
@@ -132,6 +132,27 @@ def _export(commands: Commands, call: Call, *, snapshot: str, pipe: str) -> Step
     return (yield from exporting.export(commands.store, call, chosen, pipe))
 
 
+def _check(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
+    def opened(count: int) -> None:
+        if not call.is_wanted:
+            raise HookFailed("nobody waits for the check any more")
+        call.report({"what": "opening", "done": count, "total": None, "unit": "files"})
+
+    chosen = commands.store.catalog.choose(snapshot)
+    report: Document = msgspec.to_builtins(
+        (yield from checking.check(commands.store, chosen, opened))
+    )
+    return report
+
+
+def _write_down_check(
+    commands: Commands, _call: Call, *, snapshot: str, outcome: str | None, volumes: list[Document]
+) -> Steps[Document]:
+    chosen = commands.store.catalog.choose(snapshot)
+    checked = msgspec.convert(volumes, list[checking.CheckedVolume])
+    return document_of((yield from checking.write_down(commands.store, chosen, outcome, checked)))
+
+
 _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "save": _save,
     "list": _list,
@@ -143,7 +164,9 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "sizes": _sizes,
     "status": _status,
     "verify": _verify,
+    "check": _check,
+    "write_down_check": _write_down_check,
     "export": _export,
 }
-CHANGING: Final = frozenset({"save", "delete", "prune", "pin", "unpin"})
+CHANGING: Final = frozenset({"save", "delete", "prune", "pin", "unpin", "write_down_check"})
 """Operations of which one runs at a time."""

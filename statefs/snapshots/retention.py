@@ -24,6 +24,7 @@ from typing import Final, NamedTuple
 
 from statefs.config import Retention as Policy
 from statefs.errors import UsageError
+from statefs.hooks.results import CONSISTENCY_LABEL
 from statefs.snapshots import documents, naming
 
 SECOND_NS: Final = 1_000_000_000
@@ -207,7 +208,8 @@ def _protected(snapshot: Candidate, policy: Policy, now_ns: int) -> Decision:
         fitting = _fitting_label(pattern, snapshot.labels)
         if fitting is not None:
             decision.want(f"has the label {fitting} (keep_labels)", protected=True)
-    if policy.protect_labelled and snapshot.labels:
+    # A label that a check has left is no wish of anybody's.
+    if policy.protect_labelled and snapshot.labels.keys() - {CONSISTENCY_LABEL}:
         decision.want("labelled", protected=True)
     if policy.protect_before and snapshot.reason.startswith(BEFORE):
         decision.want(f"taken for safety: {snapshot.reason}", protected=True)

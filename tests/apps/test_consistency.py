@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import sqlite3
 import sys
 from contextlib import ExitStack, closing
@@ -19,6 +20,7 @@ from tests.apps.programs import reporting
 from tests.apps.test_postgres import BALANCES_OF_HISTORY, under_load
 from tests.apps.test_sqlite import check_bank, copy_database, make_bank
 from tests.harness.mounted_state import MountedState
+from tests.harness.trees import capture
 
 
 def configure(state: MountedState, text: str) -> None:
@@ -67,6 +69,28 @@ class TestPostgres:
             assert cluster.psql(BALANCES_OF_HISTORY, "again") == ["t"]
             (rows,) = cluster.psql("SELECT count(*) FROM acknowledged", "again")
             assert int(rows) > known
+
+    def test_a_server_recovers_from_a_snapshot_that_is_checked(
+        self, app_state: MountedState, cluster: Cluster
+    ) -> None:
+        """Under load, with a tablespace in the mount; a cluster without WAL does not."""
+        space = cluster.data.with_name("space")
+        space.mkdir(mode=0o700)
+        if cluster.account:
+            os.chown(space, cluster.account.uid, cluster.account.gid)
+        with cluster.serving():
+            cluster.psql(f"CREATE TABLESPACE beside LOCATION '{space}'")
+            cluster.psql("CREATE TABLE t TABLESPACE beside AS SELECT generate_series(1, 99) AS n")
+            with under_load(cluster) as (client, _):
+                client.lines_after(20)
+                snapshot = app_state.save()
+        report = json.loads(app_state.command("check", app_state.state, snapshot, "--json"))
+        assert report["outcome"] == "verified", report["findings"]
+        assert report["opened"]["postgres"] == 1
+        for segment in (cluster.data / "pg_wal").glob("0*"):
+            segment.unlink()
+        done = app_state.run("check", app_state.state, app_state.save())
+        assert done.returncode == 21 and "it does not recover" in done.stdout
 
     def test_a_stopped_server_keeps_nobody_from_saving(
         self, app_state: MountedState, cluster: Cluster
@@ -138,3 +162,42 @@ def test_a_database_that_stays_locked_aborts_the_save(app_state: MountedState) -
         assert app_state.listing() == []
         database.execute("COMMIT")
     assert volume_of(app_state, app_state.save())["consistency"] == "app-consistent"
+
+
+def test_a_check_tells_sound_databases_from_damaged_ones(app_state: MountedState) -> None:
+    """Exit code, label, manifests and metadata.json in the mount; the snapshot's files stay."""
+    folder = app_state.current / "volumes" / "bank"
+    folder.mkdir()
+    make_bank(folder / "bank.db", "delete")
+    (app_state.files / "settings.json").write_text('{"a": 1}')
+    good = app_state.save()
+    (folder / "bad").write_bytes(b"SQLite format 3\0" + bytes(8192))
+    bad = app_state.save()
+    metadata = app_state.snapshots / good / "metadata.json"
+    before = capture(app_state.snapshots / bad / "volumes")
+    assert volume_of(app_state, good)["consistency"] == "crash-consistent"
+
+    report = json.loads(app_state.command("check", app_state.state, good, "--json"))
+    assert report["outcome"] == "verified"
+    assert report["opened"] == {"json": 1, "sqlite": 1}
+    assert [each["path"] for each in report["findings"]] == ["volumes/bank/bank.db"]
+    assert volume_of(app_state, good)["consistency"] == "verified"
+    assert json.loads(metadata.read_text())["labels"] == {"consistency": "verified"}
+
+    done = app_state.run("check", app_state.state, bad)
+    assert done.returncode == 21, done.stderr
+    first, last = done.stdout.splitlines()
+    assert first.startswith("damaged: volumes/bank/bad: ")
+    assert last == f"{bad}: damaged (1 JSON, 2 SQLite)"
+    volume = volume_of(app_state, bad)
+    assert volume["consistency"] == "crash-consistent"
+    assert volume["notes"][0].startswith("check: volumes/bank/bad: ")
+    assert [each["labels"]["consistency"] for each in app_state.listing()] == [
+        "verified",
+        "damaged",
+    ]
+    assert capture(app_state.snapshots / bad / "volumes") == before
+
+    app_state.umount()
+    refused = app_state.run("check", app_state.state, good, "--store", app_state.store)
+    assert refused.returncode == 4 and "mount" in refused.stderr

@@ -14,7 +14,7 @@ import pytest
 
 from statefs.config import parse_config, to_file_value
 from statefs.errors import HookFailed
-from statefs.hooks.process import Ending, Held, Request, check_copy
+from statefs.hooks.process import CheckRequest, Ending, Held, Request, check_in_process
 from statefs.hooks.quiesce import Preparation
 from tests.unit.test_hooks_commands import is_alive
 
@@ -195,7 +195,8 @@ def test_postgres_without_a_connection_needs_no_preparation(current: Path) -> No
     assert sorted(os.listdir(current)) == ["files", "volumes"]
 
 
-def test_everything_known_in_a_copy_is_opened(tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_writable", [True, False])
+def test_everything_known_in_a_tree_is_opened(tmp_path: Path, is_writable: bool) -> None:
     """Sound and broken databases and documents are told apart; libraries' files are left alone."""
     connection = apsw.Connection(str(tmp_path / "good.db"))
     connection.execute("CREATE TABLE t (x)")
@@ -205,7 +206,9 @@ def test_everything_known_in_a_copy_is_opened(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(bytes(100))
     (tmp_path / "node_modules").mkdir()
     (tmp_path / "node_modules" / "worse.json").write_text("{")
-    found = check_copy(tmp_path, tmp_path, 30, 60)
+    request = CheckRequest(tree=str(tmp_path), original="/", is_writable=is_writable)
+    before = sorted(os.listdir(tmp_path))
+    found = list(check_in_process(request))
     assert {each.path: each.problem is None for each in found} == {
         "good.db": True,
         "bad.db": False,
@@ -213,3 +216,4 @@ def test_everything_known_in_a_copy_is_opened(tmp_path: Path) -> None:
         "bad.json": False,
     }
     assert [each for each in found if each.unchecked] == []
+    assert is_writable or sorted(os.listdir(tmp_path)) == before

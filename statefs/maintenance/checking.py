@@ -1,0 +1,146 @@
+"""Checking what a snapshot holds, and writing down how that ended.
+
+The work is done on the mount by a process of its own (hooks/process.py), beside saves and deletes.
+Writing down is an operation by itself, because one that changes a snapshot's documents excludes the
+others.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+from msgspec.structs import replace
+
+from statefs.errors import NotMounted
+from statefs.hooks.process import CheckRequest, check_in_process
+from statefs.hooks.results import CONSISTENCY_LABEL, Consistency, Finding
+from statefs.maintenance import saving
+from statefs.maintenance.steps import Steps
+from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.documents import VolumeManifest
+
+if TYPE_CHECKING:
+    from statefs.maintenance.store import Store
+
+NOTES_MAX: Final = 20
+"""How many problems of one volume go into metadata.json, which each reader of it pays for."""
+NOTE: Final = "check: "
+"""How notes begin that a check has left, and that the next one replaces."""
+
+OnFinding = Callable[[int], None]
+"""Told how many things have been opened; raises to give up."""
+
+
+class Report(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """How a check ended.
+
+    Args:
+        outcome: "damaged", "unchecked" where something could not be looked at, "verified", or null
+            where there was nothing to open. The label `consistency`.
+        opened: how many of each kind.
+        findings: all databases, and of the documents those that are not sound.
+        volumes: the volumes in which something was opened, as their manifests will be.
+    """
+
+    snapshot_id: str
+    name: str
+    outcome: str | None
+    opened: dict[str, int]
+    findings: list[Finding]
+    volumes: list[CheckedVolume]
+
+
+class CheckedVolume(msgspec.Struct, frozen=True, kw_only=True):
+    """What a check changes in a volume's manifest."""
+
+    name: str
+    consistency: Consistency
+    notes: list[str]
+
+
+def check(store: Store, snapshot: Snapshot, on_finding: OnFinding) -> Steps[Report]:
+    """Open the databases and documents that a snapshot holds; return what came of it.
+
+    Raises:
+        NotMounted: programs can open nothing in a store that is not. HookFailed: the work failed.
+    """
+    mount_point: Path | None = yield store.host.mount_point
+    if mount_point is None:
+        raise NotMounted("what a snapshot holds is opened on the mount: 'statefs mount' it first")
+    request = CheckRequest(
+        tree=str(mount_point / "snapshots" / snapshot.name), original=str(mount_point / "current")
+    )
+    found: list[Finding] = yield lambda: _collected(check_in_process(request), on_finding)
+    return report_of(snapshot, found)
+
+
+def _collected(findings: Iterable[Finding], on_finding: OnFinding) -> list[Finding]:
+    found: list[Finding] = []
+    for finding in findings:
+        found.append(finding)
+        on_finding(len(found))
+    return sorted(found, key=lambda finding: finding.path)
+
+
+def report_of(snapshot: Snapshot, findings: Sequence[Finding]) -> Report:
+    """Return how a check ended that has found `findings`."""
+    volumes = (_checked(volume, findings) for volume in snapshot.volumes)
+    return Report(
+        snapshot_id=snapshot.uuid,
+        name=snapshot.name,
+        outcome=_outcome(findings),
+        opened=dict(sorted(Counter(finding.kind for finding in findings).items())),
+        findings=[each for each in findings if each.kind != "json" or _is_bad(each)],
+        volumes=[volume for volume in volumes if volume is not None],
+    )
+
+
+def _outcome(findings: Sequence[Finding]) -> str | None:
+    if any(finding.problem for finding in findings):
+        return "damaged"
+    if any(finding.unchecked for finding in findings):
+        return "unchecked"
+    return "verified" if findings else None
+
+
+def _checked(volume: VolumeManifest, findings: Sequence[Finding]) -> CheckedVolume | None:
+    folder = Path(volume.path or f"volumes/{volume.name}")
+    own = [finding for finding in findings if Path(finding.path).is_relative_to(folder)]
+    if not own:
+        return None
+    notes = [note for note in volume.notes if not note.startswith(NOTE)]
+    told = [f"{NOTE}{each.path}: {each.problem or each.unchecked}" for each in own if _is_bad(each)]
+    consistency = volume.consistency
+    if not told:
+        consistency = "verified"
+    elif consistency == "verified" or any(finding.problem for finding in own):
+        consistency = "crash-consistent"
+    return CheckedVolume(
+        name=volume.name, consistency=consistency, notes=[*notes, *told[:NOTES_MAX]]
+    )
+
+
+def _is_bad(finding: Finding) -> bool:
+    return finding.problem is not None or finding.unchecked is not None
+
+
+def write_down(
+    store: Store, snapshot: Snapshot, outcome: str | None, volumes: Sequence[CheckedVolume]
+) -> Steps[Snapshot]:
+    """Put the outcome of a check into the snapshot's manifests and its label `consistency`."""
+    if outcome is None:
+        yield from ()
+        return snapshot
+    by_name = {volume.name: volume for volume in volumes}
+    amended = [
+        replace(each, consistency=checked.consistency, notes=checked.notes)
+        if (checked := by_name.get(each.name))
+        else each
+        for each in snapshot.volumes
+    ]
+    labels = snapshot.labels | {CONSISTENCY_LABEL: outcome}
+    return (yield from saving.amend(store, snapshot, volumes=amended, labels=labels))

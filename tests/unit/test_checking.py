@@ -1,0 +1,199 @@
+"""Checking a snapshot without a mount: what a check finds, and what is written down of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import apsw
+import pytest
+
+from statefs.config import Retention
+from statefs.errors import HookFailed, NotMounted
+from statefs.hooks.results import Finding
+from statefs.ids import TREE_ROOT
+from statefs.maintenance.checking import report_of
+from statefs.maintenance.store import Unmounted
+from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.documents import VolumeManifest
+from statefs.snapshots.retention import Candidate, decide
+from tests.unit.cli_fakes import FakeBackend, call, make_empty_store
+from tests.unit.engine_store import EngineStore
+from tests.unit.test_cli_documentation import example_document, shape
+from tests.unit.test_pruning import Asker, ask, newest
+
+Capture = pytest.CaptureFixture[str]
+
+
+class Shown(Unmounted):
+    """A host whose mount is an ordinary folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def mount_point(self) -> Path | None:
+        """Return the folder."""
+        return self._folder
+
+
+@pytest.fixture
+def snapshot(engine: EngineStore, tmp_path: Path) -> Path:
+    """A snapshot with a volume `db`, and a folder that plays its tree."""
+    engine.folder("db", engine.names.lookup(TREE_ROOT, b"volumes").ino)
+    engine.save()
+    engine.store.host = Shown(tmp_path / "state")
+    folder = tmp_path / "state" / "snapshots" / newest(engine).name
+    (folder / "volumes" / "db").mkdir(parents=True)
+    (folder / "metadata.json").write_text("no document of the application's")
+    return folder
+
+
+def make_database(path: Path) -> None:
+    """Make a small database."""
+    connection = apsw.Connection(str(path))
+    connection.execute("CREATE TABLE t (x)")
+    connection.close()
+
+
+def checked(engine: EngineStore) -> Any:
+    """Check the newest snapshot as the API does; return the report."""
+    report = ask(engine, "check", snapshot="latest")
+    changes = {key: report[key] for key in ("outcome", "volumes")}
+    ask(engine, "write_down_check", snapshot=report["name"], **changes)
+    return report
+
+
+def test_sound_volumes_are_verified(engine: EngineStore, snapshot: Path) -> None:
+    """In the manifest, the label, and the document in the store."""
+    make_database(snapshot / "volumes" / "db" / "a")
+    report = checked(engine)
+    assert (report["outcome"], report["opened"]) == ("verified", {"sqlite": 1})
+    now = newest(engine)
+    assert [volume.consistency for volume in now.volumes] == ["verified"]
+    document = json.loads(engine.store.document_path(now).read_bytes())
+    assert document["labels"] == {"consistency": "verified"}
+
+
+def test_damage_is_written_down_and_a_later_check_replaces_it(
+    engine: EngineStore, snapshot: Path
+) -> None:
+    """Notes of checks do not pile up."""
+    bad = snapshot / "volumes" / "db" / "bad.json"
+    bad.write_text("{")
+    make_database(snapshot / "volumes" / "db" / "a")
+    for _ in range(2):
+        report = checked(engine)
+        assert report["outcome"] == newest(engine).labels["consistency"] == "damaged"
+        assert [each["path"] for each in report["findings"]] == [
+            "volumes/db/a",
+            "volumes/db/bad.json",
+        ]
+        (volume,) = newest(engine).volumes
+        assert volume.consistency == "crash-consistent"
+        assert len(volume.notes) == 1 and volume.notes[0].startswith(
+            "check: volumes/db/bad.json: not JSON"
+        )
+    bad.write_text("{}")
+    checked(engine)
+    (volume,) = newest(engine).volumes
+    assert (volume.consistency, volume.notes) == ("verified", [])
+
+
+def test_nothing_to_open_is_no_outcome(engine: EngineStore, snapshot: Path) -> None:
+    """The snapshot has no label then, and its volumes stay as they are."""
+    assert snapshot.is_dir()
+    assert checked(engine)["outcome"] is None
+    assert newest(engine).labels == {}
+
+
+def test_a_store_that_is_not_mounted_is_refused(engine: EngineStore) -> None:
+    """The error says what to do."""
+    engine.save()
+    with pytest.raises(NotMounted, match="statefs mount"):
+        ask(engine, "check", snapshot="latest")
+
+
+def test_a_check_that_nobody_waits_for_is_given_up(
+    engine: EngineStore, snapshot: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the next thing that is opened."""
+    (snapshot / "a.json").write_text("{}")
+    monkeypatch.setattr(Asker, "is_wanted", False)
+    with pytest.raises(HookFailed, match="nobody waits"):
+        ask(engine, "check", snapshot="latest")
+
+
+@pytest.mark.parametrize(
+    ("findings", "outcome", "consistency"),
+    [
+        ([Finding(path="v/a", kind="json")], "verified", "verified"),
+        ([Finding(path="other", kind="json")], "verified", None),
+        ([Finding(path="v/a", kind="json", unchecked="large")], "unchecked", "app-consistent"),
+        ([Finding(path="v/a", kind="json", problem="bad")], "damaged", "crash-consistent"),
+        (
+            [
+                Finding(path="v/a", kind="json", problem="bad"),
+                Finding(path="v/b", kind="json", unchecked="large"),
+            ],
+            "damaged",
+            "crash-consistent",
+        ),
+    ],
+)
+def test_outcomes(
+    engine: EngineStore, findings: list[Finding], outcome: str, consistency: str | None
+) -> None:
+    """Damage counts for more than ignorance; a volume without findings is not touched."""
+    engine.save()
+    volume = VolumeManifest(name="app", path="v", consistency="app-consistent")
+    snapshot: Snapshot = newest(engine)._replace(volumes=[volume])
+    report = report_of(snapshot, findings)
+    assert report.outcome == outcome
+    assert [each.consistency for each in report.volumes] == ([consistency] if consistency else [])
+
+
+def test_the_label_of_a_check_protects_nothing() -> None:
+    """Only labels that somebody wished for keep a snapshot from being pruned."""
+    day_ns = 86_400 * 1_000_000_000
+    labels = [{"consistency": "verified"}, {"consistency": "verified", "name": "v1"}, {}]
+    candidates = [
+        Candidate(number, number * day_ns, "manual", label) for number, label in enumerate(labels)
+    ]
+    decisions = decide(candidates, Retention(max_snapshots=1), 9 * day_ns)
+    assert [decision.keep for decision in decisions] == [False, True, True]
+
+
+REPORT = {
+    "snapshotId": "1925763d-aad4-4902-b49f-96b7e0a553a6",
+    "name": "2026-03-13T12-04-21Z",
+    "outcome": "damaged",
+    "opened": {"sqlite": 2},
+    "findings": [
+        {"path": "a.db", "kind": "sqlite", "problem": "malformed", "unchecked": None},
+        {"path": "b.db", "kind": "sqlite", "problem": None, "unchecked": "an extension"},
+    ],
+    "volumes": [{"name": "bank", "consistency": "verified", "notes": []}],
+}
+
+
+def test_the_command_says_what_is_wrong(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A line for each thing that is not sound, a summary, and an exit code of its own."""
+    make_empty_store(tmp_path / "state.store")
+    backend = FakeBackend()
+    backend.install(monkeypatch)
+    monkeypatch.setattr(backend, "call", lambda *_: REPORT)
+    said = call(capsys, "check", tmp_path / "state", "latest")
+    assert said.exit_code == 21
+    assert said.out.splitlines() == [
+        "damaged: a.db: malformed",
+        "not checked: b.db: an extension",
+        "2026-03-13T12-04-21Z: damaged (2 SQLite)",
+    ]
+    printed = call(capsys, "check", tmp_path / "state", "latest", "--json")
+    assert printed.exit_code == 21
+    assert shape(json.loads(printed.out)) == shape(
+        example_document("check") | {"opened": {"sqlite": 2}}
+    )

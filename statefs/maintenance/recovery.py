@@ -42,6 +42,8 @@ def recover(
     Raises:
         OSError: an object file cannot be read, or the disk refuses a sync.
     """
+    if may_have_lost_power:
+        _make_unfinished_save_whole(database, objects)
     with database.transaction():
         database.execute(
             "UPDATE snapshots SET state = ?, label = NULL WHERE state = ?", (DELETING, PENDING)
@@ -117,7 +119,32 @@ def _make_again(database: Database, objects: ObjectFiles, number: int) -> None:
     needed = database.value(
         f'SELECT max("end") FROM extents WHERE object = ? AND "end" < {LIVING}', (number,)
     )
-    if needed is not None and objects.stat(number).st_size < needed:
+    _lengthen(objects, number, needed or 0)
+
+
+def _make_unfinished_save_whole(database: Database, objects: ObjectFiles) -> None:
+    """Give the objects of a pending snapshot's epoch the length that rows say.
+
+    A save takes the dirty marks away first and then syncs the objects; until it has, they may lag
+    behind the rows as those of dirty files do. What is missing reads as zeros.
+    """
+    rows = database.rows(
+        'SELECT o.id, coalesce(max(min(e."end", i.size)), 0) FROM objects o'
+        " JOIN snapshots s ON s.epoch = o.epoch AND s.state = ?"
+        " LEFT JOIN extents e ON e.object = o.id"
+        f" LEFT JOIN inodes i ON i.ino = e.ino AND i.valid_to = {LIVING}"
+        " GROUP BY o.id",
+        (PENDING,),
+    )
+    for number, needed in rows:
+        if not objects.is_there(number):
+            log.warning("object file %x was not synced and is lost", number)
+            objects.create(ObjectId(number))
+        _lengthen(objects, number, needed)
+
+
+def _lengthen(objects: ObjectFiles, number: int, needed: int) -> None:
+    if objects.stat(number).st_size < needed:
         log.warning("object file %x was not synced and has lost bytes", number)
         objects.truncate(number, needed)
 

@@ -34,6 +34,8 @@ from tests.model.reference import Node, ReferenceTree
 from tests.unit.engine_store import EngineStore
 
 STEPS: Final = 60
+SAVES_SHARE: Final = 0.3
+"""Of the power cuts, those within a save."""
 INLINE_MAX_BYTES: Final = 8192
 IGNORED: Final = ("mtime_ns", "content", "size")
 
@@ -199,7 +201,12 @@ class PowerCuts:
 
     def cut(self) -> list[str]:
         """Cut the power at a random moment, recover, and return what is wrong then."""
-        length = self._rng.randrange(self._moments[0].end, len(self._disk.changes) + 1)
+        saves = [moment for moment in self._moments if moment.step[:1] == ("save",)]
+        if saves and self._rng.random() < SAVES_SHARE:
+            save = self._rng.choice(saves)
+            length = self._rng.randrange(save.begin, save.end)
+        else:
+            length = self._rng.randrange(self._moments[0].end, len(self._disk.changes) + 1)
         root = self._folder / "cut"
         self._disk.after_power_cut(length, self._rng).write_to(root)
         try:

@@ -296,3 +296,22 @@ def test_an_object_that_lost_bytes_with_the_power_reads_zeros(
         assert after.past_content(epoch, number) == b"a" * BIG
         assert after.problems() == []
     engine.store.objects.truncate(row, 200)
+
+
+def test_a_power_cut_within_a_save_costs_only_what_was_not_synced(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The dirty marks are gone, the object is not synced yet: the file has its size, of zeros."""
+    number = engine.file("f", b"a" * BIG)
+    row = engine.database.value("SELECT id FROM objects WHERE ino = ?", (number,))
+    pending = engine.store.catalog.begin("manual", "", {})
+    path = engine.store.layout.object_path(ObjectId(row))
+    kept = path.read_bytes()
+    path.unlink()
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    with engine.killed() as after:
+        assert after.content(number) == bytes(BIG)
+        assert after.store.catalog.snapshots == []
+        assert after.problems() == []
+    path.write_bytes(kept)
+    saving.abandon(engine.store, pending)

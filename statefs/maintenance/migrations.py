@@ -34,6 +34,7 @@ _MANIFESTS: Final = """UPDATE snapshots SET volumes = (
 _TO_2: Final = (
     _DIGESTS,
     "CREATE INDEX digests_ended ON digests (valid_to) WHERE valid_to < 9223372036854775807",
+    "CREATE INDEX inodes_born ON inodes (valid_from) WHERE valid_to = 9223372036854775807",
     "CREATE INDEX entries_ino ON entries (ino, valid_to)",
     "ALTER TABLE snapshots ADD COLUMN state_digest TEXT",
     "ALTER TABLE snapshots ADD COLUMN operation TEXT",

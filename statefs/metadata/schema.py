@@ -109,6 +109,8 @@ _INDEXES: Final = (
     # Listing a living folder; listing a past one adds the ended rows.
     f"CREATE INDEX entries_living ON entries (parent, cookie) WHERE valid_to = {LIVING}",
     f"CREATE INDEX entries_past ON entries (parent, cookie) WHERE valid_to < {LIVING}",
+    # What was born in which epoch: with what ended, the work of telling two moments apart.
+    f"CREATE INDEX inodes_born ON inodes (valid_from) WHERE valid_to = {LIVING}",
     # The names of a file: for paths of what changed, and for whatever has several.
     "CREATE INDEX entries_ino ON entries (ino, valid_to)",
     "CREATE INDEX inline_ino ON inline (ino, valid_to)",

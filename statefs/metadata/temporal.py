@@ -31,6 +31,7 @@ class RowLife:
         living = " AND ".join(f"{name} = ?" for name in key) + f" AND valid_to = {LIVING}"
         self.table = table
         self.key = key
+        self.columns = columns
         self.born_sql = (
             f"INSERT INTO {table} (valid_to, valid_from, {names}) VALUES ({LIVING}, ?, {marks})"
         )
@@ -148,6 +149,55 @@ class Temporal:
             f"UPDATE {table} SET valid_to = ? WHERE ino = ? AND valid_to > ?", (epoch, ino, epoch)
         )
         return deleted
+
+    def bring_back(self, life: RowLife, ino: int, epoch: Epoch) -> None:
+        """Make the living rows of an inode in one table those that a past epoch saw.
+
+        Args:
+            epoch: of a snapshot; one taken now pins every living row, so none is lost.
+        """
+        names = ", ".join(f'"{name}"' for name in (*life.key, *life.columns))
+        cut = len(life.key)
+        rows = (
+            f"SELECT valid_from, {names} FROM {life.table}"
+            " WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2"
+        )
+        now = {
+            row[1 : 1 + cut]: (row[0], row[1 + cut :])
+            for row in self._execute(rows, (ino, LIVING - 1))
+        }
+        then = {row[1 : 1 + cut]: row[1 + cut :] for row in self._execute(rows, (ino, epoch))}
+        for key, (born, columns) in now.items():
+            if key not in then:
+                self.end(life, born, *key)
+            elif columns != then[key]:
+                self.change(life, born, key, then[key])
+        for key, columns in then.items():
+            if key not in now:
+                self.born(life, *key, *columns)
+
+    def copy(self, life: RowLife, epoch: Epoch) -> None:
+        """Give every inode in the temporary table `copied` (old, new) the rows of its original.
+
+        Args:
+            epoch: as which the originals are seen.
+        """
+        names = [f'"{name}"' for name in (*life.key, *life.columns)]
+        values = ["c.new" if name == '"ino"' else f"r.{name}" for name in names]
+        joined = "copied c CROSS JOIN {} r ON r.ino = c.old"
+        if life is INODES:
+            values[names.index('"parent"')] = (
+                "coalesce((SELECT new FROM copied WHERE old = r.parent), 0)"
+            )
+        elif life is ENTRIES:
+            values[0] = "p.new"
+            joined = "copied p CROSS JOIN {} r ON r.parent = p.old JOIN copied c ON c.old = r.ino"
+        self._execute(
+            f"INSERT INTO {life.table} (valid_to, valid_from, {', '.join(names)})"
+            f" SELECT {LIVING}, ?2, {', '.join(values)} FROM {joined.format(life.table)}"
+            " WHERE r.valid_to > ?1 AND r.valid_from <= ?1",
+            (epoch, self.epoch),
+        )
 
     def write_next_epoch(self) -> None:
         """Write the next epoch's number; in a snapshot's transaction."""

@@ -3,7 +3,7 @@
 A moment is the epoch of a snapshot, or `NOW`. Every change of a file or folder, of its names, its
 attributes or its content, also changes its row in `inodes` (a name that comes or goes changes the
 folder's). So what differs between two moments belongs to the inodes whose row ended between them,
-and to those that were made between them, whose numbers are higher than any the older one knew.
+and to those whose row was born between them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from statefs.content import rows
-from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT, Epoch
+from statefs.ids import LIVING, TREE_ROOT, Epoch
 from statefs.metadata import xattrs as xattr_rows
 from statefs.metadata.connection import Queries
 from statefs.metadata.inodes import Inode, InodeFlag, past_row
@@ -22,9 +22,10 @@ _ENDED: Final = (
     "SELECT DISTINCT ino FROM inodes WHERE valid_to > ?1 AND valid_to <= ?2"
     f" AND valid_to < {LIVING} AND valid_from <= ?1"
 )
-_MADE: Final = (
-    "SELECT DISTINCT ino FROM inodes WHERE ino >= ?1 AND ino < ?2"
-    " AND valid_to > ?3 AND valid_from <= ?3"
+_BORN: Final = (
+    "SELECT DISTINCT ino FROM inodes WHERE valid_from > ?1 AND valid_from <= ?2"
+    f" AND valid_to = {LIVING} UNION SELECT ino FROM inodes WHERE valid_to > ?2"
+    f" AND valid_to < {LIVING} AND valid_from > ?1 AND valid_from <= ?2"
 )
 _NAMES: Final = (
     "SELECT parent, name, cookie FROM entries WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2"
@@ -68,10 +69,7 @@ def changed_inodes(database: Queries, older: Moment, newer: Moment) -> list[int]
         newer: not before it.
     """
     found = {row[0] for row in database.rows(_ENDED, (older.epoch, newer.epoch))}
-    first = max(older.next_id, FIRST_FREE_INO)
-    found.update(
-        row[0] for row in database.rows(_MADE, (first, max(first, newer.next_id), newer.epoch))
-    )
+    found.update(row[0] for row in database.rows(_BORN, (older.epoch, newer.epoch)))
     return sorted(found)
 
 

@@ -151,6 +151,15 @@ class InodeTable:
         self._next_id = number + 1
         return number
 
+    def reserve(self, count: int) -> None:
+        """Hand out the next `count` numbers at once; inside a `Change`."""
+        self._next_id += count
+        if self._next_id > self._reserved_until:
+            self._reserved_until = self._next_id + IDS_RESERVED
+            self.database.execute(
+                "UPDATE store SET value = ? WHERE key = 'next_id'", (self._reserved_until,)
+            )
+
     def reserve_again(self) -> None:
         """After a rolled back transaction: its reservation of numbers does not hold."""
         self._reserved_until = self._next_id
@@ -302,18 +311,22 @@ class InodeTable:
 
     def reap(self, ino: int) -> None:
         """Destroy an orphan that nobody has open any more."""
-        database, temporal = self.database, self.temporal
-        epoch = database.value("SELECT epoch FROM orphans WHERE ino = ?", (ino,))
-        if epoch is None:
+        if self.database.value("SELECT 1 FROM orphans WHERE ino = ?", (ino,)) is None:
             return
         with self.change():
-            for life in (INODES, XATTRS, INLINE):
-                temporal.erase_since(life, ino, Epoch(epoch))
-            self.discard_objects(set(temporal.erase_since(EXTENTS, ino, Epoch(epoch))))
-            database.execute("DELETE FROM orphans WHERE ino = ?", (ino,))
-            database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+            self.erase_orphan(ino)
         self.nodes.pop(ino, None)
         self.drop(ino)
+
+    def erase_orphan(self, ino: int) -> None:
+        """End all that an orphan is and has as of when it lost its name; inside a `Change`."""
+        database, temporal = self.database, self.temporal
+        epoch = Epoch(database.value("SELECT epoch FROM orphans WHERE ino = ?", (ino,)))
+        for life in (INODES, XATTRS, INLINE):
+            temporal.erase_since(life, ino, epoch)
+        self.discard_objects(set(temporal.erase_since(EXTENTS, ino, epoch)))
+        database.execute("DELETE FROM orphans WHERE ino = ?", (ino,))
+        database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
 
     def drop(self, ino: int) -> None:
         """Forget that an inode that is gone had anything to write or to sync."""

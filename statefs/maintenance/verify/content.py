@@ -65,11 +65,15 @@ def _range(start: int, end: int) -> str:
 
 
 def check_owners(reading: Reading) -> Iterator[str]:
-    """R18: an extent names an object made for the same file, not later than the extent."""
+    """R18: an extent names an object that is not newer; one made for another file is older.
+
+    Copies of past files share their objects, which nobody writes any more.
+    """
     query = (
         'SELECT x.ino, x.start, x."end", x.object, o.ino, o.epoch FROM extents x'
         " LEFT JOIN objects o ON o.id = x.object"
-        " WHERE o.id IS NULL OR o.ino != x.ino OR o.epoch > x.valid_from"
+        " WHERE o.id IS NULL OR o.epoch > x.valid_from"
+        " OR (o.ino != x.ino AND o.epoch = x.valid_from)"
         " ORDER BY x.ino, x.start"
     )
     for ino, start, end, number, owner, epoch in reading.rows(query):

@@ -1,0 +1,294 @@
+"""Making past rows current again: restores, and copies of past trees. Writes rows, no bytes.
+
+What is to be done comes as a `Plan` (snapshots/restore_plan.py). The caller has just taken a
+snapshot, so every living row is pinned: what is replaced stays as a row of the past.
+"""
+
+from __future__ import annotations
+
+import stat
+from dataclasses import dataclass, field
+from typing import Final
+
+from statefs.ids import LIVING, TREE_ROOT, Epoch
+from statefs.layout import RUNTIME
+from statefs.metadata.entries import living_entry
+from statefs.metadata.inodes import Inode
+from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, INODES, XATTRS
+from statefs.snapshots.restore_plan import Key, Plan
+from statefs.volume.table import InodeTable, Node
+
+_IS_FOLDER: Final = f"mode & 0xF000 = {stat.S_IFDIR}"
+_COPIED: Final = (
+    "WITH RECURSIVE tree (ino) AS (VALUES (?1) UNION SELECT e.ino FROM tree t CROSS JOIN entries e"
+    " ON e.parent = t.ino AND e.valid_to > ?2 AND e.valid_from <= ?2"
+    " WHERE NOT (e.parent = ?3 AND e.name = ?4))"
+    " INSERT INTO copied SELECT ino, ?5 + row_number() OVER () - 1 FROM tree"
+)
+_COPIED_LINKS: Final = (
+    "UPDATE inodes SET nlink = (SELECT count(*) FROM entries e"
+    f" WHERE e.ino = inodes.ino AND e.valid_to = {LIVING})"
+    f" WHERE valid_to = {LIVING} AND NOT {_IS_FOLDER} AND ino IN (SELECT new FROM copied)"
+)
+_COPIED_TOTALS: Final = (
+    "SELECT count(*), CAST(total(size) AS INTEGER) FROM copied c CROSS JOIN inodes i"
+    f" ON i.ino = c.new AND i.valid_to = {LIVING} WHERE mode & 0xF000 = {stat.S_IFREG}"
+)
+
+
+@dataclass
+class Restored:
+    """What the kernel may have cached and must ask for anew.
+
+    Args:
+        inodes: whose attributes, or content, changed.
+        paths: what leads to something else now, relative to current/.
+    """
+
+    inodes: set[int] = field(default_factory=set)
+    paths: list[bytes] = field(default_factory=list)
+
+
+def copy_tree(table: InodeTable, top: int, epoch: Epoch) -> tuple[int, int]:
+    """Copy what a past tree held at and below an inode, runtime/ left out; inside a `Change`.
+
+    One statement for each table, whatever the size. The copy has no name yet; bytes are shared:
+    they lie in objects that are never written again.
+
+    Args:
+        top: a folder or a file of that tree.
+        epoch: of a snapshot.
+
+    Returns:
+        The copy's inode number, and how many inodes were copied.
+    """
+    database = table.database
+    database.execute("CREATE TEMP TABLE copied (old INTEGER PRIMARY KEY, new INTEGER)")
+    try:
+        first = table.next_id
+        database.execute(_COPIED, (top, epoch, TREE_ROOT, RUNTIME, first))
+        count = int(database.value("SELECT count(*) FROM copied"))
+        table.reserve(count)
+        for life in (INODES, ENTRIES, XATTRS, EXTENTS, INLINE):
+            table.temporal.copy(life, epoch)
+        database.execute(_COPIED_LINKS)
+        files, size = database.execute(_COPIED_TOTALS).fetchone()
+        table.files += files
+        table.bytes += size
+        return int(database.value("SELECT new FROM copied WHERE old = ?", (top,))), count
+    finally:
+        database.execute("DROP TABLE copied")
+
+
+def restore(table: InodeTable, plan: Plan) -> Restored:
+    """Do what a plan says, in one transaction.
+
+    Args:
+        table: settled, and all its living rows pinned by a snapshot.
+        plan: worked out in the same critical section.
+
+    Raises:
+        PosixError: the disk refused; nothing has changed.
+    """
+    return _Restore(table, plan).run()
+
+
+class _Restore:
+    """One restore under way.
+
+    `nodes` are the inodes it touches, `links` how their nlink changes, `copies` the numbers that
+    negative ones in the plan stand for.
+    """
+
+    def __init__(self, table: InodeTable, plan: Plan) -> None:
+        self._table = table
+        self._temporal = table.temporal
+        self._database = table.database
+        self._plan = plan
+        self._now = table.clock.now_ns()
+        self._copies: dict[int, int] = {}
+        self._revived: dict[int, Node] = {}
+        self._links: dict[int, int] = {}
+        self._parents: dict[int, int] = {}
+        self._touched: set[int] = set()
+        self._lost: list[Node] = []
+
+    def run(self) -> Restored:
+        plan, table = self._plan, self._table
+        numbers = {*plan.gone.values(), *plan.restored, *(key[0] for key in plan.gone)}
+        numbers.update(ino for ino, _ in plan.come.values() if ino > 0)
+        numbers.update(key[0] for key in plan.come if key[0] > 0)
+        orphans = {row[0] for row in self._database.rows("SELECT ino FROM orphans")}
+        living = {
+            ino: table.node(ino)
+            for ino in sorted(numbers)
+            if ino not in plan.restored or plan.restored[ino].after is not None
+        }
+        with table.change(*living.values()):
+            self._revive_orphans(living, orphans)
+            self._make_copies()
+            self._restore_inodes(living)
+            self._change_names()
+            self._write_inodes(living)
+        for node in living.values():
+            node.reply = None
+        for node in self._lost:
+            table.drop(node.ino)
+            if not table.is_open(node):
+                table.nodes.pop(node.ino, None)
+        for ino in self._revived:
+            table.nodes.pop(ino, None)  # one without a name, that the kernel has not forgotten yet
+        table.durability_generation += 1
+        return Restored(numbers | set(self._copies.values()), sorted(plan.paths))
+
+    def _revive_orphans(self, living: dict[int, Node], orphans: set[int]) -> None:
+        """Let inodes that have no name now, and will have one, begin anew."""
+        for ino in orphans & self._plan.restored.keys():
+            self._table.erase_orphan(ino)
+            self._table.drop(ino)
+            self._table.nodes.pop(ino, None)
+            living.pop(ino, None)
+
+    def _make_copies(self) -> None:
+        for ino in self._plan.trees:
+            self._copies[-ino], _ = copy_tree(self._table, ino, self._plan.epoch)
+        for ino in self._plan.shells:
+            self._copies[-ino] = self._copied_shell(ino)
+
+    def _copied_shell(self, ino: int) -> int:
+        """Copy a folder's attributes, not what it holds."""
+        new = self._table.new_id()
+        self._database.execute("CREATE TEMP TABLE copied (old INTEGER PRIMARY KEY, new INTEGER)")
+        try:
+            self._database.execute("INSERT INTO copied VALUES (?, ?)", (ino, new))
+            self._temporal.copy(INODES, self._plan.epoch)
+            self._temporal.copy(XATTRS, self._plan.epoch)
+        finally:
+            self._database.execute("DROP TABLE copied")
+        node = self._table.node(new)
+        node.nlink = 2
+        self._table.store(node)
+        return new
+
+    def _restore_inodes(self, living: dict[int, Node]) -> None:
+        """Give inodes the attributes and content they had; their rows are written at the end."""
+        for ino, change in self._plan.restored.items():
+            assert change.before is not None
+            node = living.get(ino)
+            if node is None:
+                node = self._revived[ino] = Node(change.before.row())
+                node.nlink = 2 if node.is_dir else 0
+            else:
+                self._count(node, -1)
+                _take(node, change.before)
+                self._count(node, 1)
+            for life in (XATTRS, EXTENTS, INLINE):
+                self._temporal.bring_back(life, ino, self._plan.epoch)
+            self._database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+
+    def _count(self, node: Node, sign: int) -> None:
+        """Count a regular file that has a name into the totals, or out of them."""
+        if node.is_file and node.nlink:
+            self._table.files += sign
+            self._table.bytes += sign * node.size
+
+    # Names.
+
+    def _change_names(self) -> None:
+        gone, come = self._plan.gone, self._resolved()
+        self._touched = {parent for parent, _ in (*gone, *come)}
+        for key, ino in gone.items():
+            if key not in come:
+                entry = living_entry(self._database, *key)
+                assert entry is not None
+                self._temporal.end(ENTRIES, entry.valid_from, *key)
+            self._count_name(key, ino, -1)
+        for key, (ino, cookie) in sorted(come.items()):
+            entry = living_entry(self._database, *key)
+            if entry is not None:
+                self._temporal.change(ENTRIES, entry.valid_from, key, (ino, entry.cookie))
+            else:
+                self._temporal.born(ENTRIES, *key, ino, self._free_cookie(key[0], cookie))
+            self._count_name(key, ino, 1)
+            self._parents[ino] = key[0]
+
+    def _resolved(self) -> dict[Key, tuple[int, int]]:
+        """Return the names to come with the numbers that copies have got."""
+        copies = self._copies
+        return {
+            (copies.get(parent, parent), name): (copies.get(ino, ino), cookie)
+            for (parent, name), (ino, cookie) in self._plan.come.items()
+        }
+
+    def _free_cookie(self, parent: int, cookie: int) -> int:
+        taken = self._database.value(
+            f"SELECT 1 FROM entries WHERE parent = ? AND cookie = ? AND valid_to = {LIVING}",
+            (parent, cookie),
+        )
+        return self._table.new_id() if taken else cookie
+
+    def _count_name(self, key: Key, ino: int, sign: int) -> None:
+        if self._is_folder(ino):
+            self._links[key[0]] = self._links.get(key[0], 0) + sign
+            self._links.setdefault(ino, 0)
+        else:
+            self._links[ino] = self._links.get(ino, 0) + sign
+            self._links.setdefault(key[0], 0)
+            if sign < 0 and self._table.node(ino).parent == key[0]:
+                self._parents[ino] = 0  # which of its other names' folders it lies in is not known
+
+    def _is_folder(self, ino: int) -> bool:
+        node = self._revived.get(ino) or self._table.node(ino)
+        return node.is_dir
+
+    # Rows of inodes.
+
+    def _write_inodes(self, living: dict[int, Node]) -> None:
+        come = {ino for ino, _ in self._resolved().values()}
+        gone = set(self._plan.gone.values())
+        for ino, node in self._revived.items():
+            self._settle(node, ino)
+            self._table.insert(node)
+            self._count(node, 1)
+        for ino in sorted(self._links.keys() | self._plan.restored.keys()):
+            if ino in self._revived:
+                continue
+            node = living.get(ino) or self._table.node(ino)
+            had_name = node.nlink > 0
+            self._settle(node, ino)
+            has_lost_all = not node.nlink or (node.is_dir and ino in gone and ino not in come)
+            if has_lost_all:
+                self._lose(node, had_name)
+            else:
+                self._table.store(node)
+
+    def _settle(self, node: Node, ino: int) -> None:
+        """Bring links, parent and times of an inode up to date."""
+        node.nlink += self._links.get(ino, 0)
+        node.ctime_ns = self._now
+        if ino in self._parents:
+            node.parent = self._parents[ino]
+        if ino in self._touched and ino not in self._plan.restored:
+            node.mtime_ns = self._now
+
+    def _lose(self, node: Node, had_name: bool) -> None:
+        """Do what an unlink of the last name does."""
+        if node.is_file and had_name:
+            self._table.files -= 1
+            self._table.bytes -= node.size
+        node.nlink = 0
+        if self._table.is_open(node):
+            self._table.make_orphan(node)
+        else:
+            self._table.destroy(node)
+        self._lost.append(node)
+
+
+def _take(node: Node, before: Inode) -> None:
+    """Give a living node what an earlier version of it had, but for names and what follows them."""
+    for name in ("mode", "uid", "gid", "rdev", "size", "blocks", "atime_ns", "mtime_ns", "flags"):
+        setattr(node, name, getattr(before, name))
+    node.btime_ns = before.btime_ns
+    node.forget_content()
+    node.durability = None
+    node.is_stale = node.is_marked = False

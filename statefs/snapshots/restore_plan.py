@@ -1,0 +1,352 @@
+"""Making a snapshot's tree, or some paths of it, current again: what is to be done, from rows.
+
+Nothing is copied and nothing is walked that did not change: the work is O(what differs) between the
+snapshot and now (snapshots/changes.py). A `Scope` says which paths are to be as they were; what
+lies outside it, runtime/ always, is never touched. For each inode that differs:
+
+* Its names in the scope become those it had.
+* If it had any there, it becomes what it was: attributes, extended attributes, content.
+* If it lives on outside the scope and is another now than it was, a copy of what it was comes into
+  the scope, with a number of its own, and the one outside stays as it is. So does a folder that has
+  left the scope, with everything that it held.
+
+This module reads; snapshots/restore.py writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field
+from typing import Final
+
+from statefs.errors import PosixError, UsageError
+from statefs.ids import INO_MASK, TREE_ROOT, Epoch
+from statefs.layout import RUNTIME
+from statefs.metadata.connection import Queries
+from statefs.metadata.inodes import Inode
+from statefs.snapshots.changes import (
+    InodeChange,
+    Moment,
+    changes,
+    content_of,
+    names_of,
+    xattrs_of,
+)
+from statefs.snapshots.views import PastTree
+
+Key = tuple[int, bytes]
+"""A name in a folder: the folder's inode number, and the name."""
+_COMPARED: Final = ("mode", "uid", "gid", "rdev", "size", "mtime_ns", "btime_ns")
+"""Attributes in which a file must not differ to be the same file as it was."""
+
+
+@dataclass(frozen=True)
+class Scope:
+    """The paths that are to be as they were; runtime/ is never among them.
+
+    Args:
+        paths: relative to current/, without slashes at their ends; None for everything.
+        may_be_missing: whether a path that the snapshot does not have is to be removed, instead of
+            being refused.
+    """
+
+    paths: frozenset[bytes] | None = None
+    may_be_missing: bool = False
+
+    def holds(self, path: bytes) -> bool:
+        """Return whether a path lies in the scope; the root's (b"") only if everything does."""
+        if path == RUNTIME or path.startswith(RUNTIME + b"/"):
+            return False
+        return self.paths is None or _is_at_or_below(path, self.paths)
+
+
+def _is_at_or_below(path: bytes, tops: Collection[bytes]) -> bool:
+    while path not in tops:
+        path, slash, _ = path.rpartition(b"/")
+        if not slash:
+            return False
+    return True
+
+
+def parsed_paths(words: Iterable[str]) -> frozenset[bytes] | None:
+    """Return paths as a `Scope` has them; `current/` in front is understood.
+
+    Raises:
+        UsageError: one leads out of current/ or into runtime/.
+    """
+    found = []
+    for word in words:
+        parts = word.encode("utf-8", "surrogateescape").split(b"/")
+        parts = [part for part in parts if part not in (b"", b".")]
+        if b".." in parts:
+            raise UsageError(f"'{word}' must not hold '..': name it relative to current/")
+        if parts[:1] == [b"current"]:
+            del parts[0]
+        if parts[:1] == [RUNTIME]:
+            raise UsageError("runtime/ is in no snapshot: it cannot be restored")
+        if not parts:
+            return None
+        found.append(b"/".join(parts))
+    return frozenset(found) or None
+
+
+REMOVED: Final = "removed"
+RETURNED: Final = "returned"
+CHANGED: Final = "changed"
+
+
+@dataclass
+class Plan:
+    """What a restore does, in numbers of the store.
+
+    A negative number stands for the copy of the inode with that number, which is still to be made.
+
+    Args:
+        epoch: the snapshot's.
+        gone: names to be removed, with the inode each leads to now.
+        come: names to be made, with inode and cookie.
+        restored: inodes that become what they were.
+        trees: folders and files to be copied as they were, folders with all they held.
+        shells: folders to be copied without what they held.
+        paths: every path that leads to something else, or to something changed, afterwards, and
+            what becomes of it: REMOVED, RETURNED or CHANGED.
+    """
+
+    epoch: Epoch
+    gone: dict[Key, int] = field(default_factory=dict)
+    come: dict[Key, tuple[int, int]] = field(default_factory=dict)
+    restored: dict[int, InodeChange] = field(default_factory=dict)
+    trees: list[int] = field(default_factory=list)
+    shells: list[int] = field(default_factory=list)
+    paths: dict[bytes, str] = field(default_factory=dict)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether the tree is as it is to be."""
+        return not (self.gone or self.come or self.restored)
+
+    def note(self, path: bytes, what: str) -> None:
+        """Note what becomes of a path; one that goes and comes is changed."""
+        before = self.paths.setdefault(path, what)
+        if before != what:
+            self.paths[path] = CHANGED
+
+
+class Planner:
+    """Works out a plan.
+
+    Args:
+        database: settled.
+        snapshot: the moment to go back to.
+        now: the present.
+        scope: what is to be as it was.
+    """
+
+    def __init__(self, database: Queries, snapshot: Moment, now: Moment, scope: Scope) -> None:
+        self._database = database
+        self._snapshot = snapshot
+        self._now = now
+        self._scope = scope
+        self._then_tree = PastTree(database, Epoch(snapshot.epoch))
+        self._now_tree = PastTree(database, Epoch(now.epoch))
+        self._folder_paths: dict[tuple[int, int], bytes | None] = {}
+        self._copied_paths: set[bytes] = set()
+
+    def plan(self) -> Plan:
+        """Return what is to be done.
+
+        Raises:
+            UsageError: a path of the scope is not in the snapshot, or a file is in the way of it.
+        """
+        plan = Plan(Epoch(self._snapshot.epoch))
+        found = list(changes(self._database, self._snapshot, self._now))
+        self._plan_copies(plan, found)
+        for change in found:
+            self._plan_inode(plan, change)
+        for path in sorted(self._scope.paths or ()):
+            self._make_way(plan, path)
+        return plan
+
+    # What has left the scope.
+
+    def _plan_copies(self, plan: Plan, found: list[InodeChange]) -> None:
+        """Find what lives on outside the scope only: it comes back as a copy."""
+        left: dict[bytes, int] = {}
+        for path in self._scope.paths or ():
+            inode = self._inode_then(path)
+            if inode is not None:
+                left[path] = inode.ino
+        for change in found:
+            if change.before is not None and change.before.is_dir and change.ino != TREE_ROOT:
+                where = self._folder_path(self._then_tree, change.ino)
+                if where is not None and self._scope.holds(where):
+                    left[where] = change.ino
+        for path, ino in sorted(left.items()):
+            now = self._names(self._now_tree, ino).values()
+            if self._is_copied(path) or not now or any(self._scope.holds(p) for _, p in now):
+                continue
+            self._copied_paths.add(path)
+            folder, _, name = path.rpartition(b"/")
+            key = (self._folder_then(folder), name)
+            plan.come[key] = (-ino, names_of(self._database, ino, self._snapshot.epoch)[key])
+            plan.trees.append(ino)
+            plan.note(path, RETURNED)
+
+    def _inode_then(self, path: bytes) -> Inode | None:
+        """Return what a path of the scope led to; None where it may be missing, and is."""
+        try:
+            return self._then_tree.find(path)
+        except PosixError:
+            if self._scope.may_be_missing:
+                return None
+            raise UsageError(
+                f"'{_shown(path)}' is not in the snapshot: remove it yourself, or name what is"
+            ) from None
+
+    def _folder_then(self, path: bytes) -> int:
+        return int(self._then_tree.find(path).ino)
+
+    def _is_copied(self, path: bytes) -> bool:
+        return _is_at_or_below(path, self._copied_paths)
+
+    # Names and their paths.
+
+    def _folder_path(self, tree: PastTree, folder: int) -> bytes | None:
+        """Return the path of a folder in a tree, None when it has none there."""
+        key = (tree.epoch, folder)
+        if key not in self._folder_paths:
+            paths = tree.paths(folder)
+            self._folder_paths[key] = paths[0] if paths else None
+        return self._folder_paths[key]
+
+    def _names(self, tree: PastTree, ino: int) -> dict[Key, tuple[int, bytes]]:
+        """Return (folder, name) -> (cookie, path) of an inode; names in runtime/ have it, too."""
+        found = {}
+        for (parent, name), cookie in names_of(self._database, ino, tree.epoch).items():
+            folder = self._folder_path(tree, parent)
+            # A folder below runtime/ has no path in these trees.
+            path = RUNTIME + b"/" if folder is None else folder + b"/" + name if folder else name
+            found[parent, name] = (cookie, path)
+        return found
+
+    # What becomes of each inode.
+
+    def _plan_inode(self, plan: Plan, change: InodeChange) -> None:
+        if change.ino == TREE_ROOT:
+            if self._scope.paths is None and self._differs(change):
+                plan.restored[TREE_ROOT] = change
+                plan.note(b"", CHANGED)
+            return
+        holds = self._scope.holds
+        then = self._names_to_have(change.ino)
+        now = self._names(self._now_tree, change.ino)
+        inside = {key: path for key, (_, path) in now.items() if holds(path)}
+        if not then and not inside:
+            return
+        is_outside = len(inside) < len(now)
+        differs = not now or self._differs(change)
+        copies = bool(then) and is_outside and differs
+        self._plan_names(plan, change.ino, then, inside, copies)
+        if copies:
+            plan.trees.append(change.ino)
+        elif then and differs:
+            plan.restored[change.ino] = change
+            for _, path in then.values():
+                plan.note(path, CHANGED)
+        elif change.before is not None and change.before.is_dir and not then:
+            self._plan_removal(plan, change.ino)
+
+    def _names_to_have(self, ino: int) -> dict[Key, tuple[int, bytes]]:
+        """Return (folder, name) -> (cookie, path) of the names an inode is to have in the scope."""
+        return {
+            key: (cookie, path)
+            for key, (cookie, path) in self._names(self._then_tree, ino).items()
+            if self._scope.holds(path) and not self._is_copied(path)
+        }
+
+    def _plan_removal(self, plan: Plan, folder: int) -> None:
+        """Remove what a folder holds that came into the scope from outside, all the way down."""
+        for _, name, inode in self._now_tree.listing(folder, 0, INO_MASK):
+            plan.gone[folder, name] = inode.ino
+            if inode.is_dir and not self._names_to_have(inode.ino):
+                self._plan_removal(plan, inode.ino)
+
+    def _plan_names(
+        self,
+        plan: Plan,
+        ino: int,
+        then: dict[Key, tuple[int, bytes]],
+        inside: dict[Key, bytes],
+        copies: bool,
+    ) -> None:
+        for key, path in inside.items():
+            if copies or key not in then:
+                plan.gone[key] = ino
+                plan.note(path, REMOVED)
+        for key, (cookie, path) in then.items():
+            if copies or key not in inside:
+                plan.come[key] = (-ino if copies else ino, cookie)
+                plan.note(path, RETURNED)
+
+    def _differs(self, change: InodeChange) -> bool:
+        """Whether an inode is to be changed; its names and the time of the change apart."""
+        before, after = change.before, change.after
+        if before is None or after is None or after.nlink == 0:
+            return True
+        if any(getattr(before, name) != getattr(after, name) for name in _COMPARED):
+            return True
+        if self._xattrs(before, self._snapshot.epoch) != self._xattrs(after, self._now.epoch):
+            return True
+        if before.is_dir:
+            return False
+        database = self._database
+        return content_of(database, before, self._snapshot.epoch) != content_of(
+            database, after, self._now.epoch
+        )
+
+    def _xattrs(self, inode: Inode, epoch: int) -> dict[bytes, bytes]:
+        return xattrs_of(self._database, inode, epoch)
+
+    # The folders above what a scope is limited to.
+
+    def _make_way(self, plan: Plan, path: bytes) -> None:
+        """Have a path's own name come into the folder that is there now, or one made for it."""
+        if self._inode_then(path) is None:
+            return
+        folder, _, name = path.rpartition(b"/")
+        coming = plan.come.pop((self._folder_then(folder), name), None)
+        if coming is not None:
+            plan.come[self._folder_now(plan, folder), name] = coming
+
+    def _folder_now(self, plan: Plan, path: bytes) -> int:
+        """Return the folder that has a path, negative when it is to be copied for that."""
+        try:
+            inode = self._now_tree.find(path)
+        except PosixError:
+            return self._remade_folder(plan, path)
+        if not inode.is_dir:
+            raise UsageError(
+                f"'{_shown(path)}' is no folder now: move it away, or restore it as a whole"
+            )
+        return int(inode.ino)
+
+    def _remade_folder(self, plan: Plan, path: bytes) -> int:
+        folder, _, name = path.rpartition(b"/")
+        key = (self._folder_now(plan, folder), name)
+        if key in plan.come:
+            return plan.come[key][0]
+        was = self._then_tree.find(path)
+        names = names_of(self._database, was.ino, self._snapshot.epoch)
+        is_free = not names_of(self._database, was.ino, self._now.epoch)
+        number = was.ino if is_free else -was.ino
+        plan.come[key] = (number, names[self._folder_then(folder), name])
+        if is_free:
+            plan.restored[was.ino] = InodeChange(was.ino, was, None)
+        else:
+            plan.shells.append(was.ino)
+        plan.note(path, RETURNED)
+        return int(number)
+
+
+def _shown(path: bytes) -> str:
+    return path.decode("utf-8", "backslashreplace")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from statefs.archive.acl_text import to_text
@@ -53,7 +53,8 @@ class Member(NamedTuple):
         size: of a regular file, with its holes.
         target: where a symbolic link leads.
         hard_link: the member that is the same file, None for the first of its names.
-        data: the ranges of a sparse file that are stored; None for a file without holes.
+        data: the ranges of a sparse file that are stored, made by `aligned`; None for a file
+            without holes.
     """
 
     path: bytes
@@ -97,6 +98,26 @@ def encode_document(name: bytes, data: bytes, member: Member) -> bytes:
     """Return a whole member with the bytes `data`, its other attributes those of `member`."""
     head = encode_member(member._replace(path=name, size=len(data)))
     return head + data + padding(len(data))
+
+
+def aligned(ranges: Iterable[Range], size: int) -> list[Range]:
+    """Return the ranges of a file grown to whole blocks, those that touch then as one.
+
+    GNU tar takes each range of a sparse member from a block of its own.
+
+    Args:
+        ranges: sorted, none overlapping.
+        size: of the file, where the last block ends.
+    """
+    found: list[Range] = []
+    for start, end in ranges:
+        start -= start % BLOCK_BYTES
+        end = min(end + -end % BLOCK_BYTES, size)
+        if found and found[-1][1] >= start:
+            found[-1] = (found[-1][0], end)
+        else:
+            found.append((start, end))
+    return found
 
 
 def sparse_map(data: Sequence[Range], size: int) -> bytes:

@@ -19,7 +19,16 @@ import msgspec
 import zstandard
 
 from statefs.archive.acl_text import from_text
-from statefs.archive.headers import ACLS, BLOCK_BYTES, XATTR, Member, Range, xattr_of
+from statefs.archive.headers import (
+    ACLS,
+    BLOCK_BYTES,
+    XATTR,
+    Member,
+    Range,
+    padding,
+    sparse_map,
+    xattr_of,
+)
 from statefs.errors import PosixError, UsageError
 from statefs.snapshots.documents import SnapshotDocument
 from statefs.snapshots.naming import check_label
@@ -135,11 +144,26 @@ class Archive:
                 self._tar.members = []
             if self._info is None:
                 break
+            self._correct_huge_sparse(self._info)
             yield self._member(self._info)
         with self._faults():
             self._plain.drain()
         if self._is_plain and self._plain.tail != bytes(END_BYTES):
             raise UsageError(f"{self._name} is cut off: its end is missing")
+
+    def _correct_huge_sparse(self, info: tarfile.TarInfo) -> None:
+        """Set right what tarfile makes of a sparse member that stores more than eight gigabytes.
+
+        It takes one of two sizes in the extended header, that of the file and that of what is
+        stored, for both, and forgets the map before the data.
+        """
+        stored, size = (info.pax_headers.get(key) for key in ("size", "GNU.sparse.realsize"))
+        if info.sparse is None or stored is None or size is None:
+            return
+        holes = [(start, start + length) for start, length in _map(info)]
+        begin = info.offset_data - len(sparse_map(holes, holes[-1][1] if holes else 0))
+        info.size = int(size)
+        self._tar.offset = begin + int(stored) + len(padding(int(stored)))
 
     def content(self, member: Member) -> Iterator[tuple[int, bytes]]:
         """Yield (offset, bytes) of what the current member, a regular file, stores."""
@@ -260,6 +284,11 @@ def _xattrs(records: Mapping[str, str]) -> dict[bytes, bytes]:
     return {name: value for name, value in found.items() if value or name not in ACLS}
 
 
+def _map(info: tarfile.TarInfo) -> list[tuple[int, int]]:
+    """Return start and length of each range of a sparse member."""
+    return cast(list[tuple[int, int]], info.sparse)  # typeshed says bytes
+
+
 def _ranges(info: tarfile.TarInfo) -> list[Range] | None:
     """Return where a sparse member has bytes.
 
@@ -268,8 +297,7 @@ def _ranges(info: tarfile.TarInfo) -> list[Range] | None:
     """
     if info.sparse is None:
         return None
-    holes = cast(list[tuple[int, int]], info.sparse)  # typeshed says bytes
-    ranges = [(start, start + length) for start, length in holes if length]
+    ranges = [(start, start + length) for start, length in _map(info) if length]
     position = 0
     for start, end in ranges:
         if start < position or end < start or end > info.size:

@@ -15,7 +15,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from statefs.archive import headers
-from statefs.archive.headers import Member
+from statefs.archive.headers import Member, Range
 from statefs.errors import StatefsError, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.steps import Steps
@@ -214,25 +214,28 @@ class _Archive:
             self._pipe.write(headers.encode_member(member) + planned + headers.padding(inode.size))
             self._advance(inode.size)
             return
-        stored = list(self._stored(planned))
-        stored_bytes = sum(end - start for start, end, _ in stored)
+        ranges = headers.aligned(self._stored(planned), inode.size)
+        stored_bytes = sum(end - start for start, end in ranges)
         if stored_bytes < inode.size:
-            member = member._replace(data=_joined(stored))
+            member = member._replace(data=ranges)
         self._pipe.write(headers.encode_member(member))
-        for start, end, number in stored:
+        for start, end in ranges:
             for place in range(start, end, READ_BYTES):
-                until = min(place + READ_BYTES, end)
-                self._pipe.write(self._objects.read([(place, until, number)]))
-                self._advance(until - place)
+                self._copy(inode.ino, place, min(READ_BYTES, end - place))
         self._pipe.write(headers.padding(stored_bytes))
         self._advance(inode.size - stored_bytes)
 
-    def _stored(self, planned: list[Piece]) -> Iterator[Piece]:
-        """Yield the pieces of a file that are no holes, in order."""
+    def _copy(self, ino: int, start: int, size: int) -> None:
+        planned = self._tree.plan_read(ino, start, size)
+        assert not isinstance(planned, bytes)
+        self._pipe.write(self._objects.read(planned))
+        self._advance(size)
+
+    def _stored(self, planned: list[Piece]) -> Iterator[Range]:
+        """Yield the ranges of a file that are no holes, in order."""
         for start, end, number in planned:
             if number:
-                for range_start, range_end in self._objects.data_ranges(number, start, end):
-                    yield range_start, range_end, number
+                yield from self._objects.data_ranges(number, start, end)
 
     def _advance(self, count: int) -> None:
         self._bytes += count
@@ -248,14 +251,3 @@ class _Archive:
                 "unit": "bytes",
             }
         )
-
-
-def _joined(pieces: list[Piece]) -> list[tuple[int, int]]:
-    """Return the ranges of sorted pieces, those that touch as one."""
-    ranges: list[tuple[int, int]] = []
-    for start, end, _ in pieces:
-        if ranges and ranges[-1][1] == start:
-            ranges[-1] = (ranges[-1][0], end)
-        else:
-            ranges.append((start, end))
-    return ranges

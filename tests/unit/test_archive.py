@@ -95,6 +95,33 @@ def test_a_sparse_member_is_read_as_it_was_written(data: list[tuple[int, int]]) 
         assert read is not None and read.read() == content
 
 
+@pytest.mark.parametrize("data", [[(0, 700)], [(512, 1_024), (5_120, 10_000)]])
+def test_a_huge_sparse_member_is_read_as_it_was_written(
+    data: list[tuple[int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it stores does not fit the plain block: its size is in the extended header."""
+    monkeypatch.setattr(headers, "_SIZE_LIMIT", 100)
+    content = bytearray(10_000)
+    for start, end in data:
+        content[start:end] = os.urandom(end - start)
+    stored = b"".join(bytes(content[start:end]) for start, end in data)
+    member = Member(b"huge", FILE, size=10_000, data=data)
+    whole = archive_of(encode_member(member) + stored + padding(len(stored)), file(b"after"))
+    found = members_of(whole)
+    assert [(each.path, each.size) for each in found] == [(b"huge", 10_000), (b"after", 1)]
+    assert found[0].data == data
+    (tmp_path / "a.tar").write_bytes(whole)
+    subprocess.run(["tar", "-xf", tmp_path / "a.tar", "-C", tmp_path], check=True, timeout=30)
+    assert (tmp_path / "huge").read_bytes() == content
+
+
+def test_ranges_are_grown_to_whole_blocks() -> None:
+    """Those that meet are joined; the last one ends with the file."""
+    ranges = [(0, 1), (511, 513), (2_000, 2_100), (9_999, 10_000)]
+    assert headers.aligned(ranges, 10_000) == [(0, 1_024), (1_536, 2_560), (9_728, 10_000)]
+    assert headers.aligned([], 5) == []
+
+
 def test_acls_are_text() -> None:
     """As numbers; names, single letters, star's ids and comments are understood."""
     text = to_text(acl_for_somebody())
@@ -298,7 +325,9 @@ def test_an_export_of_a_closed_store(engine: EngineStore, tmp_path: Path) -> Non
     """The same members that tar lists, progress up to the end, no file where it fails."""
     folder = engine.folder("data")
     engine.file("small", b"small", folder)
-    big = engine.file("big", os.urandom(100_000), folder)
+    content = os.urandom(100_000).ljust(5_000_000, b"\0") + b"end"
+    big = engine.file("big", content[:100_000], folder)
+    engine.save()  # so that a hole begins where the first object ends, within a block
     engine.data.write(big, 5_000_000, b"end")
     engine.names.link(big, folder, b"again")
     engine.save(name="clean")
@@ -322,6 +351,8 @@ def test_an_export_of_a_closed_store(engine: EngineStore, tmp_path: Path) -> Non
     assert "data/again" in listed.stdout.splitlines()
     assert len(listed.stdout.splitlines()) == done["members"] + 1
     assert target.stat().st_size < 200_000
+    subprocess.run(["tar", "-xf", target, "-C", tmp_path], check=True, timeout=30)
+    assert (tmp_path / "data" / "again").read_bytes() == content
     assert events[-1]["done"] == events[-1]["total"] == 5_000_003 + 5 == done["bytes"]
 
 

@@ -1,8 +1,9 @@
 """`python -m benchmarks.scale`: what size and history cost.
 
 Two questions. `size`: with a million files, what does a save cost while nothing writes, the first
-look into the snapshot, mounting, unmounting, memory? `history`: with 100,000 files and 100
-snapshots of 1 % change each, is a lookup in current/ slower than in the same tree without history?
+look into the snapshot, finding ten changed files, mounting, unmounting, memory? `history`: with
+100,000 files and 100 snapshots of 1 % change each, is a lookup in current/ slower than in the same
+tree without history?
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ import argparse
 import os
 import random
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable
 from functools import partial
@@ -29,6 +32,7 @@ from statefs.maintenance.store import Store, open_store
 SAVES: Final = 30
 MOUNTS: Final = 3
 LOOKUPS: Final = 2000
+DIFFS: Final = 10
 CONTENT: Final = bytes(range(256)) * 4
 """1 KiB a file."""
 
@@ -76,6 +80,25 @@ def measure_saves(mount: Mounted, store: Path, folder: str) -> dict[str, list[fl
     return figures
 
 
+def measure_diff(mount: Mounted, store: Path, numbers: list[int]) -> dict[str, list[float]]:
+    """Change ten files after a save, and ask what changed: the daemon, then the command line."""
+    figures: dict[str, list[float]] = {"diff_of_ten_ms": [], "diff_command_ms": []}
+    arguments: dict[str, Any] = {"message": "", "reason": "manual", "labels": {}}
+    command = [sys.executable, "-m", "statefs", "diff", str(mount.state), "latest"]
+    with ControlClient(StoreLayout(store)) as client:
+        for turn in range(DIFFS):
+            client.call("save", arguments)
+            for number in numbers[turn * 10 : turn * 10 + 10]:
+                (mount.files / file_path(number, 1000)).write_bytes(b"turn %d" % turn)
+            started = perf_counter()
+            found = client.call("diff", {"older": "latest", "newer": "current"})
+            figures["diff_of_ten_ms"].append((perf_counter() - started) * 1e3)
+            assert len(found["differences"]) == 10, found
+            run = partial(subprocess.run, command, check=True, capture_output=True)
+            figures["diff_command_ms"].append(seconds(run) * 1e3)
+    return figures
+
+
 def list_long(folder: Path) -> None:
     """Do what `ls -l` does."""
     with os.scandir(folder) as entries:
@@ -98,6 +121,8 @@ def measure_size(folder: Path, files: int, large_files: int) -> dict[str, Any]:
     with mounted(folder, store=store) as mount:
         figures["resident_mb_at_start"] = mount.resident_bytes() / 1e6
         figures.update(measure_saves(mount, store, "d00001"))
+        sample = random.Random(3).sample(range(files), DIFFS * 10)
+        figures.update(measure_diff(mount, store, sample))
         figures["resident_mb_after_saves"] = mount.resident_bytes() / 1e6
         numbers = random.Random(1).sample(range(files), min(files, 50_000))
         look_up(mount, numbers, folder_files)
@@ -174,6 +199,7 @@ def compare_lookups(places: dict[str, Path], files: int) -> dict[str, dict[str, 
 
 GOALS: Final = {
     "save_ms": "< 50", "mount_seconds": "< 2", "umount_seconds": "< 2", "first_ls_ms": "< 50",
+    "diff_of_ten_ms": "< 100",
 }  # fmt: skip
 
 

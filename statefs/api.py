@@ -5,6 +5,8 @@
     with statefs.open("state") as state:
         snapshot = state.save(message="before the import")
         print(state.show("latest~1").name)
+        for each in state.diff(snapshot.name).differences:
+            print(each.kind, each.path)
 
 A state that is mounted is asked through its daemon, a store that nobody has open is opened here,
 under its lock, for as long as the `State` is open. Both know the same operations
@@ -14,9 +16,10 @@ a daemon starts fast.
 
 from __future__ import annotations
 
+import base64
 import os
 import pwd
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
@@ -25,6 +28,8 @@ import msgspec
 
 from statefs.errors import DaemonUnreachable, StoreLocked
 from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.naming import CURRENT
+from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
 from statefs.target import Target, find_target
 
 if TYPE_CHECKING:
@@ -38,6 +43,15 @@ Document = dict[str, Any]
 OnProgress = Callable[[Document], None]
 """Told how far an operation is, in its own words (docs/cli.md, "Progress")."""
 
+AnyPath = str | bytes | os.PathLike[str]
+"""A path relative to current/."""
+
+HOLE_BYTES: Final = 1 << 20
+"""Zeros of a hole handed out at a time."""
+DIGEST_BYTES_MAX: Final = 4 << 20
+"""A file up to this size is hashed for a log: some hundredths of a second."""
+DIGESTS_BYTES_MAX: Final = 64 << 20
+"""As much is hashed for one log unless more is asked for."""
 ATTEMPTS: Final = 3
 """A daemon may come or go between the look and the lock; not that often in a row."""
 
@@ -289,6 +303,88 @@ class State:
         self._ask("write_down_check", snapshot=report["name"], **changes)
         return report
 
+    def diff(
+        self, older: str, newer: str = CURRENT, on_progress: OnProgress | None = None
+    ) -> Comparison:
+        """Return what differs between two moments; O(what differs).
+
+        Args:
+            older: a snapshot as `show` takes it, or `current`.
+            newer: the same; may be the older one.
+
+        Raises:
+            NoSuchSnapshot, AmbiguousSnapshot, UsageError.
+        """
+        found = self._ask("diff", on_progress, older=older, newer=newer)
+        if isinstance(found["differences"], msgspec.Raw):
+            found["differences"] = msgspec.json.decode(found["differences"])
+        return msgspec.convert(found, Comparison)
+
+    def log(self, path: AnyPath, *, digests: bool | None = None) -> list[Version]:
+        """Return the versions of a file or folder over all snapshots and current, oldest first.
+
+        Args:
+            path: where it is now, or was last; renames are followed.
+            digests: whether to hash files: None does so while that is cheap.
+
+        Raises:
+            NoSuchPath: neither current nor any snapshot has it.
+        """
+        versions = msgspec.convert(self._ask("log", path=_encoded(path)), list[Version])
+        left_bytes = DIGESTS_BYTES_MAX
+        for number, version in enumerate(versions):
+            if version.type != "file" or version.size is None or digests is False:
+                continue
+            if digests or version.size <= min(DIGEST_BYTES_MAX, left_bytes):
+                left_bytes -= version.size
+                versions[number] = msgspec.structs.replace(version, sha256=self._sha256(version))
+        return versions
+
+    def _sha256(self, version: Version) -> str:
+        import hashlib
+
+        digest = hashlib.sha256()
+        for part in self.read(version.snapshot, path_bytes(version.path, version.raw_path)):
+            digest.update(part)
+        return digest.hexdigest()
+
+    def read(self, snapshot: str, path: AnyPath) -> Iterator[bytes]:
+        """Yield the bytes of a file, some megabytes at a time.
+
+        Args:
+            snapshot: as `show` takes it, or `current`.
+
+        Raises:
+            NoSuchPath: there is no such file. UsageError: it is a folder, a link, a device.
+            NoSuchSnapshot: also when the snapshot is deleted while it is read.
+        """
+        zeros = bytes(HOLE_BYTES)
+        for part in self.read_sparse(snapshot, path):
+            if isinstance(part, bytes):
+                yield part
+                continue
+            for left in range(part, 0, -HOLE_BYTES):
+                yield zeros[:left]
+
+    def read_sparse(self, snapshot: str, path: AnyPath) -> Iterator[bytes | int]:
+        """Yield the bytes of a file as `read`, for each hole its length instead.
+
+        They are read from the store's own files, where the process that has the store open says
+        that they lie.
+        """
+        from statefs.snapshots.reading import FILE_END, read_parts
+
+        first = self._located(snapshot, path, 0, FILE_END, 0)
+
+        def locate(offset: int, end: int) -> Location:
+            return self._located(first.snapshot, path, offset, end, first.ino)
+
+        yield from read_parts(self.target.layout, locate, first)
+
+    def _located(self, snapshot: str, path: AnyPath, offset: int, end: int, ino: int) -> Location:
+        place = {"snapshot": snapshot, "path": _encoded(path), "ino": ino}
+        return msgspec.convert(self._ask("locate", None, **place, offset=offset, end=end), Location)
+
     def status(self) -> Document:
         """Return what the store and its mount are doing (docs/cli.md, "status")."""
         status: Document = self._ask("status")
@@ -298,6 +394,11 @@ class State:
         """Check every rule of the store and return the problems found."""
         problems: list[Document] = self._ask("verify")
         return problems
+
+
+def _encoded(path: AnyPath) -> str:
+    """Return a path in base64: it may be no UTF-8."""
+    return base64.b64encode(os.fsencode(path)).decode("ascii")
 
 
 def user_name() -> str:

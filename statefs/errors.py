@@ -21,6 +21,7 @@
     ├── SnapshotPinned              exit 19  EPERM    somebody has pinned it: it may not go
     ├── CorruptStore                exit 20  EIO      damage was found
     ├── ContentDamaged              exit 21  EIO      what an application wrote is damaged
+    ├── NoSuchPath                  exit 22  ENOENT   no file or folder of that path at that moment
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -177,6 +178,13 @@ class ContentDamaged(StatefsError):
 
     exit_code = 21
     errno = _errno.EIO
+
+
+class NoSuchPath(StatefsError):
+    """No file or folder has that path at the moment that was named."""
+
+    exit_code = 22
+    errno = _errno.ENOENT
 
 
 class PosixError(StatefsError):

@@ -11,11 +11,14 @@ from click.shell_completion import CompletionItem
 
 from statefs.errors import UsageError
 from statefs.layout import default_store
+from statefs.snapshots.naming import CURRENT
 from statefs.target import Target, find_state, find_target, is_present
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 _PAIR: Final = 2
+WITH_CURRENT: Final = ("diff", "cat")
+"""Commands that take `current` where a snapshot could stand."""
 
 
 class FolderPath(click.ParamType):  # type: ignore[type-arg]  # not generic before click 8.5
@@ -87,6 +90,8 @@ def complete_snapshot(
         names = known_snapshot_names(state, ctx.params.get("store"))
     except Exception:  # completion must never print an error into the user's command line
         names = []
+    if ctx.info_name in WITH_CURRENT:
+        names = [*names, CURRENT]
     items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
     if not named:
         items.append(CompletionItem(incomplete, type="dir"))
@@ -96,6 +101,15 @@ def complete_snapshot(
 snapshot_argument: Final[Decorator] = click.argument(
     "words", nargs=-1, metavar="[STATE] SNAPSHOT", shell_complete=complete_snapshot
 )
+
+
+moments_argument: Final[Decorator] = click.argument(
+    "words", nargs=-1, metavar="[STATE] A [B]", shell_complete=complete_snapshot
+)
+moment_path_argument: Final[Decorator] = click.argument(
+    "words", nargs=-1, metavar="[STATE] SNAPSHOT PATH", shell_complete=complete_snapshot
+)
+path_argument: Final[Decorator] = click.argument("words", nargs=-1, metavar="[STATE] PATH")
 
 
 def snapshot_usage(command: str) -> str:
@@ -148,7 +162,64 @@ def _is_state_alone(word: str, store: Path | None) -> bool:
         return True  # no snapshot and no label can be called that
     if store is not None or find_state(None) is not None:
         return False  # the state is known already, and its snapshots may be called anything
+    return _is_state(word)
+
+
+def _is_state(word: str) -> bool:
+    """Return whether a word names a state that is there, mounted or not."""
+    if "/" in word or word in (".", ".."):
+        return True
     from statefs.mounts import find_mount
 
     path = Path(word)
     return find_mount(path) is not None or is_present(default_store(path.absolute()))
+
+
+def find_moments(words: tuple[str, ...], store: Path | None) -> tuple[Target, str, str]:
+    """Return what the words `[STATE] A [B]` mean; the store exists, B is current where left out.
+
+    Of two words the first is the state if it can be one.
+
+    Raises:
+        UsageError: A or the state is missing, or there is too much. NoSuchStore.
+    """
+    usage = "statefs diff STATE A [B], where A and B are latest, current or one of 'statefs list'"
+    if not 1 <= len(words) <= _PAIR + 1 or not all(words):
+        raise UsageError(f"{'give one or two snapshots' if words else 'A is missing'}: {usage}")
+    if len(words) == 1 and _is_state_alone(words[0], store):
+        raise UsageError(f"'{words[0]}' is the state, A is missing: {usage}")
+    has_state = len(words) > _PAIR or (len(words) == _PAIR and _is_state(words[0]))
+    state = Path(words[0]) if has_state else None
+    older, newer = [*words[has_state:], CURRENT][:2]
+    for moment in (older, newer):
+        if not is_utf8(moment):
+            raise UsageError(f"'{moment}' is not UTF-8, and names of snapshots are")
+    return find_target(state, store), older, newer
+
+
+def find_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
+    """Return what the words `[STATE] PATH` mean; the store exists.
+
+    Raises:
+        UsageError: the path or the state is missing, or there is too much. NoSuchStore.
+    """
+    if len(words) not in (1, _PAIR) or not all(words):
+        raise UsageError("give one path, as it is below current/: statefs log STATE PATH")
+    *state, path = words
+    return find_target(Path(state[0]) if state else None, store), path
+
+
+def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str, str]:
+    """Return what the words `[STATE] SNAPSHOT PATH` mean; the store exists.
+
+    Raises:
+        UsageError: something is missing, or there is too much. NoSuchStore.
+    """
+    if len(words) not in (_PAIR, _PAIR + 1) or not all(words):
+        raise UsageError(
+            "give a snapshot and one path, as it is below current/: statefs cat STATE SNAPSHOT PATH"
+        )
+    *state, moment, path = words
+    if not is_utf8(moment):
+        raise UsageError(f"'{moment}' is not UTF-8, and names of snapshots are")
+    return find_target(Path(state[0]) if state else None, store), moment, path

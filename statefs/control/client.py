@@ -42,7 +42,7 @@ class ControlClient:
         self._layout = layout
         self._connect_seconds = connect_seconds
         self._socket: socket.socket | None = None
-        self._received = b""
+        self._received = bytearray()
         self._last_id = 0
 
     def connect(self) -> None:
@@ -129,12 +129,15 @@ class ControlClient:
 
     def _next_line(self) -> bytes:
         assert self._socket is not None
-        while b"\n" not in self._received:
+        looked_at = 0
+        while (end := self._received.find(b"\n", looked_at)) < 0:
+            looked_at = len(self._received)  # a line of a million differences has many chunks
             chunk = self._socket.recv(_RECEIVE_BYTES)
             if not chunk:
                 raise ConnectionResetError("the daemon closed the connection")
             self._received += chunk
-        line, _, self._received = self._received.partition(b"\n")
+        line = bytes(self._received[:end])
+        del self._received[: end + 1]
         return line
 
     def _silence_text(self, op: str, error: Exception) -> str:
@@ -151,7 +154,7 @@ class ControlClient:
         """Close the connection; the next call() makes a new one."""
         if self._socket is not None:
             self._socket.close()
-        self._socket, self._received = None, b""
+        self._socket, self._received = None, bytearray()
 
     def __enter__(self) -> Self:
         return self

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from statefs.errors import HookFailed, UsageError
-from statefs.maintenance import checking, exporting, pruning, saving
+from statefs.maintenance import checking, comparing, exporting, pruning, saving
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
 
@@ -112,6 +112,18 @@ def _sizes(commands: Commands, _call: Call) -> Steps[Document]:
     return (yield from pruning.sizes(commands.store))
 
 
+def _diff(commands: Commands, call: Call, *, older: str, newer: str) -> Steps[Document]:
+    return comparing.diff(commands.store, call, older, newer)
+
+
+def _log(commands: Commands, _call: Call, *, path: str) -> Steps[list[Document]]:
+    return comparing.log(commands.store, path)
+
+
+def _locate(commands: Commands, _call: Call, **arguments: Any) -> Steps[Document]:
+    return comparing.locate(commands.store, **arguments)
+
+
 def _status(commands: Commands, _call: Call) -> Steps[Document]:
     yield from ()
     return commands.store.status()
@@ -162,6 +174,9 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "pin": _pin,
     "unpin": _unpin,
     "sizes": _sizes,
+    "diff": _diff,
+    "log": _log,
+    "locate": _locate,
     "status": _status,
     "verify": _verify,
     "check": _check,

@@ -15,6 +15,8 @@ from typing import Final, NamedTuple
 from statefs.errors import AmbiguousSnapshot, NoSuchSnapshot, UsageError
 
 LATEST: Final = "latest"
+CURRENT: Final = "current"
+"""Stands for the living tree where a snapshot could be named too; no snapshot is called so."""
 LABEL_BYTES_MAX: Final = 255
 _AGO: Final = re.compile(r"-(?:(\d+)([smhdw]))")
 _AHEAD: Final = re.compile(r"\+?(\d{1,6})([smhdw])")
@@ -67,7 +69,7 @@ def check_label(label: str) -> str:
         raise UsageError("a label must be UTF-8 text") from None
     if not label or len(data) > LABEL_BYTES_MAX or "/" in label or "\0" in label:
         raise UsageError("a label must have 1 to 255 bytes and no slash")
-    if label in (".", "..") or label.startswith("@") or _BACK.fullmatch(label):
+    if label in (".", "..", CURRENT) or label.startswith("@") or _BACK.fullmatch(label):
         raise UsageError(f"the label {label!r} means something else: choose another one")
     return label
 

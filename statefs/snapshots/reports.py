@@ -12,15 +12,15 @@ from typing import Final, Literal
 
 import msgspec
 
-CURRENT: Final = "current"
-"""What stands for the living tree where a snapshot could be named."""
-
 FileType = Literal["file", "folder", "symlink", "fifo", "socket", "block", "char"]
 Kind = Literal["added", "removed", "modified", "renamed", "metadata"]
 KINDS: Final[tuple[Kind, ...]] = ("added", "removed", "modified", "renamed", "metadata")
-Aspect = Literal["type", "content", "device", "mode", "owner", "xattrs", "mtime"]
-"""In what one thing can differ at two moments; for a link, content is where it leads."""
-SUBSTANCE: Final[frozenset[Aspect]] = frozenset({"type", "content", "device"})
+Aspect = Literal["entries", "type", "content", "device", "mode", "owner", "xattrs", "mtime"]
+"""In what one thing can differ at two moments.
+
+For a link, content is where it leads; `entries`, in a log only: names came into a folder or went.
+"""
+SUBSTANCE: Final[frozenset[Aspect]] = frozenset({"entries", "type", "content", "device"})
 """What differs in one of these is modified, in the others only its metadata is."""
 
 
@@ -74,6 +74,41 @@ class Comparison(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     newer: str
     stat: dict[Kind, Count]
     differences: list[Difference]
+
+
+class Version(Difference, frozen=True, kw_only=True, rename="camel"):
+    """One version of a file or folder: how it differs from the one before.
+
+    Args:
+        snapshot: the oldest that shows it, or `current`.
+        timestamp: when that was taken, null for current.
+        mode: its permission bits as four octal digits; null where it was removed.
+        sha256: of a file's bytes in hexadecimal, where it is known or was asked for.
+    """
+
+    snapshot: str
+    timestamp: str | None
+    mode: str | None
+    sha256: str | None = None
+
+
+class Location(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """Where bytes of a file lie.
+
+    Args:
+        snapshot: its name, or `current`.
+        ino: the file's number, under whatever path it may be later.
+        size: of the whole file, in bytes.
+        content: the bytes that were asked for, when they lie in the database.
+        pieces: else (start, end, object): bytes [start, end) of the file lie at the same offsets
+            of that object file; object 0 stands for zeros.
+    """
+
+    snapshot: str
+    ino: int
+    size: int
+    content: bytes | None = None
+    pieces: list[tuple[int, int, int]] = []
 
 
 def count_all(differences: list[Difference]) -> dict[Kind, Count]:

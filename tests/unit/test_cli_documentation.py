@@ -5,19 +5,24 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import pytest
 
 from statefs import errors
 from statefs.cli.app import COMMANDS, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, statefs
+from statefs.cli.difference_view import LETTERS
 from statefs.daemon.background import READY_VARIABLE
 from statefs.errors import PosixError, StatefsError
+from statefs.ids import TREE_ROOT
 from statefs.mounts import MountOptions
 from statefs.snapshots.reasons import REASONS
+from statefs.snapshots.reports import Aspect, FileType, Kind
 from statefs.target import STATE_VARIABLE
+from statefs.volume.attributes import AttributeChange
 from tests.unit.cli_fakes import call
+from tests.unit.engine_store import EngineStore
 
 Capture = pytest.CaptureFixture[str]
 PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text()
@@ -131,3 +136,24 @@ def test_the_json_shown_is_what_is_printed(tmp_path: Path, capsys: Capture) -> N
     for name, words in (("list", ()), ("show", ("clean",)), ("status", ()), ("verify", ())):
         printed = json.loads(call(capsys, name, state, *words, "--json").out)
         assert shape(printed) == shape(example_document(name)), name
+
+
+def test_the_json_shown_of_differences_is_what_is_printed(tmp_path: Path, capsys: Capture) -> None:
+    """Where something differs, and of a path with a version."""
+    state = tmp_path / "state"
+    assert call(capsys, "init", state).exit_code == 0
+    assert call(capsys, "save", state, "--label", "name=clean").exit_code == 0
+    with EngineStore(tmp_path / "state.store") as engine:
+        files = engine.names.lookup(TREE_ROOT, b"files").ino
+        engine.attributes.set(files, AttributeChange(mode=0o700))
+    for name, words in (("diff", ("clean",)), ("log", ("files",))):
+        printed = json.loads(call(capsys, name, state, *words, "--json").out)
+        assert shape(printed) == shape(example_document(name)), name
+
+
+def test_the_words_of_differences_are_described() -> None:
+    """Kinds, their letters, aspects and types."""
+    text = section("statefs diff") + section("statefs log")
+    words = [*get_args(Kind), *get_args(Aspect), *get_args(FileType)]
+    assert all(f"`{word}`" in text for word in words)
+    assert all(f"| `{letter}` | `{kind}` |" in text for kind, (letter, _) in LETTERS.items())

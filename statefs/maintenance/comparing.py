@@ -1,0 +1,171 @@
+"""Operations that look at two moments or more: what differs, versions of a file, where bytes lie.
+
+A moment is named as `statefs show` takes it, or is `current`. What is newer in memory is settled,
+then a `Reader` keeps that state of the rows for as long as a thread looks at it.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from statefs.errors import NoSuchPath, PosixError, StatefsError, UsageError
+from statefs.ids import Epoch
+from statefs.maintenance.steps import Steps
+from statefs.metadata.connection import Queries
+from statefs.metadata.xattrs import NOW
+from statefs.snapshots import reports
+from statefs.snapshots.changes import Moment
+from statefs.snapshots.diff import OnProgress, compare, document_of, type_of
+from statefs.snapshots.history import History, Version
+from statefs.snapshots.naming import CURRENT, iso_time
+from statefs.snapshots.views import PastTree
+
+if TYPE_CHECKING:
+    from statefs.maintenance.commands import Call
+    from statefs.maintenance.store import Store
+
+Document = dict[str, Any]
+
+ENCODED_TOGETHER: Final = 1000
+"""Differences encoded in one go, some milliseconds; in between other threads get their turn."""
+PIECES_MAX: Final = 10_000
+"""Pieces of a file told of at a time; written at random it may have millions."""
+
+
+def moment_of(store: Store, name: str) -> tuple[str, Moment]:
+    """Return the moment that a selector means, and its own name.
+
+    Raises:
+        NoSuchSnapshot, AmbiguousSnapshot, UsageError.
+    """
+    if name == CURRENT:
+        return CURRENT, Moment(NOW, store.volume.table.next_id)
+    snapshot = store.catalog.choose(name)
+    return snapshot.name, Moment(snapshot.epoch, snapshot.next_id)
+
+
+def _ready(store: Store, *names: str) -> Steps[list[tuple[str, Moment]]]:
+    """Return the moments meant; the rows know then all that programs wrote before the call."""
+    found = [moment_of(store, name) for name in names]
+    if CURRENT not in names:
+        return found
+    yield store.host.write_back
+    store.settle()
+    return [moment_of(store, name) for name, _ in found]  # one may have been deleted meanwhile
+
+
+def diff(store: Store, call: Call, older: str, newer: str) -> Steps[Document]:
+    """Return what differs between two moments: a `reports.Comparison`, its list encoded already.
+
+    Raises:
+        NoSuchSnapshot, AmbiguousSnapshot, UsageError.
+    """
+    (old_name, old), (new_name, new) = yield from _ready(store, older, newer)
+    with store.reader() as reader:
+        stat, encoded = yield lambda: _encoded_differences(reader, old, new, call)
+    return {"older": old_name, "newer": new_name, "stat": stat, "differences": encoded}
+
+
+def _encoded_differences(
+    database: Queries, older: Moment, newer: Moment, call: Call
+) -> tuple[Document, msgspec.Raw]:
+    """Return the counts, and the list as JSON: that of a million would hold up the mount."""
+    pairs = compare(database, older, newer, _reporting(call, "comparing"))
+    documents = [document_of(pair) for pair in pairs]
+    stat: Document = msgspec.to_builtins(reports.count_all(documents))
+    parts = [
+        msgspec.json.encode(documents[first : first + ENCODED_TOGETHER])[1:-1]
+        for first in range(0, len(documents), ENCODED_TOGETHER)
+    ]
+    return stat, msgspec.Raw(b"[" + b",".join(parts) + b"]")
+
+
+def _reporting(call: Call, what: str) -> OnProgress:
+    def report(done: int, total: int) -> None:
+        if not call.is_wanted:
+            raise StatefsError("nobody waits for the answer any more")
+        call.report({"what": what, "done": done, "total": total, "unit": "files"})
+
+    return report
+
+
+def log(store: Store, path: str) -> Steps[list[Document]]:
+    """Return the versions of a file or folder over all snapshots and current, oldest first.
+
+    Args:
+        path: in base64, relative to current/.
+
+    Raises:
+        NoSuchPath: neither current nor a snapshot has it.
+    """
+    yield from _ready(store, CURRENT)
+    snapshots = list(store.catalog.snapshots)
+    epochs = [*(snapshot.epoch for snapshot in snapshots), NOW]
+    moments = [(each.name, iso_time(each.created_ns)) for each in snapshots]
+    wanted = base64.b64decode(path)
+    with store.reader() as reader:
+        versions = yield lambda: History(reader, epochs).versions(wanted)
+    if not versions:
+        raise NoSuchPath(f"neither current nor any snapshot has {reports.path_text(wanted)!r}")
+    found: list[Document] = msgspec.to_builtins(
+        [_version_document(each, [*moments, (CURRENT, None)]) for each in versions]
+    )
+    return found
+
+
+def _version_document(
+    version: Version, moments: Sequence[tuple[str, str | None]]
+) -> reports.Version:
+    told = document_of(version.pair)
+    name, timestamp = moments[version.index]
+    after = version.pair.after
+    fields = {key: getattr(told, key) for key in told.__struct_fields__}
+    mode = None if after is None else f"{after.inode.mode & 0o7777:04o}"
+    return reports.Version(snapshot=name, timestamp=timestamp, mode=mode, **fields)
+
+
+def locate(
+    store: Store, *, snapshot: str, path: str, ino: int, offset: int, end: int
+) -> Steps[Document]:
+    """Return where a file's bytes [offset, end), or the first of them, lie: `reports.Location`.
+
+    Args:
+        path: in base64, relative to current/.
+        ino: of the file where an earlier call has found it, else 0.
+        offset: of the first byte.
+        end: may lie beyond the file's.
+
+    Raises:
+        NoSuchPath: there is none, or not any more. UsageError: it is no file.
+    """
+    name, moment = moment_of(store, snapshot)
+    if name == CURRENT:
+        store.settle()
+    wanted = base64.b64decode(path)
+    with store.reader() as reader:
+        location = yield lambda: _located(
+            PastTree(reader, Epoch(moment.epoch)), wanted, ino, (offset, end)
+        )
+    found: Document = msgspec.to_builtins(msgspec.structs.replace(location, snapshot=name))
+    return found
+
+
+def _located(tree: PastTree, path: bytes, ino: int, span: tuple[int, int]) -> reports.Location:
+    text = reports.path_text(path)
+    try:
+        inode = tree.inode(ino) if ino else tree.find(path)
+    except PosixError as error:
+        raise NoSuchPath(f"there is no file or folder {text!r} then") from error
+    if not inode.is_file:
+        where = f" to {reports.path_text(tree.target(inode.ino))!r}" if inode.is_symlink else ""
+        raise UsageError(f"{text!r} is no file but a {type_of(inode)}{where}")
+    location = reports.Location(snapshot="", ino=inode.ino, size=inode.size)
+    offset, end = span
+    plan = tree.plan_read(inode.ino, offset, max(0, min(end, inode.size) - offset))
+    if isinstance(plan, bytes):
+        return msgspec.structs.replace(location, content=plan)
+    return msgspec.structs.replace(location, pieces=plan[:PIECES_MAX])

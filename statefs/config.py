@@ -262,8 +262,7 @@ class ConfigFile:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._seen: tuple[int, ...] | None = None
-        self._config: Config | None = None
+        self._known: tuple[tuple[int, ...], Config] | None = None
 
     def read(self) -> Config:
         """Return what the file says now; costs one stat(2) while it stays the same.
@@ -271,12 +270,10 @@ class ConfigFile:
         Raises:
             InvalidConfig: it says something wrong, each time until it is put right.
         """
-        seen = self._stamp()
-        if self._config is None or seen != self._seen:
-            self._config = None
-            self._config = read_config(self._path)
-            self._seen = seen
-        return self._config
+        seen, known = self._stamp(), self._known  # both at once: a save reads it in a thread
+        if known is None or known[0] != seen:
+            self._known = known = (seen, read_config(self._path))
+        return known[1]
 
     def _stamp(self) -> tuple[int, ...]:
         try:

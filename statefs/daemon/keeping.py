@@ -72,7 +72,7 @@ class Keeper:
 
     def _settings(self) -> Config | None:
         try:
-            config = self._store.config.read()
+            config = self._store.settings.read()
         except InvalidConfig as error:
             if str(error) != self._complaint:
                 log.error("no autosave and no pruning until this is put right: %s", error)

@@ -60,7 +60,7 @@ def planned(store: Store, *, with_sizes: bool) -> Steps[Plan]:
     Raises:
         InvalidConfig: statefs.toml is wrong. UsageError: its policy is empty.
     """
-    policy = store.config.read().retention
+    policy = store.settings.read().retention
     shortages: list[tuple[int, str]] = yield lambda: shortages_of(store.layout.root, policy)
     snapshots = list(store.catalog.snapshots)
     candidates = [_candidate(snapshot) for snapshot in snapshots]

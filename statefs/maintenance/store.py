@@ -212,6 +212,7 @@ class Store:
         self.database.sync()  # or after a loss of power nobody would recover what comes now
         self.volume = Volume(self.database, self.objects, clock)
         self.catalog = Catalog(self.volume)
+        self.settings = ConfigFile(layout.config)
         self.refresh_policy()
         self.collector = Collector(self.database, self.objects, self.catalog)
         owner = layout.root.stat()
@@ -235,7 +236,7 @@ class Store:
         While that file is wrong the last right one is told, and nothing is pruned.
         """
         with suppress(InvalidConfig):
-            self.catalog.show_policy(self.config.read().retention)
+            self.catalog.show_policy(self.settings.read().retention)
 
     def freeing(self, action: Callable[[], T]) -> T:
         """Run what makes room, or must not fail for lack of it, on a full disk with the reserve.

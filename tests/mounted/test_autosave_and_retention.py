@@ -149,10 +149,10 @@ def test_a_save_is_followed_by_pruning(own_state: MountedState) -> None:
 def test_settings_that_are_wrong_stop_it_and_are_told_once(own_state: MountedState) -> None:
     """The mount goes on; a typing error must not delete snapshots."""
     own_state.expected_log = "no autosave and no pruning until this is put right"
-    settings(own_state, "autosave = true\n[retention]\nmax_snapshot = 1\n")
-    for number in range(3):
-        (own_state.files / "a").write_text(str(number))
+    for _ in range(3):
         own_state.save()
+    settings(own_state, f"{AUTOSAVE}[retention]\nmax_snapshot = 1\n")
+    (own_state.files / "a").write_text("changed")
     stays(own_state, 3)
     told = [line for line in own_state.log_lines() if own_state.expected_log in line]
     assert len(told) == 1 and "did you mean max_snapshots?" in told[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -110,6 +109,8 @@ def print_contents(state: State, comparison: Comparison) -> None:
 
 def content_lines(state: State, comparison: Comparison, each: Difference) -> Iterator[str]:
     """Yield the lines of one file's unified diff, or one that says why there is none."""
+    import difflib
+
     from statefs.snapshots.reports import path_bytes
 
     path = path_bytes(each.path, each.raw_path)

@@ -124,13 +124,14 @@ def test_a_daemon_and_the_store_itself_tell_the_same(state: Path, statefs_cli: C
     assert [offline[key] for key in same] == [status[key] for key in same]
 
 
-@pytest.mark.parametrize("command", ["save", "list", "status"])
+@pytest.mark.parametrize("command", ["save", "list", "status", "diff"])
 def test_asking_a_daemon_loads_no_engine(state: Path, command: str) -> None:
     """Such commands are called in loops and by shells' prompts, so they start fast."""
+    words = [command, str(state), *(["current"] if command == "diff" else [])]
     code = f"""
 import sys
 from statefs.cli.app import run
-exit_code = run([{command!r}, {str(state)!r}])
+exit_code = run({words!r})
 loaded = {{"apsw", "pyfuse3", "trio", "psutil", "rich", "statefs.volume"}} & set(sys.modules)
 sys.exit(exit_code or sorted(loaded) or 0)
 """

@@ -106,6 +106,7 @@ class VolumeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     consistency: VolumeConsistency = "generic"
     connection: str = ""
     dump: bool | None = None
+    check: bool | None = None
     before_save: tuple[Command, ...] = ()
     after_save: tuple[Command, ...] = ()
     on_failure: tuple[Command, ...] = ()
@@ -130,6 +131,11 @@ class VolumeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def folder(self) -> str:
         """The folder below current/; `volumes/NAME` when no path is given."""
         return self.path or f"volumes/{self.name}"
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether what is in it is opened after each save."""
+        return self.consistency == "sqlite" if self.check is None else self.check
 
     @property
     def is_dumped(self) -> bool:

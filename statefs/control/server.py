@@ -212,8 +212,9 @@ async def _show_signs_of_life(stream: trio.SocketStream, request_id: int, call: 
                 await _send(stream, Reply(request_id, progress=progress))
                 silent_seconds = 0.0
     except trio.BrokenResourceError:
-        # A client that has gone away changes nothing, unless the work was for its eyes only.
-        call.is_wanted = False
+        pass  # a client that has gone away changes nothing, unless the work was for its eyes only
+    finally:
+        call.is_wanted = False  # also when the daemon ends, which waits for the work
 
 
 async def _refuse(stream: trio.SocketStream, error: StatefsError) -> None:

@@ -18,6 +18,7 @@ import apsw
 import trio
 
 from statefs.daemon.keeping import Keeper
+from statefs.daemon.verifying import Verifier
 from statefs.errors import NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
 from statefs.fuse.invalidation import forget_attributes
@@ -63,6 +64,7 @@ class Service:
         )
         self._commands = Commands(store)
         self._keeper = Keeper(store, self._alone)
+        self._verifier = Verifier(store, drive, self._alone)
         store.host = self
 
     # What operations need of the process that has the mount (maintenance.store.Host).
@@ -140,6 +142,7 @@ class Service:
             nursery.start_soon(self._collect)
             nursery.start_soon(self._keep_log_short)
             nursery.start_soon(self._keeper.run)
+            nursery.start_soon(self._verifier.run)
 
     async def _pay(self) -> None:
         """Make all that was acknowledged durable about once a second, if something was."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -33,7 +34,11 @@ ROOM_MODE: Final = 0o711
 
 
 def check_tree(
-    tree: Path, original: Path, room: Path | None, item_seconds: float
+    tree: Path,
+    original: Path,
+    room: Path | None,
+    item_seconds: float,
+    folders: Sequence[str] = ("",),
 ) -> Iterator[Finding]:
     """Open everything that is known in a tree; yield what came of each.
 
@@ -42,13 +47,14 @@ def check_tree(
         original: where the tree lay that programs knew, `current/`.
         room: an empty folder for copies of what `tree`, a snapshot, holds; None for a clone.
         item_seconds: what copying and opening one database may take.
+        folders: where in the tree to look.
 
     Raises:
         OSError: a folder cannot be listed.
     """
     if room is not None:
         room.chmod(ROOM_MODE)
-    for path in sqlite.regular_files(tree):
+    for path in chain.from_iterable(sqlite.regular_files(tree / folder) for folder in folders):
         data = path.parent
         if path.name == "PG_VERSION" and is_cluster(data):
             look = partial(_cluster, tree, original, room, Deadline(item_seconds))

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Final, TypeVar
 
@@ -32,6 +32,8 @@ T = TypeVar("T")
 MARGIN_SECONDS: Final = 20.0
 """Beyond all deadlines: starting the process, ending late commands."""
 END_SECONDS: Final = 10.0
+LOOK_SECONDS: Final = 1.0
+"""How often it is looked whether somebody still waits."""
 FOLDERS_UMASK: Final = 0o066
 """Folders made around a copy are passed through by its owner, and listed by nobody."""
 LINE_BYTES_MAX: Final = 1 << 16
@@ -58,12 +60,14 @@ class CheckRequest(msgspec.Struct, frozen=True, kw_only=True):
 
     Args:
         is_writable: whether it is a clone, in which databases are opened in place.
+        folders: where in it to look.
         silent_seconds: how long nothing may be found at most.
     """
 
     tree: str
     original: str
     is_writable: bool = False
+    folders: tuple[str, ...] = ("",)
     item_seconds: float = 600.0
     silent_seconds: float = 3600.0
 
@@ -152,25 +156,30 @@ class Held:
 
 
 def check_in_process(
-    request: CheckRequest,
+    request: CheckRequest, is_wanted: Callable[[], bool] = lambda: True
 ) -> Iterator[Finding]:
     """Open everything known in a tree (check.py); yield what came of each.
+
+    Args:
+        is_wanted: asked about once a second; the check is given up when it says no.
 
     Raises:
         HookFailed: the process failed or was silent for too long.
     """
     companion = _Companion()
+    first: signal.Signals | None = signal.SIGTERM  # for a check that is given up
     try:
         companion.tell(Request(current=request.original, check=request))
         while True:
-            answer = companion.hear(Answer, request.silent_seconds)
+            answer = companion.hear(Answer, request.silent_seconds, is_wanted)
             if answer.error is not None:
                 raise HookFailed(answer.error)
             if answer.finding is None:
+                first = None
                 return
             yield answer.finding
     finally:
-        companion.close()
+        companion.close(first)
 
 
 class _Companion:
@@ -197,12 +206,18 @@ class _Companion:
         except BrokenPipeError:
             pass  # its answer, or that there is none, is heard next
 
-    def hear(self, kind: type[T], seconds: float) -> T:
+    def hear(
+        self, kind: type[T], seconds: float, is_wanted: Callable[[], bool] = lambda: True
+    ) -> T:
         end = time.monotonic() + seconds
         while b"\n" not in self._heard:
+            if not is_wanted():
+                raise HookFailed("nobody waits for the work with applications any more")
             left = end - time.monotonic()
-            if left <= 0 or not select.select([self._from], [], [], left)[0]:
+            if left <= 0:
                 raise HookFailed(f"the work with applications was not done within {seconds:g} s")
+            if not select.select([self._from], [], [], min(left, LOOK_SECONDS))[0]:
+                continue
             data = os.read(self._from.fileno(), LINE_BYTES_MAX)
             if not data:
                 raise HookFailed("the process that works with applications has ended")
@@ -223,11 +238,16 @@ class _Companion:
             except BrokenPipeError:
                 pass  # it has ended before it has heard everything
 
-    def close(self) -> None:
-        """Have the process end, and wait for it."""
+    def close(self, first: signal.Signals | None = None) -> None:
+        """Have the process end, and wait for it.
+
+        Args:
+            first: a signal that it gets at once.
+        """
         self._close_pipes()
-        for number in (0, signal.SIGTERM, signal.SIGKILL):
-            self._process.send_signal(number)
+        for number in (first, signal.SIGTERM, signal.SIGKILL):
+            if number is not None:
+                self._process.send_signal(number)
             try:
                 self._process.wait(END_SECONDS)
                 return
@@ -290,7 +310,7 @@ def _check(request: CheckRequest, answers: int) -> None:
     with tempfile.TemporaryDirectory(prefix="statefs-check-") as folder:
         room = None if request.is_writable else Path(folder)
         try:
-            for finding in check_tree(tree, original, room, request.item_seconds):
+            for finding in check_tree(tree, original, room, request.item_seconds, request.folders):
                 _answer(answers, Answer(finding=finding))
         except BrokenPipeError:
             return  # nobody listens any more

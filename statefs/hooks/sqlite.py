@@ -20,6 +20,8 @@ SMALLEST_BYTES: Final = 512
 """The smallest page there is, so the smallest database that is not empty."""
 READERS_SECONDS: Final = 1.0
 """How long a checkpoint waits for readers: the log is in the snapshot too, so it may stay long."""
+PROGRESS_STEPS: Final = 100_000
+"""Instructions of SQLite's machine between two looks: some milliseconds."""
 PROBLEMS_MAX: Final = 5
 """How many problems of one database are told."""
 
@@ -105,6 +107,8 @@ def check(database: Path) -> str | None:
     """
     try:
         with closing(_opened(database)) as connection:
+            # A look at Python now and then, so that a signal ends a long check.
+            connection.set_progress_handler(lambda: False, PROGRESS_STEPS)
             rows = list(connection.execute(f"PRAGMA integrity_check({PROBLEMS_MAX})"))
     except (apsw.CorruptError, apsw.NotADBError) as error:
         return str(error)

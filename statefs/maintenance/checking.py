@@ -8,9 +8,9 @@ others.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 from msgspec.structs import replace
@@ -31,8 +31,17 @@ NOTES_MAX: Final = 20
 NOTE: Final = "check: "
 """How notes begin that a check has left, and that the next one replaces."""
 
-OnFinding = Callable[[int], None]
-"""Told how many things have been opened; raises to give up."""
+
+class Listener(NamedTuple):
+    """Who waits for a check.
+
+    Args:
+        report: told how many things have been opened.
+        is_wanted: whether the check should go on.
+    """
+
+    report: Callable[[int], None]
+    is_wanted: Callable[[], bool]
 
 
 class Report(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
@@ -62,8 +71,13 @@ class CheckedVolume(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
 
 
-def check(store: Store, snapshot: Snapshot, on_finding: OnFinding) -> Steps[Report]:
+def check(
+    store: Store, snapshot: Snapshot, listener: Listener, folders: Sequence[str] = ("",)
+) -> Steps[Report]:
     """Open the databases and documents that a snapshot holds; return what came of it.
+
+    Args:
+        folders: where to look.
 
     Raises:
         NotMounted: programs can open nothing in a store that is not. HookFailed: the work failed.
@@ -72,17 +86,19 @@ def check(store: Store, snapshot: Snapshot, on_finding: OnFinding) -> Steps[Repo
     if mount_point is None:
         raise NotMounted("what a snapshot holds is opened on the mount: 'statefs mount' it first")
     request = CheckRequest(
-        tree=str(mount_point / "snapshots" / snapshot.name), original=str(mount_point / "current")
+        tree=str(mount_point / "snapshots" / snapshot.name),
+        original=str(mount_point / "current"),
+        folders=tuple(folders),
     )
-    found: list[Finding] = yield lambda: _collected(check_in_process(request), on_finding)
+    found: list[Finding] = yield lambda: _collected(request, listener)
     return report_of(snapshot, found)
 
 
-def _collected(findings: Iterable[Finding], on_finding: OnFinding) -> list[Finding]:
+def _collected(request: CheckRequest, listener: Listener) -> list[Finding]:
     found: list[Finding] = []
-    for finding in findings:
+    for finding in check_in_process(request, listener.is_wanted):
         found.append(finding)
-        on_finding(len(found))
+        listener.report(len(found))
     return sorted(found, key=lambda finding: finding.path)
 
 
@@ -131,8 +147,12 @@ def _is_bad(finding: Finding) -> bool:
 def write_down(
     store: Store, snapshot: Snapshot, outcome: str | None, volumes: Sequence[CheckedVolume]
 ) -> Steps[Snapshot]:
-    """Put the outcome of a check into the snapshot's manifests and its label `consistency`."""
-    if outcome is None:
+    """Put the outcome of a check into the snapshot's manifests and its label `consistency`.
+
+    Args:
+        outcome: of the whole snapshot; None leaves the label as it is.
+    """
+    if outcome is None and not volumes:
         yield from ()
         return snapshot
     by_name = {volume.name: volume for volume in volumes}
@@ -142,5 +162,5 @@ def write_down(
         else each
         for each in snapshot.volumes
     ]
-    labels = snapshot.labels | {CONSISTENCY_LABEL: outcome}
+    labels = snapshot.labels | ({} if outcome is None else {CONSISTENCY_LABEL: outcome})
     return (yield from saving.amend(store, snapshot, volumes=amended, labels=labels))

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
-from statefs.errors import HookFailed, UsageError
+from statefs.errors import UsageError
 from statefs.maintenance import checking, comparing, exporting, pruning, saving
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
@@ -146,13 +146,12 @@ def _export(commands: Commands, call: Call, *, snapshot: str, pipe: str) -> Step
 
 def _check(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
     def opened(count: int) -> None:
-        if not call.is_wanted:
-            raise HookFailed("nobody waits for the check any more")
         call.report({"what": "opening", "done": count, "total": None, "unit": "files"})
 
     chosen = commands.store.catalog.choose(snapshot)
+    listener = checking.Listener(opened, lambda: call.is_wanted)
     report: Document = msgspec.to_builtins(
-        (yield from checking.check(commands.store, chosen, opened))
+        (yield from checking.check(commands.store, chosen, listener))
     )
     return report
 

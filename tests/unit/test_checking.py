@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 
 from statefs.config import Retention
 from statefs.errors import HookFailed, NotMounted
+from statefs.hooks.process import CheckRequest, check_in_process
 from statefs.hooks.results import Finding
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.checking import report_of
@@ -197,3 +200,27 @@ def test_the_command_says_what_is_wrong(
     assert shape(json.loads(printed.out)) == shape(
         example_document("check") | {"opened": {"sqlite": 2}}
     )
+
+
+def test_a_check_that_is_given_up_ends_in_the_middle_of_a_database(tmp_path: Path) -> None:
+    """A long integrity check is no reason to wait; nothing is left of the copy."""
+    connection = apsw.Connection(str(tmp_path / "a.db"))
+    connection.pragma("journal_mode", "off")
+    connection.pragma("synchronous", 0)
+    connection.pragma("ignore_check_constraints", True)
+    # integrity_check looks at constraints, too: this one takes a while for each row.
+    connection.execute("CREATE TABLE t (x CHECK (length(hex(zeroblob(20000 + x % 2))) > 1))")
+    with connection:
+        connection.executemany("INSERT INTO t VALUES (?)", [(n,) for n in range(300_000)])
+    connection.close()
+    asked: list[float] = []
+
+    def is_wanted() -> bool:
+        asked.append(time.monotonic())
+        return len(asked) < 2
+
+    rooms = set(Path(tempfile.gettempdir()).glob("statefs-check-*"))
+    with pytest.raises(HookFailed, match="nobody waits"):
+        list(check_in_process(CheckRequest(tree=str(tmp_path), original="/"), is_wanted))
+    assert time.monotonic() - asked[-1] < 8
+    assert set(Path(tempfile.gettempdir()).glob("statefs-check-*")) == rooms

@@ -1,0 +1,94 @@
+"""Opening what a save has just taken, in the background: volumes whose `check` is on.
+
+One snapshot at a time, and always the newest: where saves follow each other faster than their
+databases can be read, those between are left out.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import trio
+
+from statefs.errors import InvalidConfig, StatefsError
+from statefs.maintenance import checking
+from statefs.maintenance.steps import Steps
+from statefs.maintenance.store import Store
+from statefs.snapshots.catalog import Snapshot
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS: Final = 1.0
+"""How often it is looked whether there is a new snapshot."""
+
+Runs = Callable[[Steps[Any]], Awaitable[Any]]
+
+
+class Verifier:
+    """Checks the new snapshots of one mounted store.
+
+    Args:
+        store: opened under its lock.
+        beside: runs an operation while others go on.
+        alone: runs one while no other one changes the list of snapshots.
+    """
+
+    def __init__(self, store: Store, beside: Runs, alone: Runs) -> None:
+        self._store = store
+        self._beside = beside
+        self._alone = alone
+        self._is_wanted = True
+        newest = self._newest()
+        self._looked_at = newest.epoch if newest else 0
+
+    def _newest(self) -> Snapshot | None:
+        snapshots = self._store.catalog.snapshots
+        return snapshots[-1] if snapshots else None
+
+    async def run(self) -> None:
+        """Check what is new, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._note_the_end)
+            while True:
+                await trio.sleep(TICK_SECONDS)
+                newest = self._newest()
+                if newest is not None and newest.epoch > self._looked_at:
+                    self._looked_at = newest.epoch
+                    await self._check(newest)
+
+    async def _note_the_end(self) -> None:
+        """Have a check that runs in a thread give up when the mount ends."""
+        try:
+            await trio.sleep_forever()
+        finally:
+            self._is_wanted = False
+
+    def _folders(self, snapshot: Snapshot) -> list[str]:
+        try:
+            volumes = self._store.settings.read().volumes
+        except InvalidConfig:
+            return []  # the next save says so
+        known = {volume.path for volume in snapshot.volumes}
+        return [each.folder for each in volumes if each.is_checked and each.folder in known]
+
+    async def _check(self, snapshot: Snapshot) -> None:
+        folders = self._folders(snapshot)
+        if not folders:
+            return
+        listener = checking.Listener(lambda _: None, lambda: self._is_wanted)
+        try:
+            report = await self._beside(checking.check(self._store, snapshot, listener, folders))
+            for volume in report.volumes:
+                for note in volume.notes:
+                    log.warning("volume %s of %s: %s", volume.name, snapshot.name, note)
+            await self._alone(self._write_down(snapshot, report))
+        except (StatefsError, OSError) as error:
+            if self._store.catalog.by_view(snapshot.view) is not None:
+                log.warning("%s could not be checked: %s", snapshot.name, error)
+
+    def _write_down(self, snapshot: Snapshot, report: checking.Report) -> Steps[None]:
+        present = self._store.catalog.by_view(snapshot.view)
+        if present is not None:
+            yield from checking.write_down(self._store, present, None, report.volumes)

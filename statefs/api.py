@@ -177,6 +177,19 @@ class State:
         found = self._ask("save", message=message, reason=reason, labels=dict(labels or {}))
         return msgspec.convert(found, SnapshotDocument)
 
+    def seal(
+        self, snapshot: str = "latest", on_progress: OnProgress | None = None
+    ) -> SnapshotDocument:
+        """Wait until a snapshot has its state digest, and return it.
+
+        A daemon seals by itself; where none runs, this does.
+
+        Raises:
+            CorruptStore: what the snapshot holds cannot be read. As `show`.
+        """
+        found = self._ask("seal", on_progress, snapshot=snapshot)
+        return msgspec.convert(found, SnapshotDocument)
+
     def list_snapshots(self) -> list[SnapshotDocument]:
         """Return all snapshots, oldest first."""
         return msgspec.convert(self._ask("list")["snapshots"], list[SnapshotDocument])

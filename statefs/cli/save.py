@@ -10,6 +10,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, json_option, state_argument, store_option
 from statefs.cli.output import plain, print_json, print_line
+from statefs.cli.progress import shown_progress
 from statefs.errors import UsageError
 from statefs.snapshots.reasons import REASONS
 from statefs.target import find_target
@@ -42,6 +43,7 @@ def parse_labels(
         'statefs save state -m "before the import" --label name=clean',
         'ls "state/snapshots/$(statefs save state)"',
         "statefs save state --reason before-upgrade --json",
+        "statefs save state --wait --json | jq -r .stateDigest",
     ],
 )
 @state_argument
@@ -63,6 +65,7 @@ def parse_labels(
     show_default=True,
     help="Why it is taken.",
 )
+@click.option("--wait", is_flag=True, help="Return when it is sealed: it has its stateDigest then.")
 @json_option
 def command(
     state: Path | None,
@@ -70,6 +73,7 @@ def command(
     message: str,
     labels: dict[str, str],
     reason: str,
+    wait: bool,
     as_json: bool,
 ) -> None:
     """Take a snapshot of STATE/current and print its name.
@@ -78,7 +82,11 @@ def command(
     Works whether STATE is mounted or not.
     """
     with api.open_target(find_target(state, store)) as opened:
-        snapshot = plain(opened.save(message, reason, labels))
+        saved = opened.save(message, reason, labels)
+        if wait:
+            with shown_progress(as_json) as on_progress:
+                saved = opened.seal(saved.name, on_progress)
+    snapshot = plain(saved)
     if as_json:
         print_json(snapshot)
     else:

@@ -29,6 +29,7 @@ from statefs.maintenance.commands import CHANGING, Call, Commands
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store
 from statefs.mounts import call_outside, statefs_mounts, write_back
+from statefs.snapshots.catalog import Snapshot
 
 T = TypeVar("T")
 
@@ -42,6 +43,9 @@ WAL_PAGES_RESTART: Final = 8 * WAL_PAGES_MAX
 """A log of 32 MiB is started anew even if that holds commits up for a moment."""
 CHECKPOINT_PAUSE_SECONDS: Final = 0.1
 """Between checkpoints that did not make the log short, because commits went on meanwhile."""
+
+SEALING_RETRY_SECONDS: Final = 10.0
+"""Before sealing is tried again on a disk that had no room for the digests."""
 
 
 class Service:
@@ -57,6 +61,7 @@ class Service:
         self._durability = Durability(store.volume, durability, store.freeing)
         self._save_lock = trio.Lock()
         self._work = trio.Event()
+        self._snapshots_changed = trio.Event()
         self._log_is_long = trio.Event()
         store.database.on_commit = self._note_log_length
         self.operations = Operations(
@@ -110,7 +115,9 @@ class Service:
     async def _alone(self, steps: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots."""
         async with self._save_lock:
-            return await drive(steps)
+            result = await drive(steps)
+        self._snapshots_changed.set()
+        return result
 
     async def save_labelled(self, label: str) -> None:
         """Take a snapshot for mkdir(2) in snapshots/."""
@@ -136,13 +143,14 @@ class Service:
         await self._alone(saving.delete(self._store, found[0]))
 
     async def run(self) -> None:
-        """Pay what is owed to the disk, free space and move the log, until cancelled."""
+        """Pay what is owed to the disk, free space, move the log and seal, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._pay)
             nursery.start_soon(self._collect)
             nursery.start_soon(self._keep_log_short)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._verifier.run)
+            nursery.start_soon(self._seal)
 
     async def _pay(self) -> None:
         """Make all that was acknowledged durable about once a second, if something was."""
@@ -202,6 +210,28 @@ class Service:
                     await trio.sleep(0)
             except (OSError, PosixError, apsw.Error) as error:
                 log.error("space could not be given back: %s", error)
+
+    async def _seal(self) -> None:
+        """Seal each snapshot that is complete, the oldest first."""
+        sealer = self._store.sealer
+        while True:
+            try:
+                while (snapshot := sealer.next()) is not None:
+                    digest = await drive(sealer.hash(snapshot))
+                    if digest is not None:
+                        await self._finish_sealing(snapshot, digest)
+            except (OSError, PosixError, apsw.Error) as error:
+                log.warning("sealing is tried again later: %s", error)
+                await trio.sleep(SEALING_RETRY_SECONDS)
+                continue
+            await self._snapshots_changed.wait()
+            self._snapshots_changed = trio.Event()
+
+    async def _finish_sealing(self, snapshot: Snapshot, digest: str) -> None:
+        """Write what was found into the documents, all of them even when the mount ends now."""
+        with trio.CancelScope(shield=True):
+            async with self._save_lock:
+                await drive(self._store.sealer.finish(snapshot, digest))
 
     def close(self, *, clean: bool) -> None:
         """Save what autosave owes, if nothing went wrong, and close the store."""

@@ -23,6 +23,7 @@ import msgspec
 
 from statefs.errors import UsageError
 from statefs.maintenance import checking, comparing, exporting, pruning, saving
+from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
 
@@ -73,6 +74,11 @@ def _save(
     commands: Commands, _call: Call, *, message: str, reason: str, labels: dict[str, str]
 ) -> Steps[Document]:
     return document_of((yield from saving.save(commands.store, reason, message, labels)))
+
+
+def _seal(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
+    chosen = commands.store.catalog.choose(snapshot)
+    return document_of((yield from seal(commands.store, chosen, call)))
 
 
 def _list(commands: Commands, _call: Call) -> Steps[Document]:
@@ -166,6 +172,7 @@ def _write_down_check(
 
 _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "save": _save,
+    "seal": _seal,
     "list": _list,
     "show": _show,
     "delete": _delete,

@@ -33,6 +33,7 @@ from statefs.maintenance import saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.recovery import recover
+from statefs.maintenance.sealing import Sealer
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, Reader, create_database
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
@@ -215,6 +216,7 @@ class Store:
         self.settings = ConfigFile(layout.config)
         self.refresh_policy()
         self.collector = Collector(self.database, self.objects, self.catalog)
+        self.sealer = Sealer(self)
         owner = layout.root.stat()
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:
@@ -321,7 +323,7 @@ class Store:
         """Make the plain files of documents equal to what the database says."""
         wanted = {self.document_path(snapshot): snapshot for snapshot in self.catalog.snapshots}
         for path, snapshot in wanted.items():
-            if not path.exists():
+            if not path.exists() or path.read_bytes() != encode(snapshot.document()):
                 self.write_document(snapshot)
         for path in set(self.layout.snapshots.iterdir()) - wanted.keys():
             path.unlink()

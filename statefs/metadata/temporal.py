@@ -9,6 +9,7 @@ Nothing here opens a transaction; the caller's does.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Final
 
 from statefs.ids import LIVING, Epoch
@@ -43,6 +44,7 @@ class RowLife:
         self.change_sql = f"UPDATE {table} SET valid_from = ?, {assignments} WHERE {living}"
         self.end_sql = f"UPDATE {table} SET valid_to = ? WHERE {living}"
         self.delete_sql = f"DELETE FROM {table} WHERE {living}"
+        self.told = {"extents": "object", "inodes": "ino"}.get(table, "0")
 
 
 INODES: Final = RowLife(
@@ -70,6 +72,25 @@ EXTENTS: Final = RowLife("extents", ("ino", "start"), ("end", "object"))
 INLINE: Final = RowLife("inline", ("ino",), ("data",))
 DIGESTS: Final = RowLife("digests", ("ino",), ("content", "sha256", "blocks"))
 VERSIONED: Final = (INODES, ENTRIES, XATTRS, EXTENTS, INLINE, DIGESTS)
+
+_KEEP_DIGEST: Final = (
+    "INSERT INTO digests (valid_to, valid_from, ino, content, sha256, blocks)"
+    " SELECT ?1, valid_from, ino, content, sha256, blocks FROM digests"
+    f" WHERE ino = ?2 AND valid_to = {LIVING} AND valid_from <= ?3"
+)
+_PUT_DIGEST: Final = (
+    "INSERT OR REPLACE INTO digests (valid_to, valid_from, ino, content, sha256, blocks)"
+    f" VALUES ({LIVING}, ?, ?, ?, ?, ?)"
+)
+_DROP_DIGEST: Final = f"DELETE FROM digests WHERE ino = ? AND valid_to = {LIVING}"
+_DROP_STRAY_DIGEST: Final = (
+    f"DELETE FROM digests WHERE ino = ?1 AND valid_to = {LIVING}"
+    " AND NOT EXISTS (SELECT 1 FROM inodes WHERE ino = ?1)"
+)
+_DROP_ALL_DIGESTS: Final = (
+    "DELETE FROM digests WHERE (ino, valid_to) IN"
+    f" (SELECT ino, valid_to FROM digests WHERE valid_to = {LIVING} LIMIT ?) RETURNING 0"
+)
 
 
 class Temporal:
@@ -110,6 +131,9 @@ class Temporal:
             self._execute(life.end_sql, (self.epoch, *key))
         else:
             self._execute(life.delete_sql, key)
+            # The newest snapshot has been deleted; it may have been sealed with this inode.
+            if life is INODES and self.pinned < self.epoch - 1:
+                self._execute(_DROP_STRAY_DIGEST, key)
 
     def end_all(self, life: RowLife, ino: int) -> list[int]:
         """End all living rows of an inode in one table.
@@ -148,6 +172,8 @@ class Temporal:
         self._execute(
             f"UPDATE {table} SET valid_to = ? WHERE ino = ? AND valid_to > ?", (epoch, ino, epoch)
         )
+        if life is INODES:
+            self._execute(_DROP_STRAY_DIGEST, (ino,))
         return deleted
 
     def bring_back(self, life: RowLife, ino: int, epoch: Epoch) -> None:
@@ -199,6 +225,34 @@ class Temporal:
             (epoch, self.epoch),
         )
 
+    def put_digest(
+        self, epoch: Epoch, before: int, ino: int, values: tuple[bytes | None, ...] | None
+    ) -> None:
+        """Write what an inode hashes to from the snapshot on that is being sealed.
+
+        Rows of `digests` live in the epochs of sealed snapshots: they are written when one is
+        sealed, oldest first, not when a file changes.
+
+        Args:
+            epoch: of the snapshot being sealed.
+            before: of the newest snapshot before it, 0 without any: it may see the row there is.
+            values: content, sha256, blocks; None for what the snapshot does not have.
+        """
+        self._execute(_KEEP_DIGEST, (epoch, ino, before))
+        if values is None:
+            self._execute(_DROP_DIGEST, (ino,))
+        else:
+            self._execute(_PUT_DIGEST, (epoch, ino, *values))
+
+    def drop_stray_digests(self, inos: Iterable[int]) -> None:
+        """Delete the living digests of inodes that are gone, now and in every snapshot."""
+        for ino in inos:
+            self._execute(_DROP_STRAY_DIGEST, (ino,))
+
+    def drop_digests(self, limit: int) -> int:
+        """Delete up to `limit` living digests, when no snapshot is left; return how many."""
+        return len(self._execute(_DROP_ALL_DIGESTS, (limit,)).fetchall())
+
     def write_next_epoch(self) -> None:
         """Write the next epoch's number; in a snapshot's transaction."""
         self._execute("UPDATE store SET value = ? WHERE key = 'epoch'", (self.epoch + 1,))
@@ -212,17 +266,16 @@ class Temporal:
         """Delete up to `limit` rows born after epoch `after` and ended by epoch `until`.
 
         Returns:
-            For each deleted row the object file it named (extents), else 0; fewer than `limit`
-            of them means that no such row is left.
+            For each deleted row the object file it named (extents), its inode (inodes), else 0;
+            fewer than `limit` of them means that no such row is left.
         """
         key = "id" if life is INLINE else ", ".join((*life.key, "valid_to"))
-        named = "object" if life is EXTENTS else "0"
         picked = (
             f"SELECT {key} FROM {life.table} WHERE valid_to > ? AND valid_to <= ?"
             f" AND valid_to < {LIVING} AND valid_from > ? LIMIT ?"
         )
         cursor = self._execute(
-            f"DELETE FROM {life.table} WHERE ({key}) IN ({picked}) RETURNING {named}",
+            f"DELETE FROM {life.table} WHERE ({key}) IN ({picked}) RETURNING {life.told}",
             (after, until, after, limit),
         )
         return [row[0] for row in cursor.fetchall()]

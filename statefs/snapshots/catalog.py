@@ -20,7 +20,7 @@ from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
 from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
-from statefs.metadata.temporal import VERSIONED
+from statefs.metadata.temporal import EXTENTS, INODES, VERSIONED
 from statefs.snapshots import naming
 from statefs.snapshots.documents import (
     IndexDocument,
@@ -364,6 +364,19 @@ class Catalog:
         self._show([s for s in self.snapshots if s.epoch != epoch])
         self._table.unpin(Epoch(self.newest_pinned()))
 
+    def by_epoch(self, epoch: int) -> Snapshot | None:
+        """Return the complete snapshot of an epoch, or None."""
+        return next((each for each in self.snapshots if each.epoch == epoch), None)
+
+    def pinned_before(self, epoch: int) -> int:
+        """Return the epoch of the newest snapshot before `epoch` that is kept, 0 without any."""
+        return int(
+            self._database.value(
+                "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE epoch < ? AND state < ?",
+                (epoch, DELETING),
+            )
+        )
+
     def newest_pinned(self) -> int:
         """Return the epoch of the newest snapshot that is kept, 0 without any."""
         return int(
@@ -388,10 +401,7 @@ class Catalog:
             Whether that was all; then the snapshot's own row is gone too.
         """
         database, table = self._database, self._table
-        before = database.value(
-            "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE epoch < ? AND state < ?",
-            (epoch, DELETING),
-        )
+        before = self.pinned_before(epoch)
         after = database.value(
             "SELECT min(epoch) FROM snapshots WHERE epoch > ? AND state < ?", (epoch, DELETING)
         )
@@ -400,8 +410,13 @@ class Catalog:
             for life in VERSIONED:
                 until = after if after is not None else table.epoch
                 deleted = table.temporal.forget_between(life, before, until, limit)
-                table.discard_objects({number for number in deleted if number})
+                if life is EXTENTS:
+                    table.discard_objects(set(deleted))
+                elif life is INODES:
+                    table.temporal.drop_stray_digests(set(deleted))
                 is_done = is_done and len(deleted) < limit
+            if after is None and not before:
+                is_done = table.temporal.drop_digests(limit) < limit and is_done
             if is_done:
                 database.execute("DELETE FROM snapshots WHERE epoch = ?", (epoch,))
         return is_done

@@ -75,6 +75,9 @@ class FakeBackend:
             return {"snapshots": self.snapshots}
         if op == "show":
             return self._show(arguments["snapshot"])
+        if op == "seal":
+            sealed = {"sealed": True, "stateDigest": f"sha256:{'0' * 64}"}
+            return self._show(arguments["snapshot"]) | sealed
         if op == "delete":
             found = self._show(arguments["snapshot"])
             self.snapshots.remove(found)

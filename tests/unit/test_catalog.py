@@ -110,6 +110,17 @@ def test_every_snapshot_keeps_its_whole_tree(engine: EngineStore) -> None:
         assert tree_of(engine, epoch) == expected
 
 
+def test_counts_leave_out_what_was_just_written_in_runtime(engine: EngineStore) -> None:
+    """Also bytes whose number no row tells yet."""
+    number = engine.file("log", b"x" * 20_000, engine.names.lookup(TREE_ROOT, b"runtime").ino)
+    engine.save()
+    engine.data.write(number, 20_000, b"more")
+    engine.save()
+    engine.data.write(number, 20_004, b"and more")
+    engine.save()
+    assert engine.store.catalog.snapshots[-1].bytes == 0
+
+
 def test_counts_leave_runtime_out(engine: EngineStore) -> None:
     """They are of what the snapshot shows."""
     engine.file("f", b"12345")

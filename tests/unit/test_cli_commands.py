@@ -43,6 +43,14 @@ def test_save_json_is_the_document(backend: FakeBackend, capsys: Capture) -> Non
     assert json.loads(done.out) == FIRST | {"message": "", "reason": "hook", "labels": {}}
 
 
+def test_save_wait_prints_the_sealed_snapshot(backend: FakeBackend, capsys: Capture) -> None:
+    """The same output, later; the document has the digest."""
+    assert call(capsys, "save", "state", "--wait").out == f"{FIRST['name']}\n"
+    assert backend.asked == ["save", f"show {FIRST['name']}"]
+    document = json.loads(call(capsys, "save", "state", "--wait", "--json").out)
+    assert document["sealed"] and document["stateDigest"].startswith("sha256:")
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -19,6 +19,7 @@ import pytest
 from statefs.errors import PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT, ObjectId
 from statefs.layout import StoreLayout
+from statefs.maintenance import steps
 from statefs.maintenance import verify as verify_package
 from statefs.maintenance.verify import CHECKS, SHOWN_MAX, verify
 from statefs.volume import acl
@@ -61,6 +62,7 @@ def fill(engine: EngineStore) -> None:
     engine.data.truncate(sparse, 2 * BIG)
     engine.save(name="clean", purpose="import")
     engine.delete(middle)
+    steps.run(engine.store.sealer.seal_all())
     engine.file("young", b"y" * BIG)
 
 
@@ -247,6 +249,13 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ("R25", "surplus document",
      lambda damage: (damage.layout.snapshots / "x.json").write_text("{}")),
     ("R25", "other message", sql("UPDATE snapshots SET message = 'other' WHERE epoch = 1")),
+    ("R26", "fifo", sql("INSERT INTO digests VALUES ($fifo, 3, 1, NULL, zeroblob(32), NULL)")),
+    ("R26", "length", sql("UPDATE digests SET sha256 = x'61' WHERE ino = $small")),
+    ("R26", "content", sql("UPDATE digests SET content = x'61' WHERE ino = $big")),
+    ("R26", "blocks", sql("UPDATE digests SET blocks = zeroblob(64) WHERE ino = $big")),
+    ("R27", "root", sql(f"UPDATE digests SET sha256 = zeroblob(32) WHERE ino = {TREE_ROOT}")),
+    ("R28", "file", sql("DELETE FROM digests WHERE ino = $sparse")),
+    ("R28", "folder", sql("DELETE FROM digests WHERE ino = $inner")),
 ]  # fmt: skip
 
 

@@ -17,7 +17,7 @@ import msgspec
 
 from statefs.errors import StatefsError
 from statefs.layout import StoreLayout
-from statefs.maintenance.verify import attributes, catalog, content, history, tree
+from statefs.maintenance.verify import attributes, catalog, content, digests, history, tree
 from statefs.maintenance.verify.reading import Reading
 
 Check = Callable[[Reading], Iterator[str]]
@@ -53,6 +53,9 @@ CHECKS: Final[Mapping[str, Check]] = {
     "R23": catalog.check_totals,
     "R24": catalog.check_lists,
     "R25": catalog.check_documents,
+    "R26": digests.check_digests,
+    "R27": digests.check_state_digests,
+    "R28": digests.check_sealed,
 }
 """Every rule and what checks it, in the order of the document."""
 

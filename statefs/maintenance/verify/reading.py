@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any, Final
 
 from statefs.errors import NoSuchStore
-from statefs.ids import LIVING, TREE_ROOT
+from statefs.ids import LIVING, TREE_ROOT, Epoch
 from statefs.layout import StoreLayout
-from statefs.metadata.connection import connect
-from statefs.snapshots.catalog import DELETING, Snapshot, snapshot_of
+from statefs.metadata.connection import Queries, connect
+from statefs.snapshots.catalog import COMPLETE, DELETING, Snapshot, snapshot_of
+from statefs.snapshots.views import PastTree
 
 FOLDERS_UP_MAX: Final = 100
 """How far a path in a message is followed upwards: a damaged tree may have a loop."""
@@ -24,7 +25,8 @@ class Reading:
     """A store as it was when the reading began.
 
     A *moment* is an epoch whose tree must be whole: the current one, and that of each snapshot that
-    is complete or pending. In SQL, `moments(a, b)` counts those in [a, b).
+    is complete or pending. In SQL, `moments(a, b)` counts those in [a, b), `sealed(a, b)` those of
+    sealed snapshots.
 
     Args:
         layout: the store.
@@ -51,6 +53,7 @@ class Reading:
             if self.store.get("clean") and totals is None:
                 self.totals = (self.store.get("files", 0), self.store.get("bytes", 0))
             self._define("moments", self.moments)
+            self._define("sealed", self._epochs(f"WHERE state = {COMPLETE} AND state_digest != ''"))
             self._define("seen", sorted({*self._epochs(""), self.epoch}))
         except BaseException:
             self.connection.close()
@@ -71,6 +74,12 @@ class Reading:
             return found
 
         self.connection.create_scalar_function(name, count, 2, deterministic=True)
+
+    def past(self, epoch: int) -> PastTree:
+        """Return the tree of an epoch."""
+        queries = Queries()
+        queries.execute = self.connection.execute
+        return PastTree(queries, Epoch(epoch))
 
     def rows(self, statement: str, parameters: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
         """Return the rows of a query, one by one."""

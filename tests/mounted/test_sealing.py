@@ -1,0 +1,130 @@
+"""A snapshot gets its digest by itself; any program can compute the same from the files."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+from statefs.layout import StoreLayout
+from tests.harness.mounted_state import MountedState, eventually
+from tests.harness.sample_tree import make_sample_tree
+
+SCRIPT: Final = Path(__file__).parents[2] / "scripts" / "state_digest.py"
+
+
+def by_script(folder: Path) -> str:
+    """Return what scripts/state_digest.py, without statefs, says of a folder."""
+    done = subprocess.run(
+        [sys.executable, "-I", str(SCRIPT), str(folder)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def metadata(state: MountedState, name: str) -> dict[str, Any]:
+    """Return a snapshot's own document, as the mount shows it."""
+    document: dict[str, Any] = json.loads((state.snapshots / name / "metadata.json").read_text())
+    return document
+
+
+def is_sealed(state: MountedState, name: str) -> bool:
+    """Return whether a snapshot's own document says that it is sealed."""
+    return bool(metadata(state, name)["sealed"])
+
+
+def save_and_wait(state: MountedState) -> dict[str, Any]:
+    """Take a snapshot and return its document when it is sealed."""
+    document: dict[str, Any] = json.loads(state.command("save", state.state, "--wait", "--json"))
+    return document
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="device nodes and trusted.* need root")
+def test_a_program_without_statefs_computes_the_same(own_state: MountedState) -> None:
+    """Hard links, holes, attributes, ACLs, fifos, sockets, devices and odd names; twice."""
+    make_sample_tree(own_state.files)
+    os.mknod(own_state.files / "device", stat.S_IFCHR | 0o600, os.makedev(259, 70_000))
+    os.setxattr(own_state.files / "small", "trusted.note", b"\0\xff")
+    (own_state.current / "runtime" / "more").write_text("left out")
+    first = save_and_wait(own_state)
+    assert first["sealed"]
+    assert first["stateDigest"] == by_script(own_state.snapshots / first["name"])
+    assert first["stateDigest"] == by_script(own_state.current), "current is the same by now"
+    with open(own_state.files / "large", "r+b") as file:
+        file.seek(1 << 20)
+        file.write(b"changed")
+    (own_state.files / "script").chmod(0o600)
+    second = save_and_wait(own_state)
+    assert second["stateDigest"] == by_script(own_state.snapshots / second["name"])
+    assert second["stateDigest"] != first["stateDigest"]
+    own_state.verify_mounted()
+
+
+def test_documents_tell_the_digest_as_soon_as_it_is_known(own_state: MountedState) -> None:
+    """No old metadata.json is served, not even to a program that has read it before."""
+    (own_state.files / "f").write_bytes(b"x" * 30_000_000)
+    name = own_state.save()
+    path = own_state.snapshots / name / "metadata.json"
+    seen = [path.read_text()]
+    eventually(lambda: json.loads(path.read_text())["sealed"], "sealed")
+    seen.append(path.read_text())
+    digest = json.loads(seen[-1])["stateDigest"]
+    assert digest.startswith("sha256:")
+    assert path.stat().st_size == len(seen[-1])
+    assert (StoreLayout(own_state.store).snapshots / f"{name}.json").read_text() == seen[-1]
+    index = json.loads((own_state.state / "index.json").read_text())
+    assert index["currentStateDigest"] == index["snapshots"][-1]["stateDigest"] == digest
+
+
+def test_a_labelled_snapshot_of_mkdir_is_sealed(own_state: MountedState) -> None:
+    """Nobody has to ask for it."""
+    (own_state.files / "f").write_text("x")
+    (own_state.snapshots / "mine").mkdir()
+    eventually(lambda: metadata(own_state, "mine")["sealed"], "sealed")
+
+
+def test_what_was_saved_without_a_daemon_is_sealed_by_the_next(own_state: MountedState) -> None:
+    """Or at once with --wait."""
+    (own_state.files / "f").write_bytes(b"x" * 100_000)
+    own_state.umount()
+    name = own_state.save()
+    assert not own_state.listing()[-1]["sealed"]
+    own_state.mount()
+    eventually(lambda: metadata(own_state, name)["sealed"], "sealed")
+    own_state.umount()
+    said = own_state.command("save", "--store", own_state.store, "--wait", "--json")
+    assert json.loads(said)["stateDigest"] == own_state.listing()[0]["stateDigest"]
+
+
+def test_a_daemon_killed_while_it_seals_does_so_again(own_state: MountedState) -> None:
+    """With many files and a large one, at several moments; the digests are right in the end."""
+    for number in range(400):
+        (own_state.files / f"f{number}").write_bytes(b"%d" % number * 5000)
+    (own_state.files / "large").write_bytes(os.urandom(1 << 20) * 60)
+    names = []
+    for round_ in range(4):
+        (own_state.files / f"f{round_}").write_bytes(b"changed" * round_)
+        names.append(own_state.save())
+        own_state.kill()
+        own_state.mount()
+    for name in names:
+        eventually(partial(is_sealed, own_state, name), "sealed")
+        assert metadata(own_state, name)["stateDigest"] == by_script(own_state.snapshots / name)
+    own_state.verify_mounted()
+
+
+def test_a_snapshot_deleted_while_it_is_sealed_is_gone(own_state: MountedState) -> None:
+    """The daemon goes on with the next one."""
+    (own_state.files / "large").write_bytes(os.urandom(1 << 20) * 100)
+    first = own_state.save()
+    second = own_state.save()
+    own_state.delete(first)
+    eventually(lambda: metadata(own_state, second)["sealed"], "sealed")
+    assert [each["name"] for each in own_state.listing()] == [second]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import base64
 import os
 import pwd
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
@@ -208,6 +208,43 @@ class State:
     def delete(self, snapshot: str) -> SnapshotDocument:
         """Delete one snapshot and return what it was. Raises as `show`."""
         return msgspec.convert(self._ask("delete", snapshot=snapshot), SnapshotDocument)
+
+    def restore(
+        self,
+        snapshot: str,
+        paths: Iterable[str] = (),
+        *,
+        dry_run: bool = False,
+        force: bool = False,
+    ) -> Document:
+        """Make a snapshot, or some paths of it, current again (docs/cli.md, "restore").
+
+        A snapshot of what is replaced is taken first; `undo` brings that back.
+
+        Args:
+            paths: relative to current/; none for everything. runtime/ is never restored.
+            dry_run: only tell what would change.
+            force: although programs have files open for writing there.
+
+        Returns:
+            `restored` and `saved` (names of snapshots), `changes` (`path`, `what`).
+
+        Raises:
+            UsageError: a path is not in the snapshot. FilesInUse: see `force`. As `show`.
+        """
+        told: Document = self._ask(
+            "restore", snapshot=snapshot, paths=list(paths), dry_run=dry_run, force=force
+        )
+        return told
+
+    def undo(self, *, force: bool = False) -> Document:
+        """Put back what the last restore, `try` or undo changed; returns what `restore` does.
+
+        Raises:
+            NoSuchSnapshot: there is nothing to undo. FilesInUse: see `restore`.
+        """
+        told: Document = self._ask("undo", force=force)
+        return told
 
     def prune(self, *, dry_run: bool = False) -> Document:
         """Delete what the retention policy does not keep (docs/cli.md, "prune").

@@ -22,6 +22,7 @@
     ├── CorruptStore                exit 20  EIO      damage was found
     ├── ContentDamaged              exit 21  EIO      what an application wrote is damaged
     ├── NoSuchPath                  exit 22  ENOENT   no file or folder of that path at that moment
+    ├── FilesInUse                  exit 23  EBUSY    programs write what is to be restored
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -185,6 +186,13 @@ class NoSuchPath(StatefsError):
 
     exit_code = 22
     errno = _errno.ENOENT
+
+
+class FilesInUse(StatefsError):
+    """Programs have files open for writing that are to be restored; they are named."""
+
+    exit_code = 23
+    errno = _errno.EBUSY
 
 
 class PosixError(StatefsError):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,15 +22,24 @@ from statefs.daemon.keeping import Keeper
 from statefs.daemon.verifying import Verifier
 from statefs.errors import NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
-from statefs.fuse.invalidation import forget_attributes
+from statefs.fuse.invalidation import forget_attributes, visit
 from statefs.fuse.operations import Operations
+from statefs.fuse.session_loop import held
 from statefs.ids import SNAPSHOTS_DIR
 from statefs.maintenance import saving
 from statefs.maintenance.commands import CHANGING, Call, Commands
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store
-from statefs.mounts import call_outside, statefs_mounts, write_back
+from statefs.mounts import (
+    Writer,
+    call_outside,
+    find_mount,
+    statefs_mounts,
+    write_back,
+    writers,
+)
 from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.restore import Restored
 
 T = TypeVar("T")
 
@@ -86,6 +96,24 @@ class Service:
         mount_point = self.mount_point()
         if mount_point is not None:
             call_outside(partial(write_back, mount_point))
+
+    def held(self) -> AbstractContextManager[None]:
+        """Take no request of the kernel inside the `with` block."""
+        return held()
+
+    def writers(self) -> list[Writer]:
+        """Return who has files open for writing, in containers, too."""
+        mount_point = self.mount_point()
+        mount = None if mount_point is None else find_mount(mount_point)
+        return [] if mount is None else writers(mount.device)
+
+    def refresh(self, restored: Restored) -> None:
+        """Have the kernel ask anew for what a restore changed."""
+        for ino in restored.inodes:
+            forget_attributes(ino)
+        mount_point = self.mount_point()
+        if mount_point is not None:
+            visit(mount_point / "current", restored.paths, self.operations.visitors)
 
     def list_changed(self) -> None:
         """Have the kernel ask anew how many folders snapshots/ has."""

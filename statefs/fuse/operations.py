@@ -19,6 +19,7 @@ import trio
 
 from statefs.content.objects import ObjectFiles
 from statefs.errors import PosixError
+from statefs.fuse import session_loop
 from statefs.fuse.attributes import absent, entry_attributes
 from statefs.fuse.durability import FSYNC, WRITE, Durability
 from statefs.fuse.errno_map import answers
@@ -86,6 +87,9 @@ class Operations(pyfuse3.Operations):
         durability: when replies may be sent.
         keeper: takes and deletes snapshots for mkdir and rmdir, and watches the space.
         store_root: a path on the filesystem whose free space statfs tells.
+
+    `visitors` are threads of this process whose calls only make the kernel look again
+    (fuse/invalidation.py): they change nothing.
     """
 
     supports_dot_lookup = False
@@ -109,6 +113,7 @@ class Operations(pyfuse3.Operations):
         self._durability = durability
         self._keeper = keeper
         self._store_root = store_root
+        self.visitors: set[int] = set()
         self._listings = 0
         self._bounds: dict[int, int] = {}
 
@@ -226,6 +231,8 @@ class Operations(pyfuse3.Operations):
     @answers
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Answer MKDIR; in snapshots/ it takes a snapshot with that label."""
+        if ctx.pid in self.visitors:
+            raise PosixError(errno.EEXIST)  # it wanted the kernel to look the name up, no more
         if parent == SNAPSHOTS_DIR:
             await self._keeper.save_labelled(os.fsdecode(name))
             return self._found_reply(self._namespace.lookup(parent, name))
@@ -285,6 +292,7 @@ class Operations(pyfuse3.Operations):
             source = living_entry(database, old, name_old)
             if source is not None and source.ino in self._table.unsynced:
                 await self._durability.sync_bytes(source.ino)
+                await session_loop.admitted()  # a restore may have begun meanwhile
         self._names.rename(old, name_old, new, name_new, flags)
 
     @answers
@@ -303,7 +311,9 @@ class Operations(pyfuse3.Operations):
         if flags & os.O_TRUNC and node.is_file:
             self._truncate(inode, 0)
         self._table.opened(inode)
-        return pyfuse3.FileInfo(fh=handle(inode, flags))
+        # Without keep_cache the kernel drops every page it has of the file.
+        is_visit = ctx.pid in self.visitors
+        return pyfuse3.FileInfo(fh=handle(inode, flags), keep_cache=not is_visit)
 
     @answers
     async def create(

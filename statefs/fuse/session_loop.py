@@ -20,8 +20,8 @@ import errno
 import os
 import select
 import types
-from collections.abc import Callable, Coroutine, Generator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Callable, Coroutine, Generator, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final
 
@@ -120,6 +120,8 @@ class SessionLoop:
         self._is_closing = False
         self._spin = SpinBudget()
         self._turn_due = 0.0
+        self._may_read = trio.Event()
+        self._may_read.set()
         self._poller = self.make_poller()
 
     make_poller = staticmethod(select.poll)
@@ -155,6 +157,26 @@ class SessionLoop:
         """
         if self._handshake is not None and self._shake_hands(fd):
             return
+        await self._wait_for_request(fd)
+        while not self._may_read.is_set():
+            await self._may_read.wait()
+            await self._wait_for_request(fd)
+
+    # The rest is this module's own.
+
+    def hold(self) -> None:
+        """Take no request until `release`; those that have been taken are answered."""
+        self._may_read = trio.Event()
+
+    async def admitted(self) -> None:
+        """Return when nothing is held."""
+        await self._may_read.wait()
+
+    def release(self) -> None:
+        """Take requests again."""
+        self._may_read.set()
+
+    async def _wait_for_request(self, fd: int) -> None:
         now = perf_counter()
         if now >= self._turn_due or self._another_task_is_ready():
             await trio.lowlevel.checkpoint()
@@ -165,8 +187,6 @@ class SessionLoop:
         if self._poller.poll(0):
             return
         await self._wait(fd, now)
-
-    # The rest is this module's own.
 
     def _shake_hands(self, fd: int) -> bool:
         """Return True once, for the FUSE_INIT that is queued; then finish the handshake."""
@@ -308,6 +328,30 @@ async def serve(
     finally:
         handshake.close()
         pyfuse3.trio = before  # type: ignore[attr-defined]
+
+
+@contextmanager
+def held() -> Iterator[None]:
+    """Take no request of the kernel inside the `with` block; those taken before are answered.
+
+    From the thread of the loop only, and not for long: programs wait.
+    """
+    loop = pyfuse3.trio  # type: ignore[attr-defined]  # see serve()
+    if not isinstance(loop, SessionLoop):
+        yield  # nothing is served yet, or any more
+        return
+    loop.hold()
+    try:
+        yield
+    finally:
+        loop.release()
+
+
+async def admitted() -> None:
+    """Return at once, or when what `held` holds up may go on; for a handler that has waited."""
+    loop = pyfuse3.trio  # type: ignore[attr-defined]  # see serve()
+    if isinstance(loop, SessionLoop):
+        await loop.admitted()
 
 
 def stop() -> None:

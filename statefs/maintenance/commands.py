@@ -22,10 +22,12 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from statefs.errors import UsageError
-from statefs.maintenance import checking, comparing, exporting, pruning, saving
+from statefs.maintenance import checking, comparing, exporting, pruning, restoring, saving
 from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
+from statefs.snapshots.documents import Operation
+from statefs.snapshots.restore_plan import Scope, parsed_paths
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -71,9 +73,38 @@ class Commands:
 
 
 def _save(
-    commands: Commands, _call: Call, *, message: str, reason: str, labels: dict[str, str]
+    commands: Commands,
+    _call: Call,
+    *,
+    message: str,
+    reason: str,
+    labels: dict[str, str],
+    operation: Document | None = None,
 ) -> Steps[Document]:
-    return document_of((yield from saving.save(commands.store, reason, message, labels)))
+    what = None if operation is None else msgspec.convert(operation, Operation)
+    steps = saving.save(commands.store, reason, message, labels, what)
+    return document_of((yield from steps))
+
+
+def _restore(
+    commands: Commands,
+    _call: Call,
+    *,
+    snapshot: str,
+    paths: list[str],
+    force: bool,
+    dry_run: bool,
+) -> Steps[Document]:
+    store = commands.store
+    chosen = store.catalog.choose(snapshot)
+    scope = Scope(parsed_paths(paths))
+    operation = Operation(kind="restore", phase="before", other=chosen.uuid, paths=paths)
+    steps = restoring.bring_back(store, chosen, scope, operation, force=force, dry_run=dry_run)
+    return (yield from steps)
+
+
+def _undo(commands: Commands, _call: Call, *, force: bool) -> Steps[Document]:
+    return (yield from restoring.undo(commands.store, force=force))
 
 
 def _seal(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
@@ -176,6 +207,8 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "list": _list,
     "show": _show,
     "delete": _delete,
+    "restore": _restore,
+    "undo": _undo,
     "prune": _prune,
     "pin": _pin,
     "unpin": _unpin,
@@ -189,5 +222,7 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "write_down_check": _write_down_check,
     "export": _export,
 }
-CHANGING: Final = frozenset({"save", "delete", "prune", "pin", "unpin", "write_down_check"})
+CHANGING: Final = frozenset(
+    {"save", "delete", "restore", "undo", "prune", "pin", "unpin", "write_down_check"}
+)
 """Operations of which one runs at a time."""

@@ -15,15 +15,24 @@ from statefs.errors import NoSuchSnapshot, PosixError, SnapshotPinned
 from statefs.maintenance.applications import at_rest
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.documents import VolumeManifest
+from statefs.snapshots.documents import Operation, VolumeManifest
 from statefs.snapshots.retention import Pin
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
 
 
-def save(store: Store, reason: str, message: str, labels: dict[str, str]) -> Steps[Snapshot]:
+def save(
+    store: Store,
+    reason: str,
+    message: str,
+    labels: dict[str, str],
+    operation: Operation | None = None,
+) -> Steps[Snapshot]:
     """Take a snapshot of everything that was written before the call.
+
+    Args:
+        operation: what it is taken for, if `statefs undo` is to know.
 
     Raises:
         UsageError, SnapshotExists: see `Catalog.check_request`. InvalidConfig,
@@ -32,7 +41,9 @@ def save(store: Store, reason: str, message: str, labels: dict[str, str]) -> Ste
     store.catalog.check_request(reason, message, labels)
     store.reserve.require()
     snapshot = yield from at_rest(
-        store, reason, lambda volumes: _end_epoch(store, reason, message, labels, volumes)
+        store,
+        reason,
+        lambda volumes: _end_epoch(store, reason, message, labels, volumes, operation),
     )
     yield from publish(store)
     return snapshot
@@ -44,9 +55,10 @@ def _end_epoch(
     message: str,
     labels: dict[str, str],
     volumes: Sequence[VolumeManifest],
+    operation: Operation | None,
 ) -> Steps[Snapshot]:
     yield store.host.write_back
-    pending = store.catalog.begin(reason, message, labels, prepared=volumes)
+    pending = store.catalog.begin(reason, message, labels, operation, prepared=volumes)
     return (yield from make_durable(store, pending))
 
 

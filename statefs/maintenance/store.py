@@ -12,7 +12,7 @@ import shutil
 import stat
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
 
@@ -36,9 +36,11 @@ from statefs.maintenance.recovery import recover
 from statefs.maintenance.sealing import Sealer
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, Reader, create_database
+from statefs.mounts import Writer
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.documents import encode
 from statefs.snapshots.namespace import Namespace
+from statefs.snapshots.restore import Restored
 from statefs.snapshots.runtime import NEW_DOCUMENTS
 from statefs.volume.names import Creator
 from statefs.volume.volume import Volume
@@ -158,6 +160,15 @@ class Host(Protocol):
     def write_back(self) -> None:
         """Have the kernel hand over what programs wrote through memory maps."""
 
+    def held(self) -> AbstractContextManager[None]:
+        """Let no program change the tree inside the `with` block; does not block by itself."""
+
+    def writers(self) -> list[Writer]:
+        """Return who has files open for writing."""
+
+    def refresh(self, restored: Restored) -> None:
+        """Have the kernel ask anew for what a restore changed."""
+
     def list_changed(self) -> None:
         """The list of snapshots changed: what is cached of it must go."""
 
@@ -176,6 +187,17 @@ class Unmounted:
 
     def write_back(self) -> None:
         """Do nothing: no kernel has pages of this store."""
+
+    def held(self) -> AbstractContextManager[None]:
+        """Return a block in which nothing is held: nobody else changes the tree."""
+        return nullcontext()
+
+    def writers(self) -> list[Writer]:
+        """Return nobody."""
+        return []
+
+    def refresh(self, _restored: Restored) -> None:
+        """Do nothing: no kernel has names or attributes of this store."""
 
     def list_changed(self) -> None:
         """Do nothing: no kernel has names of this store."""

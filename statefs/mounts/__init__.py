@@ -10,7 +10,7 @@ from statefs.mounts.attach import (
 )
 from statefs.mounts.options import Durability, MountOptions
 from statefs.mounts.outside import call_outside
-from statefs.mounts.processes import processes_using
+from statefs.mounts.processes import Writer, processes_using, writers
 from statefs.mounts.table import (
     FSTYPE,
     MountInfo,
@@ -25,6 +25,7 @@ __all__ = [
     "Durability",
     "MountInfo",
     "MountOptions",
+    "Writer",
     "call_outside",
     "find_mount",
     "is_stale",
@@ -37,4 +38,5 @@ __all__ = [
     "statefs_mounts",
     "unmount",
     "write_back",
+    "writers",
 ]

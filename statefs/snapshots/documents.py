@@ -42,23 +42,21 @@ class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_
     """What a snapshot was taken for: what `statefs undo` needs to know.
 
     Args:
-        kind: a restore, or a command run by `statefs try`.
+        kind: a restore, a command run by `statefs try`, or what puts one of them back.
         phase: whether the snapshot was taken before or after it.
-        other: the snapshotId of the other one: what a restore brought back, or the snapshot before
-            the command.
+        other: the snapshotId of the other one: what a restore brought back, the snapshot before
+            the command, or the one that was taken for what is being undone.
         paths: what a restore was limited to, relative to current/; empty for everything.
         command: of `statefs try`.
         exit_code: of that command.
-        undone: whether `statefs undo` has put it back.
     """
 
-    kind: Literal["restore", "try"]
+    kind: Literal["restore", "try", "undo"]
     phase: Literal["before", "after"]
     other: str | None = None
     paths: list[str] = []
     command: list[str] = []
     exit_code: int | None = None
-    undone: bool = False
 
 
 class Pin(msgspec.Struct, rename="camel", frozen=True, kw_only=True):

@@ -1,0 +1,173 @@
+"""Restores, and what undoes them: a safety snapshot, then the rows, with no change in between.
+
+settle, write back, sync      beside the programs: most of what is owed to the disk is paid
+hold                          no request of the kernel is answered from here
+begin, sync, complete       the before-restore snapshot, durable
+plan, restore               one critical section, one transaction
+release
+refresh                       the kernel asks anew for what it had cached
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
+
+from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
+from statefs.ids import Epoch
+from statefs.maintenance.saving import make_durable, publish
+from statefs.maintenance.steps import Steps
+from statefs.metadata.xattrs import NOW
+from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.changes import Moment
+from statefs.snapshots.documents import Operation
+from statefs.snapshots.restore import restore
+from statefs.snapshots.restore_plan import Plan, Planner, Scope
+from statefs.snapshots.views import PastTree
+
+if TYPE_CHECKING:
+    from statefs.maintenance.store import Store
+
+WRITERS_NAMED_MAX: Final = 5
+"""Programs named in a refusal; one is mostly enough to know what is meant."""
+
+
+def bring_back(
+    store: Store,
+    snapshot: Snapshot,
+    scope: Scope,
+    operation: Operation,
+    *,
+    force: bool,
+    dry_run: bool = False,
+) -> Steps[dict[str, Any]]:
+    """Make what a scope holds current again as a snapshot has it.
+
+    Args:
+        operation: what the safety snapshot says it was taken for.
+        force: although programs have files open for writing there.
+        dry_run: only tell what would change.
+
+    Returns:
+        `restored` (the snapshot's name), `saved` (that of the safety snapshot, null when nothing
+        was done), `changes` (path and what becomes of it).
+
+    Raises:
+        UsageError: a path is not in the snapshot. FilesInUse: see `force`. OSError: the disk.
+    """
+    yield store.host.write_back
+    plan = _plan(store, snapshot, scope)
+    if dry_run or plan.is_empty:
+        return _told(snapshot, None, plan)
+    if not force:
+        yield lambda: _refuse_writers(store, scope)
+    store.reserve.require()
+    yield store.sync
+    with store.host.held():
+        pending = store.catalog.begin("before-restore", "", {}, operation)
+        saved = yield from make_durable(store, pending)
+        plan = _plan(store, snapshot, scope)
+        restored = store.freeing(partial(restore, store.volume.table, plan))
+    yield lambda: store.host.refresh(restored)
+    yield store.database.sync
+    yield from publish(store)
+    return _told(snapshot, saved, plan)
+
+
+def _plan(store: Store, snapshot: Snapshot, scope: Scope) -> Plan:
+    store.settle()
+    now = Moment(NOW, store.volume.table.next_id)
+    return Planner(store.database, moment_of(snapshot), now, scope).plan()
+
+
+def moment_of(snapshot: Snapshot) -> Moment:
+    """Return a snapshot as one of two moments to compare."""
+    return Moment(snapshot.epoch, snapshot.next_id)
+
+
+def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, Any]:
+    return {
+        "restored": snapshot.name,
+        "saved": None if saved is None else saved.name,
+        "changes": [
+            {"path": path.decode("utf-8", "backslashreplace") or ".", "what": what}
+            for path, what in sorted(plan.paths.items())
+        ],
+    }
+
+
+def _refuse_writers(store: Store, scope: Scope) -> None:
+    """Raise FilesInUse where programs have files of a scope open for writing."""
+    writers = store.host.writers()
+    if not writers:
+        return
+    with store.reader() as reader:
+        tree = PastTree(reader, Epoch(NOW))
+        found = {
+            f"{writer} has {path.decode('utf-8', 'backslashreplace')} open"
+            for writer in writers
+            for path in tree.paths(writer.ino)
+            if scope.holds(path)
+        }
+    if found:
+        named = sorted(found)[:WRITERS_NAMED_MAX]
+        more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
+        raise FilesInUse(
+            f"programs write what is to be restored: {', '.join(named)}{more}; end them, or add"
+            " --force to restore it under their hands"
+        )
+
+
+# What undoes it.
+
+
+def undo(store: Store, *, force: bool) -> Steps[dict[str, Any]]:
+    """Put back what the last restore, command (`statefs try`) or undo changed.
+
+    Raises:
+        NoSuchSnapshot: there is nothing to undo, or what it needs has been deleted.
+    """
+    last = next(
+        (each for each in reversed(store.catalog.snapshots) if each.operation is not None), None
+    )
+    if last is None:
+        raise NoSuchSnapshot("nothing to undo: no restore and no 'statefs try' was made here")
+    before, paths = _undone(store, last)
+    operation = Operation(kind="undo", phase="before", other=last.uuid)
+    scope = Scope(frozenset(paths), may_be_missing=True)
+    return (yield from bring_back(store, before, scope, operation, force=force))
+
+
+def _undone(store: Store, snapshot: Snapshot) -> tuple[Snapshot, frozenset[bytes]]:
+    """Return the snapshot that holds what an operation replaced, and the paths it changed."""
+    operation = snapshot.operation
+    assert operation is not None
+    other = _by_uuid(store, operation.other)
+    if operation.kind == "undo":
+        return snapshot, _undone(store, other)[1]
+    if operation.kind == "try" and operation.phase == "after":
+        return other, _paths_between(store, other, snapshot, Scope())
+    if operation.kind == "try":
+        raise UsageError(
+            f"'statefs try' has not come to its end: 'statefs restore' of {snapshot.name} goes"
+            " back to before its command"
+        )
+    paths = frozenset(path.encode("utf-8", "surrogateescape") for path in operation.paths)
+    return snapshot, _paths_between(store, snapshot, other, Scope(paths or None))
+
+
+def _by_uuid(store: Store, uuid: str | None) -> Snapshot:
+    for snapshot in store.catalog.snapshots:
+        if snapshot.uuid == uuid:
+            return snapshot
+    raise NoSuchSnapshot(
+        "the snapshot that the last operation goes back to is deleted: choose one by"
+        " 'statefs list' and restore it"
+    )
+
+
+def _paths_between(store: Store, one: Snapshot, other: Snapshot, scope: Scope) -> frozenset[bytes]:
+    """Return the paths of a scope that differ between two snapshots."""
+    older, newer = sorted((one, other), key=lambda each: each.epoch)
+    plan = Planner(store.database, moment_of(older), moment_of(newer), scope).plan()
+    return frozenset(plan.paths) - {b""}

@@ -1,0 +1,241 @@
+"""A restore on a mount: programs see it at once, through names, open files and memory maps."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+import statefs
+from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
+from tests.harness.mounted_state import MountedState
+
+BIG = 300_000
+HOLDER = "import sys; file = open(sys.argv[1], 'a'); print(1, flush=True); input()"
+
+
+def test_everything_comes_back(own_state: MountedState) -> None:
+    """Content, names, modes and links, though the kernel had all of it cached."""
+    files = own_state.files
+    (files / "small").write_text("one")
+    (files / "big").write_bytes(b"1" * BIG)
+    (files / "gone").write_text("gone")
+    (files / "folder").mkdir()
+    (files / "folder/inner").write_text("inner")
+    os.link(files / "small", files / "link")
+    name = own_state.save()
+    (files / "small").write_text("two, longer")
+    with open(files / "big", "r+b") as file:
+        file.write(b"2" * 5000)
+    (files / "gone").unlink()
+    (files / "new").write_text("new")
+    os.rename(files / "folder", files / "renamed")
+    os.chmod(files / "big", 0o600)
+    for each in ("small", "big", "gone", "new", "folder", "renamed", "link"):
+        (files / each).exists()  # names, and their absence, are in the kernel's cache
+    with statefs.open(own_state.state) as opened:
+        told = opened.restore(name)
+        assert told["restored"] == name
+        assert opened.show(told["saved"]).reason == "before-restore"
+    assert sorted(os.listdir(files)) == ["big", "folder", "gone", "link", "small"]
+    assert (files / "small").read_text() == (files / "link").read_text() == "one"
+    assert (files / "big").read_bytes() == b"1" * BIG
+    assert os.stat(files / "big").st_mode & 0o777 == 0o644
+    assert (files / "folder/inner").read_text() == "inner"
+    assert not (files / "new").exists() and not (files / "renamed").exists()
+    assert os.stat(files / "small").st_nlink == 2
+
+
+def test_undo_brings_back_what_a_restore_replaced(own_state: MountedState) -> None:
+    """And undo again restores once more; what was changed elsewhere meanwhile stays."""
+    (own_state.files / "a").write_text("one")
+    name = own_state.save()
+    (own_state.files / "a").write_text("two")
+    with statefs.open(own_state.state) as opened:
+        opened.restore(name)
+        (own_state.files / "b").write_text("since")
+        assert (own_state.files / "a").read_text() == "one"
+        opened.undo()
+        assert (own_state.files / "a").read_text() == "two"
+        assert (own_state.files / "b").read_text() == "since"
+        opened.undo()
+        assert (own_state.files / "a").read_text() == "one"
+        assert (own_state.files / "b").read_text() == "since"
+
+
+def test_there_is_nothing_to_undo(own_state: MountedState) -> None:
+    """Before any restore."""
+    with statefs.open(own_state.state) as opened, pytest.raises(NoSuchSnapshot, match="nothing to"):
+        opened.undo()
+
+
+def test_open_files_and_maps_see_what_was_restored(own_state: MountedState) -> None:
+    """A descriptor opened before reads, and a shared map shows, the restored bytes."""
+    path = own_state.files / "f"
+    path.write_bytes(b"old " * 5000)
+    name = own_state.save()
+    with open(path, "r+b") as file:
+        file.write(b"new ")
+    with open(path, "rb") as reader, mmap.mmap(reader.fileno(), 0, prot=mmap.PROT_READ) as shown:
+        assert shown[:4] == b"new " and os.pread(reader.fileno(), 4, 0) == b"new "
+        with statefs.open(own_state.state) as opened:
+            opened.restore(name, ["files/f"])
+        assert os.pread(reader.fileno(), 4, 0) == b"old "
+        assert shown[:4] == b"old "
+
+
+def test_an_appender_goes_on_at_the_restored_end(own_state: MountedState) -> None:
+    """The size that the kernel remembers for O_APPEND is the restored one."""
+    path = own_state.files / "log"
+    path.write_text("one\n")
+    name = own_state.save()
+    with open(path, "a") as log:
+        log.write("two\n")
+        log.flush()
+        with statefs.open(own_state.state) as opened:
+            opened.restore(name, force=True)
+        log.write("three\n")
+        log.flush()
+        assert path.read_text() == "one\nthree\n"
+
+
+def test_a_working_folder_stays_one(own_state: MountedState) -> None:
+    """A program that stands in a folder that a restore leaves in place finds its way."""
+    folder = own_state.files / "folder"
+    folder.mkdir()
+    (folder / "f").write_text("one")
+    name = own_state.save()
+    (folder / "f").write_text("two")
+    with subprocess.Popen(
+        [sys.executable, "-c", "input(); import os; print(os.getcwd(), open('f').read())"],
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        with statefs.open(own_state.state) as opened:
+            opened.restore(name)
+        out, _ = program.communicate("\n", timeout=20)
+    assert out.strip() == f"{folder} one"
+
+
+def test_programs_that_write_are_named(own_state: MountedState) -> None:
+    """The restore refuses, and says who; --force goes on, and other paths are free."""
+    (own_state.files / "used").write_text("one")
+    (own_state.files / "free").write_text("one")
+    name = own_state.save()
+    (own_state.files / "used").write_text("two")
+    (own_state.files / "free").write_text("two")
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLDER, own_state.files / "used"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+    ) as program:  # fmt: skip
+        assert program.stdout is not None
+        program.stdout.readline()
+        with statefs.open(own_state.state) as opened:
+            with pytest.raises(FilesInUse, match=rf"\(pid {program.pid}\) has files/used open"):
+                opened.restore(name)
+            assert (own_state.files / "used").read_text() == "two"
+            opened.restore(name, ["files/free"])
+            assert (own_state.files / "free").read_text() == "one"
+            opened.restore(name, force=True)
+            assert (own_state.files / "used").read_text() == "one"
+        program.communicate("\n", timeout=20)
+
+
+def test_a_dry_run_changes_nothing(own_state: MountedState) -> None:
+    """It says what would become of each path, and takes no snapshot."""
+    (own_state.files / "a").write_text("one")
+    name = own_state.save()
+    (own_state.files / "a").write_text("two")
+    (own_state.files / "b").write_text("new")
+    with statefs.open(own_state.state) as opened:
+        told = opened.restore(name, dry_run=True)
+        assert {each["path"]: each["what"] for each in told["changes"]} == {
+            "files": "changed", "files/a": "changed", "files/b": "removed",
+        }  # fmt: skip
+        assert told["saved"] is None and len(opened.list_snapshots()) == 1
+    assert (own_state.files / "a").read_text() == "two"
+
+
+def test_runtime_is_never_restored(own_state: MountedState) -> None:
+    """Nor can it be asked for."""
+    env = own_state.state / "current/runtime/env.json"
+    name = own_state.save()
+    env.write_text('{"later": true}')
+    (own_state.files / "f").write_text("x")
+    with statefs.open(own_state.state) as opened:
+        opened.restore(name)
+        assert env.read_text() == '{"later": true}'
+        assert not (own_state.files / "f").exists()
+        with pytest.raises(UsageError, match="runtime/"):
+            opened.restore(name, ["current/runtime"])
+
+
+def test_a_removed_folder_comes_back_for_one_path(own_state: MountedState) -> None:
+    """With the folders above it, and nothing else of what they held."""
+    deep = own_state.files / "a/b/c"
+    deep.mkdir(parents=True)
+    (deep / "wanted").write_text("wanted")
+    (deep / "other").write_text("other")
+    name = own_state.save()
+    subprocess.run(["rm", "-r", own_state.files / "a"], check=True)
+    with statefs.open(own_state.state) as opened:
+        opened.restore(name, ["files/a/b/c/wanted"])
+    assert os.listdir(deep) == ["wanted"]
+    assert (deep / "wanted").read_text() == "wanted"
+
+
+def test_restores_under_load_harm_nobody(own_state: MountedState) -> None:
+    """Programs write and list while the state goes back and forth; each tree is whole."""
+    (own_state.files / "kept").write_bytes(b"k" * BIG)
+    for number in range(50):
+        (own_state.files / f"f{number}").write_text("one")
+    first = own_state.save()
+    for number in range(50):
+        (own_state.files / f"f{number}").write_text("two")
+    second = own_state.save()
+    is_over = threading.Event()
+    failures: list[BaseException] = []
+
+    def work(place: Path) -> None:
+        count = 0
+        try:
+            while not is_over.is_set():
+                count += 1
+                path = place / f"n{count % 7}"
+                path.write_bytes(b"x" * (count % 20_000))
+                os.rename(path, place / f"m{count % 5}")
+                os.listdir(own_state.files)
+        except BaseException as error:
+            failures.append(error)
+
+    elsewhere = own_state.state / "current/elsewhere"
+    elsewhere.mkdir()
+    thread = threading.Thread(target=work, args=(elsewhere,))
+    thread.start()
+    try:
+        with statefs.open(own_state.state) as opened:
+            for turn in range(10):
+                name, word = ((first, "one"), (second, "two"))[turn % 2]
+                opened.restore(name, ["files"], force=True)
+                assert {(own_state.files / f"f{n}").read_text() for n in range(50)} == {word}
+                assert (own_state.files / "kept").read_bytes() == b"k" * BIG
+    finally:
+        is_over.set()
+        thread.join()
+    assert failures == []
+
+
+def test_a_store_that_is_not_mounted_is_restored_too(own_state: MountedState) -> None:
+    """The next mount shows it."""
+    (own_state.files / "f").write_text("one")
+    name = own_state.save()
+    (own_state.files / "f").write_text("two")
+    own_state.umount()
+    with statefs.open(own_state.state) as opened:
+        opened.restore(name)
+    own_state.mount()
+    assert (own_state.files / "f").read_text() == "one"

@@ -168,13 +168,26 @@ class State:
         message: str = "",
         reason: str = "manual",
         labels: Mapping[str, str] | None = None,
+        *,
+        operation: Document | None = None,
     ) -> SnapshotDocument:
         """Take a snapshot of current/ and return what is known of it.
+
+        Args:
+            operation: what it is taken for, as `operation` stands in metadata.json: `undo` puts
+                back what lies between one of kind "try" and phase "before", and one of phase
+                "after" whose `other` is the first one's snapshot_id.
 
         Raises:
             UsageError: an unknown reason, an impossible label. SnapshotExists: the label is taken.
         """
-        found = self._ask("save", message=message, reason=reason, labels=dict(labels or {}))
+        found = self._ask(
+            "save",
+            message=message,
+            reason=reason,
+            labels=dict(labels or {}),
+            operation=operation,
+        )
         return msgspec.convert(found, SnapshotDocument)
 
     def seal(
@@ -236,6 +249,24 @@ class State:
             "restore", snapshot=snapshot, paths=list(paths), dry_run=dry_run, force=force
         )
         return told
+
+    def copy_out(
+        self,
+        snapshot: str,
+        folder: Path | str,
+        paths: Iterable[str] = (),
+    ) -> Document:
+        """Copy a snapshot, or some paths of it, into a new folder; whole or not at all.
+
+        Args:
+            paths: relative to the snapshot; none for everything.
+
+        Raises:
+            UsageError: the folder exists, or a path is not in the snapshot. NotMounted. As `show`.
+        """
+        from statefs.archive.copying import copy_out
+
+        return copy_out(self, snapshot, Path(folder), list(paths))
 
     def undo(self, *, force: bool = False) -> Document:
         """Put back what the last restore, `try` or undo changed; returns what `restore` does.

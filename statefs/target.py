@@ -135,6 +135,13 @@ def mount_of_store(store: Path) -> MountInfo | None:
     return next((mount for mount in statefs_mounts() if Path(mount.source) == store), None)
 
 
+def names_state(path: Path) -> bool:
+    """Return whether a path is that of a state: mounted, or with a store beside it."""
+    from statefs.mounts import find_mount
+
+    return find_mount(path) is not None or is_present(default_store(path.absolute()))
+
+
 def is_present(path: Path) -> bool:
     """Return whether anything, be it a link that leads nowhere, is at `path`."""
     return path.exists() or path.is_symlink()

@@ -10,9 +10,8 @@ import click
 from click.shell_completion import CompletionItem
 
 from statefs.errors import UsageError
-from statefs.layout import default_store
 from statefs.snapshots.naming import CURRENT
-from statefs.target import Target, find_state, find_target, is_present
+from statefs.target import Target, find_state, find_target, names_state
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -169,10 +168,7 @@ def _is_state(word: str) -> bool:
     """Return whether a word names a state that is there, mounted or not."""
     if "/" in word or word in (".", ".."):
         return True
-    from statefs.mounts import find_mount
-
-    path = Path(word)
-    return find_mount(path) is not None or is_present(default_store(path.absolute()))
+    return names_state(Path(word))
 
 
 def find_moments(words: tuple[str, ...], store: Path | None) -> tuple[Target, str, str]:
@@ -223,3 +219,19 @@ def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Ta
     if not is_utf8(moment):
         raise UsageError(f"'{moment}' is not UTF-8, and names of snapshots are")
     return find_target(Path(state[0]) if state else None, store), moment, path
+
+
+def find_snapshot_and_paths(
+    words: tuple[str, ...], store: Path | None, command: str
+) -> tuple[Target, str, list[str]]:
+    """Return what the words `[STATE] SNAPSHOT [PATH]...` of a command line mean.
+
+    The first word is the state if there is a state of that name, or a slash in it.
+
+    Raises:
+        UsageError, NoSuchStore: see `find_snapshot`.
+    """
+    has_state = bool(words) and _is_state(words[0])
+    count = 2 if has_state else 1
+    target, name = find_snapshot(words[:count], store, command)
+    return target, name, list(words[count:])

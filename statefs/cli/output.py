@@ -53,9 +53,9 @@ def one_line(text: str) -> str:
     return printable(" ".join(text.split("\n"))).strip()
 
 
-def print_line(text: str) -> None:
-    """Print one line of text."""
-    click.echo(one_line(text))
+def print_line(text: str, *, err: bool = False) -> None:
+    """Print one line of text; with `err` on standard error."""
+    click.echo(one_line(text), err=err)
 
 
 def warn(text: str) -> None:
@@ -70,14 +70,14 @@ def plain(value: Any) -> Any:
     return msgspec.to_builtins(value)
 
 
-def print_json(document: Any) -> None:
-    """Print a document as JSON, indented, its keys in the order given."""
+def print_json(document: Any, *, err: bool = False) -> None:
+    """Print a document as JSON, indented, its keys in the order given; with `err` as errors go."""
     import json
 
     unicode_out = (sys.stdout.encoding or "").lower().replace("-", "") == "utf8"
     text = json.dumps(document, indent=2, ensure_ascii=not unicode_out)
     # A name that is no UTF-8 arrives as lone surrogates; JSON writes those as \udcXX.
-    click.echo(text.encode("utf-8", "backslashreplace") if unicode_out else text)
+    click.echo(text.encode("utf-8", "backslashreplace") if unicode_out else text, err=err)
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str]]) -> None:

@@ -239,3 +239,80 @@ def test_a_store_that_is_not_mounted_is_restored_too(own_state: MountedState) ->
         opened.restore(name)
     own_state.mount()
     assert (own_state.files / "f").read_text() == "one"
+
+
+def run(*words: object, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `statefs WORDS...`."""
+    done = subprocess.run(
+        [sys.executable, "-m", "statefs", *map(str, words)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        stdin=subprocess.DEVNULL,
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def test_a_command_that_fails_is_rolled_back(own_state: MountedState) -> None:
+    """Just what it changed; what others changed meanwhile, and the exit code, stay."""
+    files = own_state.files
+    (files / "a").write_text("one")
+    script = f"echo two > {files}/a; echo new > {files}/b; exit 3"
+    done = run("try", own_state.state, "--on-failure", "rollback", "--", "sh", "-c", script,
+               check=False)  # fmt: skip
+    assert done.returncode == 3
+    assert "failed with 3" in done.stderr and "put back what it changed: 3 paths" in done.stderr
+    assert (files / "a").read_text() == "one" and not (files / "b").exists()
+
+
+def test_a_command_is_undone_later(own_state: MountedState) -> None:
+    """Though other files have been written since; the pair is linked in metadata.json."""
+    files = own_state.files
+    (files / "a").write_text("one")
+    done = run("try", own_state.state, "-m", "turn", "--", "sh", "-c", f"echo two > {files}/a")
+    assert f"'statefs undo {own_state.state}' puts it back" in done.stderr
+    (files / "other").write_text("kept")
+    with statefs.open(own_state.state) as opened:
+        before, after = opened.list_snapshots()
+        assert after.operation is not None and after.operation.other == before.snapshot_id
+        assert (before.message, after.message) == ("turn", "turn")
+    assert "1 path" in run("undo", own_state.state).stdout.replace("2 paths", "1 path")
+    assert (files / "a").read_text() == "one"
+    assert (files / "other").read_text() == "kept"
+
+
+def test_a_command_that_is_not_there(own_state: MountedState) -> None:
+    """Exits as a shell would; without a command at all it is a usage error."""
+    assert run("try", own_state.state, "--", "no-such-program", check=False).returncode == 127
+    assert run("try", own_state.state, check=False).returncode == 2
+
+
+def test_a_copy_goes_elsewhere(own_state: MountedState, tmp_path: Path) -> None:
+    """All of a snapshot, or one path; current/ stays, an existing folder is refused."""
+    (own_state.files / "a").write_text("one")
+    (own_state.files / "b").write_text("b")
+    os.link(own_state.files / "a", own_state.files / "link")
+    name = own_state.save()
+    (own_state.files / "a").write_text("two")
+    run("restore", own_state.state, name, "--to", tmp_path / "all")
+    run("restore", own_state.state, name, "files/b", "--to", tmp_path / "one")
+    assert sorted(os.listdir(tmp_path / "all")) == ["files", "volumes"]
+    assert (tmp_path / "all/files/a").read_text() == "one"
+    assert os.stat(tmp_path / "all/files/a").st_nlink == 2
+    assert os.listdir(tmp_path / "one/files") == ["b"]
+    assert (own_state.files / "a").read_text() == "two"
+    refused = run("restore", own_state.state, name, "--to", tmp_path / "one", check=False)
+    assert refused.returncode == 2 and "exists" in refused.stderr
+
+
+def test_the_command_line_restores(own_state: MountedState) -> None:
+    """As documented: a dry run, the restore, and what it says."""
+    (own_state.files / "a").write_text("one")
+    name = own_state.save()
+    (own_state.files / "a").write_text("two")
+    shown = run("restore", own_state.state, name, "--dry-run").stdout
+    assert "changed  files/a" in shown and f"would change 1 path, back to {name}" in shown
+    assert f"restored {name}: 1 path changed" in run("restore", own_state.state, name).stdout
+    assert "nothing to do" in run("restore", own_state.state, name).stdout
+    assert (own_state.files / "a").read_text() == "one"

@@ -1,0 +1,72 @@
+"""Copying a snapshot, or some paths of it, into a folder elsewhere: cp(1), through the mount.
+
+So everything is as whoever asks may see it, and the copy keeps what cp --archive keeps: owners,
+modes, times, hard links, extended attributes, ACLs, holes.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from statefs.errors import NotMounted, StatefsError, UsageError
+from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.restore_plan import parsed_paths
+from statefs.target import Target
+
+DOCUMENT = b"metadata.json"
+"""In a snapshot's folder, and no part of the state."""
+
+
+class Shower(Protocol):
+    """What a copy needs of a state (statefs.api.State)."""
+
+    @property
+    def target(self) -> Target:
+        """Which state it is."""
+
+    def show(self, snapshot: str = "latest") -> SnapshotDocument:
+        """Return one snapshot."""
+
+
+def copy_out(state: Shower, snapshot: str, folder: Path, paths: Sequence[str]) -> dict[str, Any]:
+    """Copy into a new folder, whole or not at all: `statefs.api.State.copy_out`."""
+    name = state.show(snapshot).name
+    mount = state.target.mount
+    if mount is None:
+        raise NotMounted("a copy is made through the mount: 'statefs mount' first")
+    if os.path.lexists(folder):
+        raise UsageError(f"{folder} exists: name a folder that is to be made")
+    source = mount.mount_point / "snapshots" / name
+    wanted = parsed_paths(paths)
+    for path in wanted or ():
+        if not os.path.lexists(os.path.join(os.fsencode(source), path)):
+            shown = path.decode("utf-8", "backslashreplace")
+            raise UsageError(f"'{shown}' is not in the snapshot {name}")
+    names = sorted(wanted) if wanted else [n for n in _names(source) if n != DOCUMENT]
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    part.mkdir()
+    try:
+        if names:
+            _copy(source, names, part)
+        os.rename(part, folder)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+    return {"restored": name, "to": str(folder), "paths": list(paths)}
+
+
+def _names(folder: Path) -> list[bytes]:
+    return sorted(os.listdir(os.fsencode(folder)))
+
+
+def _copy(source: Path, names: Sequence[bytes], target: Path) -> None:
+    command = [b"cp", b"--archive", b"--parents", b"--", *names, os.fsencode(target.absolute())]
+    done = subprocess.run(command, cwd=source, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    if done.returncode != 0:
+        said = done.stderr.decode(errors="replace").strip().splitlines() or ["cp failed"]
+        raise StatefsError(f"the copy failed, and nothing of it was left: {said[-1]}")

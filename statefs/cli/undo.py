@@ -1,0 +1,40 @@
+"""`statefs undo`: put back what the last restore, command or undo changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from statefs import api
+from statefs.cli.explained import ExplainedCommand
+from statefs.cli.options import json_option, state_argument, store_option
+from statefs.cli.output import print_json
+from statefs.cli.restore import print_restored
+from statefs.target import find_target
+
+
+@click.command(
+    cls=ExplainedCommand,
+    short_help="Put back what the last restore or try changed.",
+    examples=[
+        "statefs undo state",
+        "statefs undo state && statefs undo state    back and forth again",
+    ],
+)
+@state_argument
+@store_option
+@click.option("--force", is_flag=True, help="Although programs have files open for writing there.")
+@json_option
+def command(state: Path | None, store: Path | None, force: bool, as_json: bool) -> None:
+    """Put back in STATE/current what the last restore, 'statefs try' or undo changed.
+
+    Only those paths: what was changed elsewhere since stays. What is replaced is saved first, so
+    a second undo takes the first one back.
+    """
+    with api.open_target(find_target(state, store)) as opened:
+        told = opened.undo(force=force)
+    if as_json:
+        print_json(told)
+    else:
+        print_restored(told)

@@ -26,7 +26,7 @@ from statefs.fuse.invalidation import forget_attributes, visit
 from statefs.fuse.operations import Operations
 from statefs.fuse.session_loop import held
 from statefs.ids import SNAPSHOTS_DIR
-from statefs.maintenance import saving
+from statefs.maintenance import merging, saving
 from statefs.maintenance.commands import CHANGING, Call, Commands
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store
@@ -236,6 +236,7 @@ class Service:
                     await trio.sleep(0)
                 while collector.shrink():
                     await trio.sleep(0)
+                await drive(merging.merge_all(self._store))
             except (OSError, PosixError, apsw.Error) as error:
                 log.error("space could not be given back: %s", error)
 

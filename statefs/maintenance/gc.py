@@ -117,11 +117,16 @@ class Collector:
         with self._database.transaction():
             self._database.execute("DELETE FROM garbage WHERE object = ?", (number,))
 
-    def shrink(self) -> bool:
-        """Give some unused pages of meta.db back; return whether there is more to do."""
+    def shrink(self, to_the_end: bool = False) -> bool:
+        """Give some unused pages of meta.db back; return whether there is more to do.
+
+        Args:
+            to_the_end: keep none for the next files: nobody will make any for now.
+        """
         database = self._database
         free = database.value("PRAGMA freelist_count")
-        if free <= max(FREE_PAGES_KEPT, database.value("PRAGMA page_count") // FREE_PAGES_SHARE):
+        share = database.value("PRAGMA page_count") // FREE_PAGES_SHARE
+        if free <= (0 if to_the_end else max(FREE_PAGES_KEPT, share)):
             return False
         with database.transaction():
             for _ in database.execute(f"PRAGMA incremental_vacuum({PAGES_PER_STEP})"):

@@ -10,6 +10,7 @@ import logging
 import os
 import shutil
 import stat
+import time
 import uuid
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -52,6 +53,8 @@ log = logging.getLogger(__name__)
 FILE_MODE: Final = stat.S_IFREG | 0o644
 FOLDER_MODE: Final = stat.S_IFDIR | 0o755
 STORE_MODE: Final = 0o700
+SHRINK_SECONDS: Final = 0.5
+"""How long a clean close may take to make meta.db small; what is left over is done next time."""
 FREEING_ATTEMPTS: Final = 3
 """On a copy-on-write disk room is used by each write and given back with the next commits only."""
 
@@ -419,6 +422,13 @@ class Store:
             self.objects.close()
             self.database.close()
 
+    def _shrink_for_a_while(self) -> None:
+        """Give the unused pages of meta.db back, as far as nobody has to wait for it."""
+        give_up = time.monotonic() + SHRINK_SECONDS
+        with suppress(PosixError, apsw.Error):  # a full disk: the next close has another chance
+            while time.monotonic() < give_up and self.collector.shrink(to_the_end=True):
+                pass
+
     def _close_cleanly(self) -> None:
         table = self.volume.table
         for (ino,) in self.database.rows("SELECT ino FROM orphans"):
@@ -428,6 +438,7 @@ class Store:
         self.objects.sync_removals()
         sync_folder(self.layout.snapshots)  # documents of deleted snapshots are gone for good
         self.pay_index()
+        self._shrink_for_a_while()
         with self.database.transaction():
             for key, value in (("files", table.files), ("bytes", table.bytes), ("clean", 1)):
                 self.database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))

@@ -23,10 +23,14 @@ from statefs.volume.table import InodeTable, Node
 
 INLINE_MAX_BYTES: Final = 8192
 """The largest content kept in the database; to be measured (docs/on-disk-format.md)."""
+NEVER_WRITTEN: Final = 0
+"""The epoch of an object that is complete when it is made: it may be written in none."""
 FILE_MAX_BYTES: Final = 1 << 44
 """The largest file, 16 TiB as on ext4; the sum of half a million such still fits 64 bits."""
 BLOCK_BYTES: Final = 512
 """The unit of st_blocks (stat(2))."""
+EXTENTS_MANY: Final = 1024
+"""A file of more extents than this is worth merging (maintenance/merging.py)."""
 EXTENTS_COUNTED: Final = 64
 """Files of up to so many extents report the space their objects really take, others their size."""
 
@@ -46,7 +50,8 @@ class FileData:
             node.data = found[0] if found else b""
         return node.data
 
-    def _extents(self, node: Node) -> list[Extent]:
+    def extents(self, node: Node) -> list[Extent]:
+        """Return where the content of a file in object files lies; not to be changed."""
         if node.extents is None:
             node.extents = rows.extents(self._database, node.ino, NOW)
         return node.extents
@@ -70,7 +75,7 @@ class FileData:
             return b""
         if not node.flags & InodeFlag.EXTENTS:
             return self._content(node)[offset:end]
-        return list(pieces(self._extents(node), offset, end))
+        return list(pieces(self.extents(node), offset, end))
 
     def write(self, ino: int, offset: int, data: bytes) -> Node:
         """Write all of `data` at `offset`.
@@ -218,7 +223,7 @@ class FileData:
         table = self._table
         number = self.current_object(node)
         end = offset + len(data)
-        extents = self._extents(node)
+        extents = self.extents(node)
         now = table.clock.now_ns()
         privileged = Attributes.has_privileges(node)
         if number and is_covered(extents, offset, LIVING if end > node.size else end, number):
@@ -262,7 +267,7 @@ class FileData:
                 if not number:
                     number = made = self._new_object(node)
                 self._pwrite(node, number, offset, data)
-                extents = self._extents(node)
+                extents = self.extents(node)
                 if offset > node.size:
                     self._close_tail(node, number)
                 until = LIVING if end >= node.size else end
@@ -282,6 +287,22 @@ class FileData:
             raise
         node.object = number
         node.is_marked = True
+        if len(extents) > EXTENTS_MANY:
+            table.fragmented.setdefault(node.ino, 0)
+
+    def replace_extents(self, node: Node, start: int, end: int, number: ObjectId) -> None:
+        """Have an object that nobody may write stand for a range, with the same bytes.
+
+        Args:
+            number: of an object that holds the range, durably.
+        """
+        table = self._table
+        with table.change(node):
+            self._database.execute(
+                "INSERT INTO objects VALUES (?, ?, ?)", (number, node.ino, NEVER_WRITTEN)
+            )
+            extents = self.extents(node)
+            self._apply(node, *overlay(extents, Extent(start, end, number, table.epoch)))
 
     def _close_tail(self, node: Node, number: int) -> None:
         """Before a file grows: a frozen object holds no more of it than it did; in a `Change`.
@@ -289,7 +310,7 @@ class FileData:
         Args:
             number: the object of this epoch, which grows with the file.
         """
-        extents = self._extents(node)
+        extents = self.extents(node)
         if extents and extents[-1].end == LIVING and extents[-1].object != number:
             self._apply(node, *cut(extents, node.size, self._table.epoch))
 
@@ -361,7 +382,7 @@ class FileData:
         """Write what a truncation changes, and return this epoch's object if it is still used."""
         table = self._table
         with table.change(node):
-            extents = self._extents(node)
+            extents = self.extents(node)
             if size < node.size:
                 self._apply(node, *cut(extents, size, table.epoch))
             else:
@@ -383,7 +404,7 @@ class FileData:
         """Return the space a file takes, in units of 512 bytes."""
         if not node.flags & InodeFlag.EXTENTS:
             return -(-int(node.size) // BLOCK_BYTES)
-        extents = self._extents(node)
+        extents = self.extents(node)
         if len(extents) > EXTENTS_COUNTED:
             return -(-int(node.size) // BLOCK_BYTES)
         mapped: dict[int, int] = {}

@@ -84,6 +84,8 @@ class InodeTable:
         clock: where times come from.
         assumes_open: take every file for open, because an earlier process may have opened it.
 
+    `fragmented` has the files of many extents, and the epoch in which they were last merged.
+
     `touched` has inodes changed in this epoch, as far as this process knows, up to TOUCHED_MAX.
     """
 
@@ -103,6 +105,7 @@ class InodeTable:
         self.stale: set[int] = set()
         self.unsynced: dict[int, set[int]] = {}
         self.opens: dict[int, int] = {}
+        self.fragmented: dict[int, int] = {}
         self.files = self._store_value("files")
         self.bytes = self._store_value("bytes")
         self.touched: set[int] = set()
@@ -150,6 +153,11 @@ class InodeTable:
             )
         self._next_id = number + 1
         return number
+
+    def reserved_id(self) -> int:
+        """Return a number as `new_id` does, in a transaction of its own."""
+        with self.change():
+            return self.new_id()
 
     def reserve(self, count: int) -> None:
         """Hand out the next `count` numbers at once; inside a `Change`."""

@@ -12,7 +12,7 @@ from tests.harness.system_calls import errno_of
 from tests.harness.trees import capture, differences
 
 WRITERS = 3
-SAVES = 15
+SAVES = 200
 COUNTER = struct.Struct("<Q")
 
 

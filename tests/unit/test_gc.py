@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+from pathlib import Path
 
 import pytest
 
 from statefs.ids import LIVING, TREE_ROOT
 from statefs.maintenance import gc
 from statefs.maintenance.gc import unreferenced
+from statefs.metadata.schema import PAGE_BYTES
 from tests.unit.engine_store import EngineStore
 
 BIG = 1 << 20
@@ -167,3 +169,19 @@ def test_an_interrupted_deletion_is_finished_later(
         after.store.collect()
         assert (after.rows("snapshots"), after.rows("extents"), after.objects()) == (0, 0, set())
     engine.store.collect()
+
+
+def test_an_emptied_store_is_small_again_after_a_clean_close(tmp_path: Path) -> None:
+    """Promise 8 for meta.db: no page is kept for files that nobody will make."""
+    root = tmp_path / "store"
+    with EngineStore(root):
+        pass
+    empty = (root / "meta.db").stat().st_size
+    with EngineStore(root) as engine:
+        for number in range(400):
+            engine.file(f"f{number}", b"x" * 5000)
+        epoch = engine.save()
+        for number in range(400):
+            engine.names.unlink(TREE_ROOT, f"f{number}".encode())
+        engine.delete(epoch)
+    assert (root / "meta.db").stat().st_size <= empty + 8 * PAGE_BYTES

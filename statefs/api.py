@@ -9,9 +9,7 @@
             print(each.kind, each.path)
 
 A state that is mounted is asked through its daemon, a store that nobody has open is opened here,
-under its lock, for as long as the `State` is open. Both know the same operations
-(maintenance/commands.py). The engine is imported only in the second case: a program that talks to
-a daemon starts fast.
+under its lock, for as long as the `State` is open (statefs/doors.py).
 """
 
 from __future__ import annotations
@@ -19,29 +17,18 @@ from __future__ import annotations
 import base64
 import os
 import pwd
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self, TypeVar
+from typing import IO, Any, Final, Self
 
 import msgspec
 
-from statefs.errors import DaemonUnreachable, StoreLocked
+from statefs.doors import Document, Door, OnProgress, open_door
 from statefs.snapshots.documents import SnapshotDocument
 from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
 from statefs.target import Target, find_target
-
-if TYPE_CHECKING:
-    from statefs.control.client import ControlClient
-    from statefs.locking import StoreLock
-    from statefs.maintenance.store import Store
-
-T = TypeVar("T")
-
-Document = dict[str, Any]
-OnProgress = Callable[[Document], None]
-"""Told how far an operation is, in its own words (docs/cli.md, "Progress")."""
 
 AnyPath = str | bytes | os.PathLike[str]
 """A path relative to current/."""
@@ -52,80 +39,6 @@ DIGEST_BYTES_MAX: Final = 4 << 20
 """A file up to this size is hashed for a log: some hundredths of a second."""
 DIGESTS_BYTES_MAX: Final = 64 << 20
 """As much is hashed for one log unless more is asked for."""
-ATTEMPTS: Final = 3
-"""A daemon may come or go between the look and the lock; not that often in a row."""
-
-
-class Door(Protocol):
-    """A way to the operations of a store."""
-
-    def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
-        """Do one operation and return its result."""
-
-    def close(self) -> None:
-        """Let go of the store."""
-
-
-class OnlineDoor:
-    """To a store that a daemon has open, over its control socket."""
-
-    def __init__(self, client: ControlClient) -> None:
-        self._client = client
-
-    def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
-        """Have the daemon do one operation."""
-        return self._client.call(op, arguments, on_progress)
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
-
-class OfflineDoor:
-    """To a store that no daemon has open.
-
-    Args:
-        store: opened here.
-        lock: its lock, held; let go with the store.
-    """
-
-    def __init__(self, store: Store, lock: StoreLock) -> None:
-        from statefs.maintenance.commands import Commands
-
-        self._store = store
-        self._lock = lock
-        self._commands = Commands(store)
-
-    def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
-        """Do one operation here, and what a daemon would do after it in the background."""
-        from statefs.maintenance import steps
-        from statefs.maintenance.commands import CHANGING
-
-        result = steps.run(self._commands.start(op, dict(arguments), Listener(on_progress)))
-        if op in CHANGING:
-            self._store.collect()
-        return result
-
-    def close(self) -> None:
-        """Close the store and let go of its lock."""
-        try:
-            self._store.close()
-        finally:
-            self._lock.release()
-
-
-class Listener:
-    """Passes the progress of an operation in this process on."""
-
-    is_wanted = True
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self._on_progress = on_progress
-
-    def report(self, progress: Document) -> None:
-        """Tell how far the work is."""
-        if self._on_progress is not None:
-            self._on_progress(progress)
 
 
 class State:
@@ -507,57 +420,4 @@ def open_state(state: Path | str | None = None, store: Path | str | None = None)
 
 def open_target(target: Target) -> State:
     """Open the store of `target`. Raises as `open_state`."""
-    from statefs.locking import COMMAND_WAIT_SECONDS, StoreLock
-
-    lock = StoreLock(target.layout, role="command")
-    for attempt in range(ATTEMPTS):
-        client = connected_client(target)
-        if client is not None:
-            return State(target, OnlineDoor(client))
-        try:
-            lock.acquire(COMMAND_WAIT_SECONDS)
-            break
-        except StoreLocked:
-            if attempt == ATTEMPTS - 1 or not daemon_has(target):
-                raise
-    try:
-        return State(target, OfflineDoor(_opened_store(target), lock))
-    except BaseException:
-        lock.release()
-        raise
-
-
-def daemon_has(target: Target) -> bool:
-    """Return whether a living daemon has the target's store open."""
-    from statefs.locking import read_owner
-
-    owner = read_owner(target.layout)
-    return owner is not None and owner.alive and owner.role == "daemon"
-
-
-def connected_client(target: Target) -> ControlClient | None:
-    """Return a connection to the daemon that has the store, None where there is no such daemon.
-
-    Raises:
-        DaemonUnreachable: there is one and it does not answer.
-    """
-    if not daemon_has(target):
-        return None
-    from statefs.control.client import ControlClient
-
-    client = ControlClient(target.layout)
-    try:
-        client.connect()
-    except DaemonUnreachable:
-        # One that was just ending when we looked is no daemon any more.
-        if daemon_has(target):
-            raise
-        return None
-    return client
-
-
-def _opened_store(target: Target) -> Store:
-    from statefs.clock import SystemClock
-    from statefs.maintenance.store import open_store
-
-    return open_store(target.store, clock=SystemClock())
+    return State(target, open_door(target))

@@ -42,6 +42,7 @@ layers: setup-tests ## Check that each layer imports only lower ones
 bench: setup ## Measure what operations, size and history cost (minutes; as root, nothing else running)
 	@$(PY) -m benchmarks.operations
 	@$(PY) -m benchmarks.scale
+	@$(PY) -m benchmarks.sealing
 
 crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing acknowledged may be lost
 	@$(PY) scripts/crash_hunt.py --hours $(HOURS) $(CRASH_ARGS)

@@ -384,10 +384,29 @@ class State:
         status: Document = self._ask("status")
         return status
 
-    def verify(self) -> list[Document]:
-        """Check every rule of the store and return the problems found."""
-        problems: list[Document] = self._ask("verify")
-        return problems
+    def scrub(self, *, start: bool = True, on_progress: OnProgress | None = None) -> Document:
+        """Read all that sealed snapshots hold, at the rate of the settings; wait for the end.
+
+        Args:
+            start: False only tells what the last scrub found.
+        """
+        found: Document = self._ask("scrub", on_progress, start=start)
+        return found
+
+    def verify(
+        self,
+        snapshot: str | None = None,
+        read_data: bool = False,
+        on_progress: OnProgress | None = None,
+    ) -> Document:
+        """Check every rule of the store and return the problems found (docs/cli.md, "verify").
+
+        Args:
+            snapshot: read the data of this one alone.
+            read_data: also read what sealed snapshots hold, and compare it with its digests.
+        """
+        found: Document = self._ask("verify", on_progress, snapshot=snapshot, read_data=read_data)
+        return found
 
 
 def _encoded(path: AnyPath) -> str:

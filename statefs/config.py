@@ -92,6 +92,7 @@ class Scrub(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """[scrub]: reading everything again in the background, to find damage early."""
 
     rate_bytes_per_second: Size = field(default=Size(20_000_000), name="rate")
+    interval_seconds: Duration = field(default=Duration(30 * 86400), name="interval")
 
     def __post_init__(self) -> None:
         if self.rate_bytes_per_second < 1:

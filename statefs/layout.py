@@ -71,6 +71,11 @@ class StoreLayout:
         return self.root / "statefs.toml"
 
     @property
+    def scrub_json(self) -> Path:
+        """What the last scrub found (maintenance/scrubbing.py)."""
+        return self.root / "scrub.json"
+
+    @property
     def log(self) -> Path:
         """What a daemon in the background writes to its standard error."""
         return self.root / "statefs.log"

@@ -40,6 +40,7 @@ COMMANDS: Final = {
     "cat": "statefs.cli.cat",
     "status": "statefs.cli.status",
     "verify": "statefs.cli.verify",
+    "scrub": "statefs.cli.scrub",
     "export": "statefs.cli.export",
     "import": "statefs.cli.import_",
     "check": "statefs.cli.check",

@@ -70,6 +70,7 @@ def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) 
             ("Files", count_text(status["files"])),
             ("Size", size_text(status["bytes"])),
             ("Free", size_text(status["free_bytes"])),
+            ("Damaged", count_text(status["damaged"]) if status["damaged"] else ""),
             ("Snapshots", count_text(status["snapshots"])),
             ("Latest", str(status["latest"] or "")),
             ("Epoch", str(status["epoch"])),

@@ -136,8 +136,10 @@ class ObjectFiles:
         """Return the bytes of pieces of a file; may wait for the disk.
 
         Args:
-            pieces: (start, end, object) in order; object 0 stands for zeros. What lies beyond an
-                object's end reads as zeros, too.
+            pieces: (start, end, object) in order; object 0 stands for zeros.
+
+        Raises:
+            OSError: an object file is missing, or too short (EIO); or the disk refused.
         """
         return b"".join(self._read_piece(*piece) for piece in pieces)
 
@@ -149,8 +151,9 @@ class ObjectFiles:
             data = os.pread(fd, size, start)
             while len(data) < size:
                 more = os.pread(fd, size - len(data), start + len(data))
-                if not more:
-                    return data + bytes(size - len(data))
+                if not more:  # zeros in its place would be damage served as good data
+                    end_found = start + len(data)
+                    raise OSError(errno.EIO, f"object {object_id:x} ends at byte {end_found}")
                 data += more
             return data
 

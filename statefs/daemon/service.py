@@ -57,6 +57,9 @@ CHECKPOINT_PAUSE_SECONDS: Final = 0.1
 SEALING_RETRY_SECONDS: Final = 10.0
 """Before sealing is tried again on a disk that had no room for the digests."""
 
+SCRUB_LOOK_SECONDS: Final = 60.0
+"""How often it is looked whether a scrub is due; they are days apart."""
+
 
 class Service:
     """One mounted store.
@@ -72,6 +75,7 @@ class Service:
         self._save_lock = trio.Lock()
         self._work = trio.Event()
         self._snapshots_changed = trio.Event()
+        self._scrub_is_wanted = trio.Event()
         self._log_is_long = trio.Event()
         store.database.on_commit = self._note_log_length
         self.operations = Operations(
@@ -126,6 +130,10 @@ class Service:
         """Have space freed in the background."""
         self._work.set()
 
+    def scrub_now(self) -> None:
+        """Begin a scrub, unless one runs."""
+        self._scrub_is_wanted.set()
+
     # Operations.
 
     async def handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
@@ -179,6 +187,7 @@ class Service:
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._verifier.run)
             nursery.start_soon(self._seal)
+            nursery.start_soon(self._scrub)
 
     async def _pay(self) -> None:
         """Make all that was acknowledged durable about once a second, if something was."""
@@ -255,6 +264,21 @@ class Service:
                 continue
             await self._snapshots_changed.wait()
             self._snapshots_changed = trio.Event()
+
+    async def _scrub(self) -> None:
+        """Read everything again when that is due or asked for."""
+        scrubber = self._store.scrubber
+        while True:
+            with trio.move_on_after(SCRUB_LOOK_SECONDS):
+                await self._scrub_is_wanted.wait()
+            if not self._scrub_is_wanted.is_set() and not scrubber.is_due():
+                continue
+            try:
+                await drive(scrubber.run())
+            except (OSError, PosixError, apsw.Error) as error:
+                scrubber.failures += 1
+                log.error("the scrub could not come to its end: %s", error)
+            self._scrub_is_wanted = trio.Event()
 
     async def _finish_sealing(self, snapshot: Snapshot, digest: str) -> None:
         """Write what was found into the documents, all of them even when the mount ends now."""

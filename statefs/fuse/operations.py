@@ -341,8 +341,15 @@ class Operations(pyfuse3.Operations):
         data = self._objects.read_cached(plan)
         if data is not None:
             return data
-        with self._objects.being_read(plan):
-            return await trio.to_thread.run_sync(self._objects.read, plan)
+        try:
+            with self._objects.being_read(plan):
+                return await trio.to_thread.run_sync(self._objects.read, plan)
+        except OSError:
+            again = source.plan_read(node, off, size)
+            if again == plan:
+                raise
+        # The file was cut or replaced while the thread read it.
+        return again if isinstance(again, bytes) else self._objects.read(again)
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:

@@ -23,6 +23,8 @@ import msgspec
 
 from statefs.errors import UsageError
 from statefs.maintenance import checking, comparing, exporting, pruning, restoring, saving
+from statefs.maintenance.rereading import verify_data
+from statefs.maintenance.scrubbing import scrub
 from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
@@ -107,6 +109,10 @@ def _undo(commands: Commands, _call: Call, *, force: bool) -> Steps[Document]:
     return (yield from restoring.undo(commands.store, force=force))
 
 
+def _scrub(commands: Commands, call: Call, *, start: bool) -> Steps[Document]:
+    return (yield from scrub(commands.store, call, start=start))
+
+
 def _seal(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
     chosen = commands.store.catalog.choose(snapshot)
     return document_of((yield from seal(commands.store, chosen, call)))
@@ -166,14 +172,20 @@ def _status(commands: Commands, _call: Call) -> Steps[Document]:
     return commands.store.status()
 
 
-def _verify(commands: Commands, _call: Call) -> Steps[list[Document]]:
+def _verify(
+    commands: Commands, call: Call, *, snapshot: str | None = None, read_data: bool = False
+) -> Steps[Document]:
     store = commands.store
+    chosen = None if snapshot is None else store.catalog.choose(snapshot)
     table = store.volume.table
     store.settle()
     totals = None if store.host.is_mounted else (table.files, table.bytes)
     problems = yield lambda: store.verify_files(totals)
-    found: list[Document] = msgspec.to_builtins(problems)
-    return found
+    read = None
+    if read_data:
+        data, read = yield from verify_data(store, chosen, call)
+        problems += data
+    return {"problems": msgspec.to_builtins(problems), "read": read}
 
 
 def _export(commands: Commands, call: Call, *, snapshot: str, pipe: str) -> Steps[Document]:
@@ -204,6 +216,7 @@ def _write_down_check(
 _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "save": _save,
     "seal": _seal,
+    "scrub": _scrub,
     "list": _list,
     "show": _show,
     "delete": _delete,

@@ -24,9 +24,8 @@ from statefs.errors import CorruptStore
 from statefs.ids import LIVING, TREE_ROOT, Epoch
 from statefs.metadata.connection import Queries, Reader
 from statefs.metadata.entries import past_entry
-from statefs.metadata.inodes import Inode, InodeFlag, past_row
-from statefs.metadata.xattrs import xattrs
-from statefs.snapshots.changes import content_of, names_of
+from statefs.metadata.inodes import Inode, past_row
+from statefs.snapshots.changes import content_of, names_of, xattrs_of
 from statefs.snapshots.digest import (
     LEFT_OUT,
     SHA256_BYTES,
@@ -313,6 +312,30 @@ class Files:
             yield ino, content.values(name)
 
 
+def entry_of(reader: Queries, epoch: int, name: bytes, inode: Inode, digest: bytes | None) -> Entry:
+    """Return what counts of a name in a folder at an epoch.
+
+    Args:
+        digest: of a file or folder.
+
+    Raises:
+        DigestMissing: that is not known.
+    """
+    kind = stat.S_IFMT(inode.mode)
+    content = b""
+    if kind in (stat.S_IFDIR, stat.S_IFREG):
+        content = digest or b""
+        if len(content) != SHA256_BYTES:
+            raise DigestMissing(inode.ino)
+    elif kind == stat.S_IFLNK:
+        target = rows.inline(reader, inode.ino, epoch)
+        content = target[0] if target is not None else b""
+    elif kind in (stat.S_IFCHR, stat.S_IFBLK):
+        content = device_number(inode.rdev)
+    found = xattrs_of(reader, inode, epoch)
+    return Entry(name, inode.mode, inode.uid, inode.gid, inode.size, content, found)
+
+
 class _Folder(NamedTuple):
     """A folder being hashed: its number, its hash so far, the last name in it."""
 
@@ -383,7 +406,9 @@ class Folders:
         for name, *row, digest in entries:
             if folder.ino == TREE_ROOT and name in LEFT_OUT:
                 continue
-            folder.hash.add(self._entry(reader, name, Inode(tuple(row)), digest))
+            inode = Inode(tuple(row))
+            digest = self._done.get(inode.ino, digest)
+            folder.hash.add(entry_of(reader, self._epoch, name, inode, digest))
         if len(entries) == ENTRIES_PER_STEP:
             self._now = folder._replace(after=name)
             return len(entries)
@@ -394,26 +419,6 @@ class Folders:
         if known is None or known[1] != digest:
             found.append((folder.ino, (None, digest, None)))
         return len(entries)
-
-    def _entry(self, reader: Reader, name: bytes, inode: Inode, digest: bytes | None) -> Entry:
-        kind = stat.S_IFMT(inode.mode)
-        content = b""
-        if kind == stat.S_IFDIR:
-            content = self._done.get(inode.ino) or digest or b""
-        elif kind == stat.S_IFREG:
-            content = digest or b""
-        elif kind == stat.S_IFLNK:
-            target = rows.inline(reader, inode.ino, self._epoch)
-            content = target[0] if target is not None else b""
-        elif kind in (stat.S_IFCHR, stat.S_IFBLK):
-            content = device_number(inode.rdev)
-        if kind in (stat.S_IFDIR, stat.S_IFREG) and len(content) != SHA256_BYTES:
-            raise DigestMissing(inode.ino)
-        found = {}
-        if inode.flags & InodeFlag.XATTRS:
-            found = xattrs(reader, inode.ino, self._epoch)
-        values = {key: value for key, (value, _) in found.items()}
-        return Entry(name, inode.mode, inode.uid, inode.gid, inode.size, content, values)
 
     def _finish(self, reader: Reader) -> None:
         self.is_done = True

@@ -34,6 +34,7 @@ from statefs.maintenance import saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.recovery import recover
+from statefs.maintenance.scrubbing import Scrubber
 from statefs.maintenance.sealing import Sealer
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, Reader, create_database
@@ -178,6 +179,9 @@ class Host(Protocol):
     def space_changed(self) -> None:
         """There is something to free: rows of deleted snapshots, or objects."""
 
+    def scrub_now(self) -> None:
+        """Begin a scrub, unless one runs."""
+
 
 class Unmounted:
     """The host of a store that is not mounted: nobody caches, nobody waits."""
@@ -207,6 +211,9 @@ class Unmounted:
 
     def space_changed(self) -> None:
         """Do nothing: who runs a command frees space after it (`Store.collect`)."""
+
+    def scrub_now(self) -> None:
+        """Do nothing: the command scrubs itself."""
 
 
 class Store:
@@ -242,6 +249,7 @@ class Store:
         self.refresh_policy()
         self.collector = Collector(self.database, self.objects, self.catalog)
         self.sealer = Sealer(self)
+        self.scrubber = Scrubber(self)
         owner = layout.root.stat()
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:
@@ -256,6 +264,11 @@ class Store:
 
     def _value(self, key: str) -> Any:
         return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
+
+    @property
+    def created_ns(self) -> int:
+        """When the store was made."""
+        return int(self._value("created_ns"))
 
     def refresh_policy(self) -> None:
         """Have index.json tell the retention policy as statefs.toml has it now.
@@ -395,6 +408,7 @@ class Store:
             "since": None,
             "files": table.files,
             "bytes": table.bytes,
+            "damaged": self.scrubber.damaged,
             "durability": None,
             "mount_options": None,
             "free_bytes": free.f_bavail * free.f_frsize,

@@ -50,3 +50,13 @@ def test_size_and_history_are_measured(tmp_path: Path) -> None:
     figures = figures_of(tmp_path, "benchmarks.scale", *sizes)
     assert min(figures["size"]["save_ms"]) > 0
     assert set(figures["history"]["lookups"]) == {"with", "without"}
+
+
+def test_disturbance_by_sealing_is_measured(tmp_path: Path) -> None:
+    """Little content of each kind; the snapshot is sealed while the loop runs."""
+    figures = figures_of(
+        tmp_path, "benchmarks.sealing", "--megabytes", "16", "--small-files", "300"
+    )
+    for kind in ("large", "small"):
+        assert figures[kind]["seconds"] > 0
+        assert figures[kind]["quiet"]["calls"] > figures[kind]["quiet"]["p99_ms"] > 0

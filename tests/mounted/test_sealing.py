@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import stat
 import subprocess
 import sys
+import threading
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -128,3 +130,114 @@ def test_a_snapshot_deleted_while_it_is_sealed_is_gone(own_state: MountedState) 
     own_state.delete(first)
     eventually(lambda: metadata(own_state, second)["sealed"], "sealed")
     assert [each["name"] for each in own_state.listing()] == [second]
+
+
+def object_of(state: MountedState, size: int) -> Path:
+    """Return the one object file of a size."""
+    objects = StoreLayout(state.store).objects
+    (found,) = (path for path in objects.glob("*/*") if path.stat().st_size == size)
+    return found
+
+
+@pytest.mark.damages_store("a byte of an object file")
+def test_verify_names_the_damaged_bytes(own_state: MountedState) -> None:
+    """While it is mounted, with exit code 20; progress comes as JSON lines."""
+    size = 3 << 20
+    (own_state.files / "victim").write_bytes(os.urandom(size))
+    name = save_and_wait(own_state)["name"]
+    done = own_state.run("verify", own_state.state, "--read-data")
+    assert done.returncode == 0, done.stdout + done.stderr
+    path = object_of(own_state, size)
+    with path.open("r+b") as file:
+        file.seek((2 << 20) + 5)
+        byte = file.read(1)
+        file.seek((2 << 20) + 5)
+        file.write(bytes([byte[0] ^ 255]))
+    done = own_state.run("verify", own_state.state, name, "--read-data", "--json")
+    assert done.returncode == 20
+    (problem,) = json.loads(done.stdout)["problems"]
+    assert problem["path"] == "files/victim"
+    assert problem["snapshots"] == [name]
+    assert problem["ranges"] == [[2 << 20, 3 << 20]]
+    said = own_state.run("verify", own_state.state, "--read-data")
+    assert f"files/victim: bytes {2 << 20} to {3 << 20} are damaged, in {name}" in said.stdout
+    assert "1 problem found" in said.stderr
+
+
+@pytest.mark.damages_store("object files are cut and removed")
+@pytest.mark.parametrize("is_removed", [False, True])
+def test_damage_is_never_served_as_good_data(own_state: MountedState, is_removed: bool) -> None:
+    """What was lost is EIO in current/ and in the snapshot; what is there is read."""
+    own_state.expected_log = 'read failed|Traceback|cannot be sealed|File "|Error'
+    size = 4 << 20
+    (own_state.files / "victim").write_bytes(os.urandom(size))
+    name = save_and_wait(own_state)["name"]
+    own_state.umount()
+    path = object_of(own_state, size)
+    kept = path.read_bytes()
+    if is_removed:
+        path.unlink()
+    else:
+        os.truncate(path, size // 2)
+    own_state.mount()
+    for folder in (own_state.files, own_state.snapshots / name / "files"):
+        with open(folder / "victim", "rb") as file:
+            with pytest.raises(OSError) as caught:
+                os.pread(file.fileno(), 4096, size - 4096)
+            assert caught.value.errno == errno.EIO
+            if not is_removed:
+                assert os.pread(file.fileno(), 4096, 0) == kept[:4096]
+    path.write_bytes(kept)
+
+
+def test_reading_while_a_file_is_cut_and_filled(own_state: MountedState) -> None:
+    """No read fails, whatever is read: shorter content is no damage."""
+    path = own_state.files / "f"
+    path.write_bytes(b"x" * (4 << 20))
+    stop = threading.Event()
+    failures: list[OSError] = []
+
+    def read() -> None:
+        while not stop.is_set():
+            try:
+                fd = os.open(path, os.O_RDONLY)
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                os.pread(fd, 4 << 20, 0)
+                os.close(fd)
+            except OSError as error:
+                failures.append(error)
+                return
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(150):
+        os.truncate(path, number * 1000)
+        path.write_bytes(b"y" * (4 << 20))
+    stop.set()
+    for reader in readers:
+        reader.join()
+    assert failures == []
+
+
+@pytest.mark.damages_store("a byte of an object file")
+def test_a_scrub_finds_damage_and_status_tells(own_state: MountedState) -> None:
+    """The daemon reads; the command shows what it found, and so does the next daemon."""
+    own_state.expected_log = "damage: files/victim"
+    size = 1 << 20
+    (own_state.files / "victim").write_bytes(os.urandom(size))
+    save_and_wait(own_state)
+    assert own_state.status()["damaged"] is None
+    said = own_state.command("scrub", own_state.state)
+    assert "found no damage" in said
+    assert own_state.status()["damaged"] == 0
+    path = object_of(own_state, size)
+    path.write_bytes(b"\0" * size)
+    done = own_state.run("scrub", own_state.state, "--json")
+    assert done.returncode == 20
+    assert json.loads(done.stdout)["last"]["problems"][0]["path"] == "files/victim"
+    own_state.remount()
+    assert own_state.status()["damaged"] == 1
+    done = own_state.run("scrub", own_state.state, "--status")
+    assert done.returncode == 20
+    assert "found 1 damaged" in done.stdout

@@ -48,12 +48,14 @@ class FakeBackend:
     Args:
         snapshots: what it holds.
         problems: what verify finds.
+        unsealed: snapshots that have no digests yet.
         failure: raised by every call instead of an answer.
         mounted: what its status says.
     """
 
     snapshots: list[Document] = field(default_factory=list)
     problems: list[Document] = field(default_factory=list)
+    unsealed: list[str] = field(default_factory=list)
     failure: Exception | None = None
     mounted: bool = False
     targets: list[Target] = field(default_factory=list)
@@ -83,7 +85,15 @@ class FakeBackend:
             self.snapshots.remove(found)
             return found
         self._ask(op)
-        return self.problems if op == "verify" else self._status()
+        if op == "scrub":
+            last = {"started": "2026-03-13T12:00:00Z", "ended": "2026-03-13T13:00:00Z", "bytes": 5,
+                    "files": 1, "unsealed": [], "problems": self.problems}  # fmt: skip
+            return {"running": False, "last": last if self.snapshots else None}
+        if op == "verify":
+            read = {"bytes": 5 << 20, "files": 3, "unsealed": self.unsealed}
+            is_read = arguments["read_data"]
+            return {"problems": self.problems, "read": read if is_read else None}
+        return self._status()
 
     def close(self) -> None:
         """Do nothing: there is nothing to let go of."""
@@ -112,6 +122,7 @@ class FakeBackend:
             "since": "2026-03-13T11:00:00Z" if self.mounted else None,
             "bytes": 5 << 20,
             "files": 1234,
+            "damaged": None,
             "durability": "close",
             "mount_options": "ro,noexec" if self.mounted else None,
             "version": "0.1.0",

@@ -79,7 +79,8 @@ def test_an_open_file_goes_on_in_a_new_object_after_a_save(engine: EngineStore) 
     assert engine.node(ino).object == 0
     engine.data.write(ino, 5, b"new")
     engine.data.write(ino, BIG, b"more")
-    assert engine.store.objects.read([(0, BIG + 4, frozen)]) == before + bytes(4)
+    assert engine.store.objects.read([(0, BIG, frozen)]) == before
+    assert engine.store.objects.stat(frozen).st_size == BIG
     assert len(engine.objects()) == 2
     engine.table.closed(ino)
 

@@ -281,6 +281,16 @@ def test_verify_names_each_problem(backend: FakeBackend, capsys: Capture) -> Non
     assert "2 problems found" in done.err
 
 
+def test_verify_tells_what_was_read(backend: FakeBackend, capsys: Capture) -> None:
+    """And which snapshots could not be compared with anything."""
+    backend.unsealed = ["2026-03-14T12-00-00Z"]
+    done = call(capsys, "verify", "state", "--read-data")
+    assert done.exit_code == 0
+    assert done.out.splitlines()[0] == (
+        "read 5.0 MiB of 3 files; not sealed yet, and so not compared: 2026-03-14T12-00-00Z"
+    )
+
+
 def test_verify_json_has_all_of_each_problem(
     backend: FakeBackend, capsys: Capture, tmp_path: Path
 ) -> None:
@@ -292,6 +302,7 @@ def test_verify_json_has_all_of_each_problem(
         "store": str(tmp_path / "state.store"),
         "ok": False,
         "problems": backend.problems,
+        "read": None,
     }
 
 

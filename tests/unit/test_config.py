@@ -134,7 +134,7 @@ def test_what_is_no_size(value: object) -> None:
             A + '[[volumes]]\nname = "b"\nconection = ""',
             "volumes[1].conection: this key is not known; did you mean connection?",
         ),
-        ("[scrub]\nzzz = 1", "scrub.zzz: this key is not known; known here: rate"),
+        ("[scrub]\nzzz = 1", "scrub.zzz: this key is not known; known here: rate, interval"),
         ("autosave = 1", "autosave: Expected `bool`, got `int`"),
         ('autosave_debounce = "soon"', "autosave_debounce: 'soon' is no duration"),
         ("[retention]\nmax_snapshots = -1", "retention.max_snapshots: Expected `int` >= 0"),

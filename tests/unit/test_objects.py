@@ -51,10 +51,17 @@ def test_a_number_is_made_once(files: ObjectFiles, tmp_path: Path) -> None:
 
 
 def test_pieces_are_read_in_order_and_holes_are_zeros(files: ObjectFiles) -> None:
-    """Object 0 is a hole, and so is what lies behind an object's end."""
+    """Object 0 is a hole."""
     files.create(TWO)
     files.write(TWO, b"xy", 4)
-    assert files.read([(2, 4, ONE), (4, 6, TWO), (6, 8, 0), (8, 12, ONE)]) == b"23xy\0\x0089\0\0"
+    assert files.read([(2, 4, ONE), (4, 6, TWO), (6, 8, 0), (8, 10, ONE)]) == b"23xy\0\x0089"
+
+
+def test_what_lies_behind_the_end_of_an_object_is_an_error(files: ObjectFiles) -> None:
+    """Never zeros: an extent covers only bytes that its object has, so some were lost."""
+    with pytest.raises(OSError, match="ends at byte 10") as caught:
+        files.read([(8, 12, ONE)])
+    assert caught.value.errno == errno.EIO
 
 
 def test_reading_from_memory_gives_all_or_nothing(files: ObjectFiles) -> None:

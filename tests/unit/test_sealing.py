@@ -14,6 +14,7 @@ from blake3 import blake3
 
 from statefs.ids import TREE_ROOT
 from statefs.maintenance import hashing, steps
+from statefs.maintenance.commands import Commands
 from statefs.snapshots.digest import (
     BLOCK_BYTES,
     BLOCKS_MAX,
@@ -89,6 +90,21 @@ def fill(engine: EngineStore) -> int:
     engine.data.write(sparse, BIG, b"behind a hole")
     engine.file("env.json", b"{}", engine.names.lookup(TREE_ROOT, b"runtime").ino)
     return engine.file("big", bytes(range(251)) * (BIG // 251), files)
+
+
+def restore(engine: EngineStore, snapshot: str) -> None:
+    """Make a snapshot current again."""
+    arguments = {"snapshot": snapshot, "paths": [], "force": False, "dry_run": False}
+    steps.run(Commands(engine.store).start("restore", arguments, Listener()))
+
+
+class Listener:
+    """Somebody who waits and does not want to know how far it is."""
+
+    is_wanted = True
+
+    def report(self, progress: dict[str, Any]) -> None:
+        """Do nothing with it."""
 
 
 @pytest.fixture
@@ -171,30 +187,16 @@ def test_content_that_comes_back_is_not_read_again(
 ) -> None:
     """A restore makes old extents living again: their digest is known from the older row."""
     ino = engine.file("f", b"a" * BIG)
-    engine.save()
+    first = engine.save(name="first")
     engine.data.write(ino, 5, b"changed")
     engine.save()
     seal(engine)
     read_bytes.clear()
-    with engine.table.change():
-        engine.database.execute("DELETE FROM extents WHERE ino = ? AND valid_from > 1", (ino,))
-        engine.database.execute("UPDATE extents SET valid_to = 2 WHERE ino = ?", (ino,))
-        engine.database.execute(
-            "INSERT INTO extents SELECT ino, start, 9223372036854775807, 3, \"end\", object"
-            " FROM extents WHERE ino = ?", (ino,)
-        )  # fmt: skip
-        engine.database.execute("INSERT INTO garbage SELECT id FROM objects WHERE epoch = 2")
-    engine.table.nodes.clear()
-    engine.attributes.set_xattr(ino, b"user.a", b"1")
-    engine.save()
-    assert engine.database.value("SELECT count(*) FROM digests WHERE ino = ?", (ino,)) == 2
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine.store, "write_index", lambda _: None)
-        seal(engine)
+    restore(engine, "first")
+    last = engine.save()
+    seal(engine)
     assert read_bytes == []
-    # Epoch 2 has lost its extents to the pretended restore; the store is not checked with it.
-    engine.store.delete("latest~1")
-    engine.store.write_all_documents()
+    assert sealed(engine, last) == computed(engine, last) == sealed(engine, first)
 
 
 def test_nothing_is_read_again_without_an_earlier_sealed_snapshot(
@@ -226,8 +228,9 @@ def _random_history(engine: EngineStore, source: random.Random) -> None:
     folders = [root, *(engine.folder(f"d{number}", root) for number in range(4))]
     runtime = engine.names.lookup(TREE_ROOT, b"runtime").ino
     names: list[tuple[int, bytes]] = []
+    first = engine.save()
     for step in range(60):
-        what = source.randrange(9)
+        what = source.randrange(10)
         place = source.randrange(len(names)) if names else 0
         if what < 2 or not names:
             name = f"n{step}"
@@ -251,6 +254,11 @@ def _random_history(engine: EngineStore, source: random.Random) -> None:
         elif what == 7:
             seal(engine)
             _check(engine)
+        elif what == 9:
+            own = [each.name for each in engine.store.catalog.snapshots if each.epoch >= first]
+            if own:
+                restore(engine, source.choice(own))
+                names = _names(engine, folders)
         elif engine.store.catalog.snapshots:
             engine.delete(source.choice(engine.store.catalog.snapshots).epoch)
     seal(engine)

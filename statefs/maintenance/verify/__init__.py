@@ -8,7 +8,7 @@ between two of its steps, real damage stays.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Final
 
@@ -60,11 +60,20 @@ CHECKS: Final[Mapping[str, Check]] = {
 """Every rule and what checks it, in the order of the document."""
 
 
-class Problem(msgspec.Struct, frozen=True, kw_only=True):
-    """A broken rule: its number, and what breaks it."""
+class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A broken rule: its number, and what breaks it.
+
+    Args:
+        path: of the file or folder, where its content is what is wrong (D01, D02).
+        snapshots: the names of those that see it.
+        ranges: [start, end) of the bytes of a file that are damaged.
+    """
 
     rule: str
     message: str
+    path: str | None = None
+    snapshots: Sequence[str] = ()
+    ranges: Sequence[tuple[int, int]] = ()
 
 
 def verify(layout: StoreLayout, totals: tuple[int, int] | None = None) -> list[Problem]:

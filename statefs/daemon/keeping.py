@@ -30,7 +30,7 @@ TICK_SECONDS_LEAST: Final = 0.05
 LOOKS_PER_PERIOD: Final = 4
 """How often in autosave_debounce it is looked whether there is a change to save."""
 ROOM_SECONDS: Final = 10.0
-"""How often the room on the disk is looked at, where a limit is set."""
+"""How often room on the disk is looked at, where a limit is set; a failed prune waits as long."""
 ROOM_SHARE: Final = 50
 """Adding up what a large store takes may be slow: the pause after it is so many times as long."""
 
@@ -54,6 +54,7 @@ class Keeper:
         self._knows_the_past = False
         self._complaint = ""
         self._pruned_epoch = self._newest_epoch()
+        self._prune_is_tried_again = 0.0
         self._room_is_looked_at = 0.0
 
     def _newest_epoch(self) -> int:
@@ -62,11 +63,13 @@ class Keeper:
 
     async def run(self) -> None:
         """Save and prune when that is due, until cancelled."""
+        period = 0.0
         while True:
-            config = self._settings()
-            period = TICK_SECONDS if config is None else config.autosave_debounce_seconds
             await trio.sleep(max(TICK_SECONDS_LEAST, min(TICK_SECONDS, period / LOOKS_PER_PERIOD)))
+            config = self._settings()
+            period = TICK_SECONDS * LOOKS_PER_PERIOD
             if config is not None:
+                period = config.autosave_debounce_seconds
                 await self._autosave(config)
                 await self._prune(config.retention)
 
@@ -104,13 +107,16 @@ class Keeper:
     async def _prune(self, policy: Retention) -> None:
         newest, now = self._newest_epoch(), trio.current_time()
         is_limited = bool(policy.min_free_bytes or policy.max_store_bytes)
+        is_new = newest != self._pruned_epoch and now >= self._prune_is_tried_again
         is_time_to_look = is_limited and now >= self._room_is_looked_at
-        if is_empty(policy) or (newest == self._pruned_epoch and not is_time_to_look):
+        if is_empty(policy) or not (is_new or is_time_to_look):
             return
         if is_limited and self._store.collector.is_busy:
             return  # what is being freed would be counted as taken
-        self._pruned_epoch = newest
-        await self._try("pruning", self._pruning())
+        if await self._try("pruning", self._pruning()):
+            self._pruned_epoch = newest
+        else:
+            self._prune_is_tried_again = now + ROOM_SECONDS
         pause = max(ROOM_SECONDS, ROOM_SHARE * (trio.current_time() - now))
         self._room_is_looked_at = trio.current_time() + pause
 
@@ -126,6 +132,8 @@ class Keeper:
         """Run an operation; return whether it succeeded."""
         try:
             await self._alone(operation)
+        except InvalidConfig:
+            return False  # it has become wrong just now: the next look at it tells
         except REFUSALS as error:
             log.error("%s failed: %s", what, error)
             return False
@@ -133,7 +141,8 @@ class Keeper:
 
     async def save_on_request(self) -> None:
         """Take a snapshot because a signal asks for it, whether or not anything has changed."""
-        await self._try("the save that SIGUSR1 asked for", self._requested())
+        if not await self._try("the save that SIGUSR1 asked for", self._requested()):
+            self._settings()  # that they are wrong is told at once, if nobody has told it
 
     def _requested(self) -> Steps[None]:
         snapshot = yield from saving.save(self._store, "manual", "SIGUSR1", {})

@@ -297,7 +297,7 @@ class FileData:
             number: of an object that holds the range, durably.
         """
         table = self._table
-        with table.change(node):
+        with table.rearrangement(node):
             self._database.execute(
                 "INSERT INTO objects VALUES (?, ?, ?)", (number, node.ino, NEVER_WRITTEN)
             )

@@ -214,6 +214,10 @@ class InodeTable:
         """Return a transaction that may change `nodes`."""
         return Change(self, nodes)
 
+    def rearrangement(self, *nodes: Node) -> Change:
+        """Return a transaction that changes where the content of `nodes` lies, not what it is."""
+        return Change(self, nodes, is_shown=False)
+
     def store(self, node: Node) -> None:
         """Write the attributes of a node into its row; inside a `Change`."""
         row = node.row()
@@ -348,11 +352,12 @@ class InodeTable:
 class Change:
     """One transaction over some nodes: all of its block happens, or none of it."""
 
-    __slots__ = ("_nodes", "_saved", "_table", "_totals")
+    __slots__ = ("_is_shown", "_nodes", "_saved", "_table", "_totals")
 
-    def __init__(self, table: InodeTable, nodes: tuple[Node, ...]) -> None:
+    def __init__(self, table: InodeTable, nodes: tuple[Node, ...], is_shown: bool = True) -> None:
         self._table = table
         self._nodes = nodes
+        self._is_shown = is_shown
 
     def __enter__(self) -> None:
         table = self._table
@@ -377,7 +382,7 @@ class Change:
             for node in self._nodes:
                 node.changed = number
                 node.reply = None
-                if len(touched) < TOUCHED_MAX:
+                if self._is_shown and len(touched) < TOUCHED_MAX:
                     touched.add(node.ino)
             return
         self._undo()

@@ -12,7 +12,7 @@ import trio
 from trio.testing import MockClock
 
 from statefs.daemon.keeping import Keeper
-from statefs.maintenance import steps
+from statefs.maintenance import saving, steps
 from statefs.maintenance.steps import Steps
 from tests.unit.engine_store import EngineStore
 
@@ -118,6 +118,62 @@ async def test_pruning_follows_a_save_and_nothing_else(
         engine.save()
         await trio.sleep(2)
         assert len(reasons(engine)) == 2
+
+
+async def test_a_prune_that_fails_is_tried_again(
+    engine: EngineStore,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some seconds later, not all the time."""
+    delete_all, calls = saving.delete_all, 0
+
+    def failing_first(*arguments: Any) -> Steps[None]:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise OSError(5, "the disk is gone")
+        return delete_all(*arguments)
+
+    monkeypatch.setattr(saving, "delete_all", failing_first)
+    async with keeping(engine, "[retention]\nmax_snapshots = 1\n"):
+        engine.save()
+        engine.save()
+        await trio.sleep(5)
+        assert (calls, len(reasons(engine))) == (1, 2)
+        await trio.sleep(10)
+        assert (calls, len(reasons(engine))) == (2, 1)
+    assert [record.message for record in caplog.records if record.levelno >= logging.ERROR] == [
+        "pruning failed: [Errno 5] the disk is gone"
+    ]
+
+
+async def test_settings_that_become_wrong_meanwhile_are_told_once(
+    engine: EngineStore, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As such, and not as a prune that failed; the prune is owed until they are right."""
+    engine.save()
+    path = engine.store.layout.config
+
+    async def spoiling(operation: Steps[Any]) -> Any:
+        if not caplog.records:
+            path.write_text("[retention]\nmax_snapshot = 1\n")
+        return steps.run(operation)
+
+    path.write_text("[retention]\nmax_snapshots = 1\n")
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(Keeper(engine.store, spoiling).run)
+        await trio.sleep(2)
+        engine.save()
+        await trio.sleep(60)
+        assert len(reasons(engine)) == 2
+        path.write_text("[retention]\nmax_snapshots = 1\n# right again\n")
+        await trio.sleep(60)
+        assert len(reasons(engine)) == 1
+        nursery.cancel_scope.cancel()
+    errors = [record.message for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(errors) == 1 and "until this is put right" in errors[0]
 
 
 async def test_a_policy_that_says_nothing_prunes_nothing(

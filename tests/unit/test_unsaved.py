@@ -10,9 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from statefs.ids import TREE_ROOT
+from statefs.maintenance import steps
+from statefs.maintenance.merging import merge_all
 from statefs.maintenance.unsaved import Debounce, has_unsaved, touched_before
 from statefs.volume.table import TOUCHED_MAX
 from tests.unit.engine_store import FILE, ME, EngineStore
+from tests.unit.test_merging import scattered
 
 Deed = Callable[[EngineStore, int, int], object]
 
@@ -58,6 +61,13 @@ def test_reading_is_no_change(engine: EngineStore) -> None:
     engine.attributes.xattr_names(small)
     engine.save()
     engine.delete(1)
+    assert not has_unsaved(engine.store)
+
+
+def test_merging_extents_is_no_change(engine: EngineStore) -> None:
+    """The daemon does it for itself: the file stays the same, so there is nothing to save."""
+    scattered(engine)
+    assert steps.run(merge_all(engine.store)) > 0
     assert not has_unsaved(engine.store)
 
 

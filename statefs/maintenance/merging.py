@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final
 from statefs.content.extents import Extent, pieces
 from statefs.ids import ObjectId
 from statefs.maintenance.steps import Steps
+from statefs.metadata.inodes import InodeFlag
 from statefs.volume.data import EXTENTS_MANY
 
 if TYPE_CHECKING:
@@ -24,6 +25,9 @@ SMALL_BYTES: Final = 64 * 1024
 """Extents of this size or more stay: reading them apart costs little."""
 RUN_LEAST: Final = 32
 """So many neighbours at least: fewer would cost more room and writing than they save."""
+GROWTH: Final = 2
+"""Merged again when there are so many times as many extents: as long as snapshots hold the old
+objects each merge takes room, and so all merges together take no more than the file itself."""
 RUN_BYTES_MAX: Final = 8 << 20
 """Copied at a time: read, written and synced in some tens of milliseconds, in a thread."""
 
@@ -64,10 +68,15 @@ def merge_all(store: Store) -> Steps[int]:
     """Merge the files that have become fragmented; return how many ranges were merged."""
     merged = 0
     table = store.volume.table
-    for ino, tried in list(table.fragmented.items()):
-        if tried < table.epoch:  # what was written in this epoch has to wait for its end
-            table.fragmented[ino] = table.epoch
+    for ino, (tried, worth) in list(table.fragmented.items()):
+        node = table.nodes.get(ino)
+        if node is None or not node.nlink or not node.flags & InodeFlag.EXTENTS:
+            del table.fragmented[ino]
+        # What was written in this epoch has to wait for its end.
+        elif tried < table.epoch and len(store.volume.data.extents(node)) > worth:
             merged += yield from merge(store, ino)
+            left = len(store.volume.data.extents(node)) if node.nlink else 0
+            table.fragmented[ino] = (table.epoch, max(EXTENTS_MANY, GROWTH * left))
     return merged
 
 
@@ -79,10 +88,7 @@ def merge(store: Store, ino: int) -> Steps[int]:
     """
     merged = 0
     data, table = store.volume.data, store.volume.table
-    node = table.nodes.get(ino)
-    if node is None or not node.nlink or len(data.extents(node)) <= EXTENTS_MANY:
-        table.fragmented.pop(ino, None)
-        return merged
+    node = table.node(ino)
     for start, end in runs(data.extents(node), data.current_object(node)):
         before = _within(store, ino, start, end)
         number = ObjectId(table.reserved_id())

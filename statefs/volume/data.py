@@ -29,8 +29,9 @@ FILE_MAX_BYTES: Final = 1 << 44
 """The largest file, 16 TiB as on ext4; the sum of half a million such still fits 64 bits."""
 BLOCK_BYTES: Final = 512
 """The unit of st_blocks (stat(2))."""
-EXTENTS_MANY: Final = 1024
-"""A file of more extents than this is worth merging (maintenance/merging.py)."""
+EXTENTS_MANY: Final = 4096
+"""A file of more extents than this is worth merging (maintenance/merging.py); reading the list of
+so many takes some milliseconds."""
 EXTENTS_COUNTED: Final = 64
 """Files of up to so many extents report the space their objects really take, others their size."""
 
@@ -288,7 +289,7 @@ class FileData:
         node.object = number
         node.is_marked = True
         if len(extents) > EXTENTS_MANY:
-            table.fragmented.setdefault(node.ino, 0)
+            table.fragmented.setdefault(node.ino, (0, EXTENTS_MANY))
 
     def replace_extents(self, node: Node, start: int, end: int, number: ObjectId) -> None:
         """Have an object that nobody may write stand for a range, with the same bytes.

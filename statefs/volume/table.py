@@ -84,7 +84,8 @@ class InodeTable:
         clock: where times come from.
         assumes_open: take every file for open, because an earlier process may have opened it.
 
-    `fragmented` has the files of many extents, and the epoch in which they were last merged.
+    `fragmented` has the files of many extents, with the epoch in which they were last merged and
+    the number of extents from which that is worth it again.
 
     `touched` has inodes changed in this epoch, as far as this process knows, up to TOUCHED_MAX.
     """
@@ -105,7 +106,7 @@ class InodeTable:
         self.stale: set[int] = set()
         self.unsynced: dict[int, set[int]] = {}
         self.opens: dict[int, int] = {}
-        self.fragmented: dict[int, int] = {}
+        self.fragmented: dict[int, tuple[int, int]] = {}
         self.files = self._store_value("files")
         self.bytes = self._store_value("bytes")
         self.touched: set[int] = set()

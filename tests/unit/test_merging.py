@@ -8,14 +8,22 @@ import pytest
 
 from statefs.content.extents import Extent
 from statefs.ids import LIVING
-from statefs.maintenance import steps
+from statefs.maintenance import merging, steps
 from statefs.maintenance.merging import RUN_LEAST, SMALL_BYTES, merge_all, runs
 from statefs.snapshots.catalog import Snapshot
-from statefs.volume.data import EXTENTS_MANY
+from statefs.volume import data
 from tests.unit.engine_store import EngineStore
 
 PIECE = 512
-SIZE = 4 << 20
+SIZE = 1 << 20
+MANY = 512
+
+
+@pytest.fixture(autouse=True)
+def few_are_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some hundred extents are made in a moment, the real bound takes seconds."""
+    for module in (merging, data):
+        monkeypatch.setattr(module, "EXTENTS_MANY", MANY)
 
 
 def scattered(engine: EngineStore) -> tuple[int, bytearray]:
@@ -26,7 +34,7 @@ def scattered(engine: EngineStore) -> tuple[int, bytearray]:
     chooser = random.Random(2)
     for _ in range(6):
         engine.save()
-        for _ in range(700):
+        for _ in range(250):
             place = chooser.randrange(SIZE // PIECE) * PIECE
             content[place : place + PIECE] = piece = chooser.randbytes(PIECE)
             engine.data.write(number, place, piece)
@@ -57,7 +65,7 @@ def test_a_scattered_file_is_merged_and_stays_the_same(engine: EngineStore) -> N
     row = engine.node(number).row()
     past = {each.epoch: engine.past_content(each.epoch, number) for each in snapshots(engine)}
     before = count_extents(engine, number)
-    assert before > EXTENTS_MANY
+    assert before > MANY
     assert steps.run(merge_all(engine.store)) > 0
     assert count_extents(engine, number) < before / 4
     assert engine.content(number) == bytes(content)

@@ -43,6 +43,8 @@ bench: setup ## Measure what operations, size and history cost (minutes; as root
 	@$(PY) -m benchmarks.operations
 	@$(PY) -m benchmarks.scale
 	@$(PY) -m benchmarks.sealing
+	@$(PY) -m benchmarks.time_travel
+	@$(PY) -m benchmarks.peers
 
 crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing acknowledged may be lost
 	@$(PY) scripts/crash_hunt.py --hours $(HOURS) $(CRASH_ARGS)

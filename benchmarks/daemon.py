@@ -1,7 +1,8 @@
 """`python -m benchmarks.daemon MODE STATE STORE OPTIONS FILE`: a daemon that is looked at.
 
-MODE is `plain` (as it is), `count` (raises the counters in FILE for every request and statement)
-or `profile` (writes cProfile's statistics of the loop's thread to FILE when it ends).
+MODE is `plain` (as it is), `count` (raises the counters in FILE for every request and statement),
+`profile` (writes cProfile's statistics of the loop's thread to FILE when it ends) or `steps`
+(writes a line to FILE for what the loop does without looking at requests, benchmarks/steps.py).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import apsw
 import trio
 
+from benchmarks import steps
 from benchmarks.counters import REQUESTS, Counters
 from statefs.daemon.lifecycle import run_foreground
 from statefs.fuse.operations import Operations
@@ -119,6 +121,8 @@ def main() -> None:
         _count_waiting(counters)
     elif mode == "profile":
         _profile(Path(file))
+    elif mode == "steps":
+        steps.watch(Path(file))
     run_foreground(Path(state), Path(store), MountOptions.parse(options))
 
 

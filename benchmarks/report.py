@@ -57,6 +57,22 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     console.print(made)
 
 
+def markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return a table as docs/performance.md has it."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def show(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, is_markdown: bool
+) -> None:
+    """Print a table, for a terminal or for docs/performance.md."""
+    if is_markdown:
+        print(f"{title}\n\n{markdown(columns, rows)}\n")
+    else:
+        table(title, columns, rows)
+
+
 def median(values: Sequence[float]) -> float:
     """Return the median, which a disturbed round does not move."""
     return statistics.median(values)

@@ -74,12 +74,16 @@ def _stat_each(folder: Path, operations: int) -> None:
         os.stat(f"{folder}/f{number}")
 
 
-def _forced_stat(folder: Path, operations: int) -> None:
+def forced_stats(path: Path, times: int) -> None:
     """Ask for attributes that are not from the kernel's cache: statx(2), AT_STATX_FORCE_SYNC."""
-    path = os.fsencode(folder / "f0")
+    name = os.fsencode(path)
     buffer = ctypes.create_string_buffer(256)
-    for _ in range(operations):
-        _libc.statx(_AT_FDCWD, path, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer)
+    for _ in range(times):
+        _libc.statx(_AT_FDCWD, name, _AT_STATX_FORCE_SYNC, _STATX_BASIC_STATS, buffer)
+
+
+def _forced_stat(folder: Path, operations: int) -> None:
+    forced_stats(folder / "f0", operations)
 
 
 def _read_each(folder: Path, operations: int) -> None:

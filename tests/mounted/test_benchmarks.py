@@ -60,3 +60,27 @@ def test_disturbance_by_sealing_is_measured(tmp_path: Path) -> None:
     for kind in ("large", "small"):
         assert figures[kind]["seconds"] > 0
         assert figures[kind]["quiet"]["calls"] > figures[kind]["quiet"]["p99_ms"] > 0
+
+
+def test_going_back_and_forgetting_are_measured(tmp_path: Path) -> None:
+    """A deletion is seen from both sides: by the loop's own steps, and by a program that waits."""
+    sizes = ("--files", "2000", "--history-files", "1000", "--snapshots", "3")
+    figures = figures_of(tmp_path, "benchmarks.time_travel", *sizes)
+    for name in ("restore_ten_ms", "restore_one_ms", "undo_ten_ms", "diff_of_ten_ms"):
+        assert min(figures["restore"][name]) > 0
+    (whole,) = figures["delete"]["whole"]
+    assert len(figures["delete"]["oldest"]) == 2
+    assert sum(whole["collecting"]["delete_rows"]) <= whole["until_space_is_back_ms"]
+    assert whole["longest_wait_ms"] > 0
+    assert whole["longest_step_ms"] >= max(whole["collecting"]["delete_rows"])
+
+
+def test_peers_are_measured_where_they_are_installed(tmp_path: Path) -> None:
+    """The tool that is always there has figures; what others mount and make is gone."""
+    sizes = ("--files", "200", "--large-mib", "1", "--rounds", "1")
+    figures = figures_of(tmp_path, "benchmarks.peers", *sizes)
+    assert set(figures["ms"]["statefs"]) == {
+        "first", "create", "list_first", "diff", "restore", "delete"
+    }  # fmt: skip
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+    assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()

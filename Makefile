@@ -39,7 +39,7 @@ types: setup-tests ## Check types
 layers: setup-tests ## Check that each layer imports only lower ones
 	@.venv/bin/lint-imports --no-logo
 
-bench: setup ## Measure what operations, size and history cost (minutes; as root, nothing else running)
+bench: setup ## Measure operations, size, history, going back, other tools (minutes; as root, nothing else running)
 	@$(PY) -m benchmarks.operations
 	@$(PY) -m benchmarks.scale
 	@$(PY) -m benchmarks.sealing

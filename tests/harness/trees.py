@@ -9,9 +9,12 @@ from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 Tree = Mapping[bytes, "Entry"]
 """Entries by their path below the root; the root itself is b"."."""
+DOCUMENT: Final = (b"metadata.json",)
+"""Of a snapshot: the mount's own, which comes to say more when it is sealed, checked or pinned."""
 
 
 @dataclass(frozen=True)

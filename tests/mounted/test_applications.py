@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.harness.mounted_state import MountedState
 
 WAIT_SECONDS = 30.0
@@ -70,6 +72,7 @@ def test_a_failing_release_is_logged_and_the_snapshot_stays(own_state: MountedSt
     assert any("volume app: sh: exit code 5" in line for line in own_state.log_lines())
 
 
+@pytest.mark.expected_log("no autosave and no pruning until this is put right")
 def test_a_wrong_configuration_refuses_to_save(own_state: MountedState) -> None:
     """One line that names the file and the key, with an exit code of its own."""
     (own_state.store / "statefs.toml").write_text("[[volume]]\nname = 'x'\n")

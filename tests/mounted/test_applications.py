@@ -7,8 +7,6 @@ import sys
 import time
 from pathlib import Path
 
-import pytest
-
 from tests.harness.mounted_state import MountedState
 
 WAIT_SECONDS = 30.0
@@ -72,9 +70,9 @@ def test_a_failing_release_is_logged_and_the_snapshot_stays(own_state: MountedSt
     assert any("volume app: sh: exit code 5" in line for line in own_state.log_lines())
 
 
-@pytest.mark.expected_log("no autosave and no pruning until this is put right")
 def test_a_wrong_configuration_refuses_to_save(own_state: MountedState) -> None:
     """One line that names the file and the key, with an exit code of its own."""
+    own_state.expected_log = "no autosave and no pruning until this is put right"
     (own_state.store / "statefs.toml").write_text("[[volume]]\nname = 'x'\n")
     done = own_state.run("save", own_state.state)
     assert done.returncode == 17

@@ -10,27 +10,10 @@ Nothing here opens a transaction; the caller's does.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from statefs.ids import LIVING, Epoch
 from statefs.metadata.connection import Database
-
-Position = tuple[Any, ...]
-"""Of a row of the past, in the order of ends: valid_to, then the key."""
-_BEFORE_ALL: Final = -1
-"""Sorts before every part of a key: numbers are not negative, and SQLite sorts bytes after them."""
-
-
-class Forgotten(NamedTuple):
-    """What a call of `Temporal.forget_between` did.
-
-    Args:
-        told: for each deleted row the object file it named (extents), its inode (inodes), else 0.
-        resume: where the next call goes on; None when there is no row left to look at.
-    """
-
-    told: list[int]
-    resume: Position | None
 
 
 class RowLife:
@@ -62,23 +45,6 @@ class RowLife:
         self.end_sql = f"UPDATE {table} SET valid_to = ? WHERE {living}"
         self.delete_sql = f"DELETE FROM {table} WHERE {living}"
         self.told = {"extents": "object", "inodes": "ino"}.get(table, "0")
-        ended = ("id",) if table == "inline" else key
-        self.ended_key_parts = len(ended)
-        self.ended_order = ", ".join(("valid_to", *ended))
-        # Two parts, for SQLite does not seek to (valid_to, id) in an index of valid_to otherwise.
-        past = (
-            f"SELECT {self.ended_order}, valid_from FROM {table} INDEXED BY {table}_ended"
-            f" WHERE valid_to < {LIVING} AND valid_to"
-        )
-        marks = ", ".join(f"?{number + 3}" for number in range(len(ended)))
-        self.ended_sql = (
-            f"{past} = ?2 AND ({', '.join(ended)}) > ({marks})"
-            f" UNION ALL {past} > ?2 AND valid_to <= ?1 ORDER BY {self.ended_order}"
-        )
-
-    def ended_start(self, epoch: int) -> Position:
-        """Return what comes before every row that ended after an epoch, in `ended_order`."""
-        return (epoch + 1, *[_BEFORE_ALL] * self.ended_key_parts)
 
 
 INODES: Final = RowLife(
@@ -296,24 +262,20 @@ class Temporal:
         self.pinned = self.epoch
         self.epoch = Epoch(self.epoch + 1)
 
-    def forget_between(
-        self, life: RowLife, after: int, until: int, limit: int, resume: Position | None = None
-    ) -> Forgotten:
-        """Of up to `limit` rows ended by epoch `until`, delete those born after epoch `after`.
+    def forget_between(self, life: RowLife, after: int, until: int, limit: int) -> list[int]:
+        """Delete up to `limit` rows born after epoch `after` and ended by epoch `until`.
 
-        Those that are older are looked at, too, and there may be many: so what bounds the work is
-        the number of rows looked at.
-
-        Args:
-            resume: where the call before has come to; None to begin.
+        Returns:
+            For each deleted row the object file it named (extents), its inode (inodes), else 0;
+            fewer than `limit` of them means that no such row is left.
         """
-        start = resume or life.ended_start(after)
-        last = self._execute(
-            f"{life.ended_sql} LIMIT 1 OFFSET ?", (until, *start, limit - 1)
-        ).fetchone()
-        cursor = self._execute(
-            f"DELETE FROM {life.table} WHERE ({life.ended_order}) IN (SELECT {life.ended_order}"
-            f" FROM ({life.ended_sql} LIMIT ?) WHERE valid_from > ?) RETURNING {life.told}",
-            (until, *start, limit, after),
+        key = "id" if life is INLINE else ", ".join((*life.key, "valid_to"))
+        picked = (
+            f"SELECT {key} FROM {life.table} WHERE valid_to > ? AND valid_to <= ?"
+            f" AND valid_to < {LIVING} AND valid_from > ? LIMIT ?"
         )
-        return Forgotten([row[0] for row in cursor.fetchall()], last and last[:-1])
+        cursor = self._execute(
+            f"DELETE FROM {life.table} WHERE ({key}) IN ({picked}) RETURNING {life.told}",
+            (after, until, after, limit),
+        )
+        return [row[0] for row in cursor.fetchall()]

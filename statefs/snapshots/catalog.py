@@ -20,7 +20,7 @@ from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
 from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
-from statefs.metadata.temporal import EXTENTS, INODES, VERSIONED, Position
+from statefs.metadata.temporal import EXTENTS, INODES, VERSIONED
 from statefs.snapshots import naming
 from statefs.snapshots.documents import (
     IndexDocument,
@@ -157,7 +157,6 @@ class Catalog:
         self.last_modified_ns = 0
         self._policy = Retention()
         self._entries: dict[int, IndexEntry] = {}
-        self._looked_at: tuple[tuple[int, ...], dict[str, Position | None]] = (), {}
         self._load()
 
     def _load(self) -> None:
@@ -396,7 +395,7 @@ class Catalog:
         ]
 
     def delete_rows(self, epoch: int, limit: int) -> bool:
-        """Delete rows that only the snapshot of `epoch` saw; look at up to `limit` of each table.
+        """Delete up to `limit` rows of each table that only the snapshot of `epoch` saw.
 
         Returns:
             Whether that was all; then the snapshot's own row is gone too.
@@ -406,27 +405,20 @@ class Catalog:
         after = database.value(
             "SELECT min(epoch) FROM snapshots WHERE epoch > ? AND state < ?", (epoch, DELETING)
         )
-        until = after if after is not None else table.epoch
-        window = (epoch, before, until)
-        # Nothing is born that no snapshot sees, so what was looked at need not be looked at again.
-        resume = dict(self._looked_at[1]) if self._looked_at[0] == window else {}
+        is_done = True
         with table.change():
             for life in VERSIONED:
-                position = resume.get(life.table)
-                if life.table in resume and position is None:
-                    continue
-                forgotten = table.temporal.forget_between(life, before, until, limit, position)
-                resume[life.table] = forgotten.resume
+                until = after if after is not None else table.epoch
+                deleted = table.temporal.forget_between(life, before, until, limit)
                 if life is EXTENTS:
-                    table.discard_objects(set(forgotten.told))
+                    table.discard_objects(set(deleted))
                 elif life is INODES:
-                    table.temporal.drop_stray_digests(set(forgotten.told))
-            is_done = not any(resume.values())
+                    table.temporal.drop_stray_digests(set(deleted))
+                is_done = is_done and len(deleted) < limit
             if after is None and not before:
                 is_done = table.temporal.drop_digests(limit) < limit and is_done
             if is_done:
                 database.execute("DELETE FROM snapshots WHERE epoch = ?", (epoch,))
-        self._looked_at = window, resume
         return is_done
 
     @property

@@ -98,45 +98,6 @@ def test_rows_are_deleted_in_steps(engine: EngineStore, monkeypatch: pytest.Monk
     assert engine.rows("snapshots") == 0
 
 
-def test_rows_that_another_snapshot_sees_are_looked_at_in_steps_too(
-    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A snapshot that held nothing alone may have had a large change after it."""
-    monkeypatch.setattr(gc, "ROWS_PER_STEP", 10)
-    for number in range(35):
-        engine.file(f"f{number}", b"x")
-    engine.save()
-    nothing_alone = engine.save()
-    for number in range(35):
-        engine.names.unlink(TREE_ROOT, f"f{number}".encode())
-    engine.save()
-    engine.hide(nothing_alone)
-    looks = 1
-    while engine.store.collector.delete_rows():
-        looks += 1
-        assert engine.problems() == []
-    assert looks >= 4
-    assert (engine.rows("inline"), engine.rows("snapshots")) == (35, 2)
-
-
-def test_a_neighbour_deleted_meanwhile_is_no_reason_to_keep_rows(
-    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was passed over for its sake is looked at again."""
-    monkeypatch.setattr(gc, "ROWS_PER_STEP", 10)
-    for number in range(35):
-        engine.file(f"f{number}", b"x")
-    oldest, second = engine.save(), engine.save()
-    for number in range(35):
-        engine.names.unlink(TREE_ROOT, f"f{number}".encode())
-    engine.save()
-    engine.hide(second)
-    engine.store.collector.delete_rows()
-    engine.hide(oldest)
-    engine.store.collect()
-    assert (engine.rows("inline"), engine.rows("snapshots")) == (0, 1)
-
-
 def test_nothing_is_freed_before_the_rows_are_durable(engine: EngineStore) -> None:
     """What a row referred to when the candidates were taken is spared this time."""
     ino = engine.file("f", b"a" * BIG)

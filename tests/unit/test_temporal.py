@@ -159,11 +159,8 @@ def test_forgetting_deletes_what_one_snapshot_alone_saw(
             "INSERT INTO xattrs VALUES (?, ?, ?, ?, ?)", (INO, name, until, since, b"")
         )
     insert(engine, 2)
-    resume, deleted = None, []
-    for _ in range(3):
-        told, resume = temporal.forget_between(XATTRS, 1, 4, 2, resume)
-        deleted.append(len(told))
-    assert (deleted, resume) == ([1, 2, 0], None)
+    assert len(temporal.forget_between(XATTRS, 1, 4, 2)) == 2
+    assert len(temporal.forget_between(XATTRS, 1, 4, 2)) == 1
     left = engine.database.rows("SELECT name FROM xattrs WHERE ino = ? ORDER BY name", (INO,))
     assert left == [(b"a",), (b"e",), (NAME,)]
 

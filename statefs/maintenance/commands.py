@@ -29,7 +29,7 @@ from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import document_of
 from statefs.snapshots.documents import Operation
-from statefs.snapshots.restore_plan import Scope, parsed_paths
+from statefs.snapshots.restore_plan import Scope, parsed_paths, quoted
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -100,7 +100,8 @@ def _restore(
     store = commands.store
     chosen = store.catalog.choose(snapshot)
     scope = Scope(parsed_paths(paths))
-    operation = Operation(kind="restore", phase="before", other=chosen.uuid, paths=paths)
+    named = [quoted(path) for path in sorted(scope.paths or ())]
+    operation = Operation(kind="restore", phase="before", other=chosen.uuid, paths=named)
     steps = restoring.bring_back(store, chosen, scope, operation, force=force, dry_run=dry_run)
     return (yield from steps)
 

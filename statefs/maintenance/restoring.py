@@ -22,7 +22,14 @@ from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.changes import Moment
 from statefs.snapshots.documents import Operation
 from statefs.snapshots.restore import restore
-from statefs.snapshots.restore_plan import Plan, Planner, Scope
+from statefs.snapshots.restore_plan import (
+    CHANGED,
+    Plan,
+    Planner,
+    Scope,
+    parsed_paths,
+    unquoted,
+)
 from statefs.snapshots.views import PastTree
 
 if TYPE_CHECKING:
@@ -132,28 +139,27 @@ def undo(store: Store, *, force: bool) -> Steps[dict[str, Any]]:
     )
     if last is None:
         raise NoSuchSnapshot("nothing to undo: no restore and no 'statefs try' was made here")
-    before, paths = _undone(store, last)
+    before, scope = _undone(store, last)
     operation = Operation(kind="undo", phase="before", other=last.uuid)
-    scope = Scope(frozenset(paths), may_be_missing=True)
     return (yield from bring_back(store, before, scope, operation, force=force))
 
 
-def _undone(store: Store, snapshot: Snapshot) -> tuple[Snapshot, frozenset[bytes]]:
-    """Return the snapshot that holds what an operation replaced, and the paths it changed."""
+def _undone(store: Store, snapshot: Snapshot) -> tuple[Snapshot, Scope]:
+    """Return the snapshot that holds what an operation replaced, and what it changed."""
     operation = snapshot.operation
     assert operation is not None
     other = _by_uuid(store, operation.other)
     if operation.kind == "undo":
         return snapshot, _undone(store, other)[1]
     if operation.kind == "try" and operation.phase == "after":
-        return other, _paths_between(store, other, snapshot, Scope())
+        return other, _changed_between(store, other, snapshot, Scope())
     if operation.kind == "try":
         raise UsageError(
             f"'statefs try' has not come to its end: 'statefs restore' of {snapshot.name} goes"
             " back to before its command"
         )
-    paths = frozenset(path.encode("utf-8", "surrogateescape") for path in operation.paths)
-    return snapshot, _paths_between(store, snapshot, other, Scope(paths or None))
+    scope = Scope(parsed_paths(map(unquoted, operation.paths)))
+    return snapshot, _changed_between(store, snapshot, other, scope)
 
 
 def _by_uuid(store: Store, uuid: str | None) -> Snapshot:
@@ -166,8 +172,16 @@ def _by_uuid(store: Store, uuid: str | None) -> Snapshot:
     )
 
 
-def _paths_between(store: Store, one: Snapshot, other: Snapshot, scope: Scope) -> frozenset[bytes]:
-    """Return the paths of a scope that differ between two snapshots."""
+def _changed_between(store: Store, one: Snapshot, other: Snapshot, scope: Scope) -> Scope:
+    """Return what of a scope differs between two snapshots.
+
+    A folder that is the same in both changed when a name in it came or went: what else it holds is
+    not in the scope for that.
+    """
     older, newer = sorted((one, other), key=lambda each: each.epoch)
-    plan = Planner(store.database, moment_of(older), moment_of(newer), scope).plan()
-    return frozenset(plan.paths) - {b""}
+    planner = Planner(store.database, moment_of(older), moment_of(newer), scope)
+    paths = planner.plan().paths
+    alone = frozenset(
+        path for path, what in paths.items() if what == CHANGED and planner.is_same_folder(path)
+    )
+    return Scope(frozenset(paths) - alone, alone, may_be_missing=True)

@@ -39,14 +39,15 @@ class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
 
 
 class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True):
-    """What a snapshot was taken for: what `statefs undo` needs to know.
+    r"""What a snapshot was taken for: what `statefs undo` needs to know.
 
     Args:
         kind: a restore, a command run by `statefs try`, or what puts one of them back.
         phase: whether the snapshot was taken before or after it.
         other: the snapshotId of the other one: what a restore brought back, the snapshot before
             the command, or the one that was taken for what is being undone.
-        paths: what a restore was limited to, relative to current/; empty for everything.
+        paths: what a restore was limited to, relative to current/; empty for everything. A byte
+            that is not UTF-8 is written as \xNN, a backslash as two.
         command: of `statefs try`.
         exit_code: of that command.
     """

@@ -15,8 +15,9 @@ This module reads; snapshots/restore.py writes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from statefs.errors import PosixError, UsageError
@@ -46,18 +47,22 @@ class Scope:
 
     Args:
         paths: relative to current/, without slashes at their ends; None for everything.
+        alone: folders that are in it without what they hold, where they still are what they were.
         may_be_missing: whether a path that the snapshot does not have is to be removed, instead of
             being refused.
     """
 
     paths: frozenset[bytes] | None = None
+    alone: frozenset[bytes] = frozenset()
     may_be_missing: bool = False
 
     def holds(self, path: bytes) -> bool:
-        """Return whether a path lies in the scope; the root's (b"") only if everything does."""
+        """Return whether a path lies in the scope; the root's is b""."""
         if path == RUNTIME or path.startswith(RUNTIME + b"/"):
             return False
-        return self.paths is None or _is_at_or_below(path, self.paths)
+        if self.paths is None or path in self.alone:
+            return True
+        return _is_at_or_below(path, self.paths)
 
 
 def _is_at_or_below(path: bytes, tops: Collection[bytes]) -> bool:
@@ -88,6 +93,25 @@ def parsed_paths(words: Iterable[str]) -> frozenset[bytes] | None:
             return None
         found.append(b"/".join(parts))
     return frozenset(found) or None
+
+
+def quoted(path: bytes) -> str:
+    """Return a path as text that any document can hold, and that `unquoted` understands."""
+    text = path.decode("utf-8", "surrogateescape").replace("\\", "\\\\")
+    return _NOT_UTF8.sub(lambda found: f"\\x{ord(found[0]) - 0xDC00:02x}", text)
+
+
+def unquoted(text: str) -> str:
+    """Return what `quoted` was given, as a word of a command line."""
+    return _QUOTED.sub(lambda found: _meant(found[1]), text)
+
+
+_NOT_UTF8: Final = re.compile("[\udc80-\udcff]")
+_QUOTED: Final = re.compile(r"\\(\\|x[89a-f][0-9a-f])")
+
+
+def _meant(escape: str) -> str:
+    return escape if escape == "\\" else chr(0xDC00 + int(escape[1:], 16))
 
 
 REMOVED: Final = "removed"
@@ -159,13 +183,25 @@ class Planner:
             UsageError: a path of the scope is not in the snapshot, or a file is in the way of it.
         """
         plan = Plan(Epoch(self._snapshot.epoch))
+        alone = {path for path in self._scope.alone if self.is_same_folder(path)}
+        self._scope = replace(self._scope, alone=frozenset(alone))
         found = list(changes(self._database, self._snapshot, self._now))
         self._plan_copies(plan, found)
         for change in found:
             self._plan_inode(plan, change)
-        for path in sorted(self._scope.paths or ()):
-            self._make_way(plan, path)
+        paths = self._scope.paths or frozenset()
+        for path in sorted(paths):
+            if not _is_at_or_below(path.rpartition(b"/")[0], paths):
+                self._make_way(plan, path)
         return plan
+
+    def is_same_folder(self, path: bytes) -> bool:
+        """Return whether a path leads to one and the same folder then and now."""
+        try:
+            then, now = (tree.find(path) for tree in (self._then_tree, self._now_tree))
+        except PosixError:
+            return False
+        return then.is_dir and then.ino == now.ino
 
     # What has left the scope.
 
@@ -233,7 +269,7 @@ class Planner:
 
     def _plan_inode(self, plan: Plan, change: InodeChange) -> None:
         if change.ino == TREE_ROOT:
-            if self._scope.paths is None and self._differs(change):
+            if self._scope.holds(b"") and self._differs(change):
                 plan.restored[TREE_ROOT] = change
                 plan.note(b"", CHANGED)
             return
@@ -251,8 +287,8 @@ class Planner:
             plan.trees.append(change.ino)
         elif then and differs:
             plan.restored[change.ino] = change
-            for _, path in then.values():
-                plan.note(path, CHANGED)
+            for key in then.keys() & inside.keys():
+                plan.note(inside[key], CHANGED)
         elif change.before is not None and change.before.is_dir and not then:
             self._plan_removal(plan, change.ino)
 

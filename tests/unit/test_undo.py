@@ -1,0 +1,140 @@
+"""Undo puts back what the last operation changed, and touches nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from statefs.errors import PosixError
+from statefs.ids import TREE_ROOT
+from statefs.maintenance import steps
+from statefs.maintenance.commands import Commands
+from statefs.snapshots.restore_plan import parsed_paths, quoted, unquoted
+from statefs.volume.attributes import AttributeChange
+from tests.unit.engine_store import FILE, ME, EngineStore
+
+
+class Nobody:
+    """A caller that waits and does not listen."""
+
+    is_wanted = True
+
+    def report(self, progress: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+def ask(engine: EngineStore, op: str, **arguments: Any) -> dict[str, Any]:
+    """Run an operation as the command line has it run."""
+    told: dict[str, Any] = steps.run(Commands(engine.store).start(op, arguments, Nobody()))
+    return told
+
+
+def save(engine: EngineStore, **operation: str) -> dict[str, Any]:
+    """Take a snapshot, for `statefs try` if an operation is given."""
+    arguments = {"message": "", "reason": "manual", "labels": {}, "operation": operation or None}
+    return ask(engine, "save", **arguments)
+
+
+def restore(engine: EngineStore, snapshot: str, *paths: str) -> dict[str, Any]:
+    """Restore a snapshot, or some paths of it."""
+    return ask(engine, "restore", snapshot=snapshot, paths=list(paths), force=True, dry_run=False)
+
+
+def names(engine: EngineStore, folder: int) -> list[bytes]:
+    """Return the names in a folder, sorted."""
+    return sorted(name for _, name, _ in engine.names.listing(folder, 0, 100))
+
+
+@pytest.mark.parametrize("word", ["current/d/f", "d/f/", "./d/./f", "current", "/", "d"])
+def test_a_path_is_undone_however_it_was_written(engine: EngineStore, word: str) -> None:
+    """The snapshot notes what a word meant, not the word."""
+    file = engine.file("f", b"old", engine.folder("d"))
+    name = save(engine)["name"]
+    engine.data.write(file, 0, b"new")
+    restore(engine, name, word)
+    assert engine.content(file) == b"old"
+    ask(engine, "undo", force=True)
+    assert engine.content(file) == b"new"
+
+
+def test_a_path_that_is_no_text_is_restored_and_undone(engine: EngineStore) -> None:
+    """A name is any bytes; metadata.json is UTF-8."""
+    folder = engine.folder("d")
+    odd = b"\xff\\x41\xc3\xa4"
+    engine.names.create(folder, odd, FILE, ME)
+    name = save(engine)["name"]
+    engine.names.unlink(folder, odd)
+    restore(engine, name, "d/" + odd.decode("utf-8", "surrogateescape"))
+    assert names(engine, folder) == [odd]
+    ask(engine, "undo", force=True)
+    assert names(engine, folder) == []
+
+
+@pytest.mark.parametrize(
+    "path", [b"a/b", b"\xff", b"\\xff", b"\\\\xff\xfe\\", "\u00e4/\\".encode()]
+)
+def test_a_quoted_path_is_the_same_path(path: bytes) -> None:
+    """Nothing is lost, and what is written is text."""
+    quoted(path).encode()
+    assert parsed_paths([unquoted(quoted(path))]) == frozenset({path.rstrip(b"/")})
+
+
+def test_what_came_into_a_folder_after_a_restore_stays(engine: EngineStore) -> None:
+    """The folder changed by the restore, as names in it came and went; not all that it holds."""
+    folder = engine.folder("d")
+    name = save(engine)["name"]
+    engine.file("made", b"", folder)
+    restore(engine, name)
+    engine.file("later", b"", folder)
+    ask(engine, "undo", force=True)
+    assert names(engine, folder) == [b"later", b"made"]
+
+
+def test_undo_after_try_undoes_just_what_the_command_changed(engine: EngineStore) -> None:
+    """Also where others have written into the same folder since; the folder's mode comes back."""
+    folder = engine.folder("d")
+    before = save(engine, kind="try", phase="before")
+    engine.file("made", b"", folder)
+    engine.attributes.set(folder, AttributeChange(mode=0o700))
+    engine.attributes.set(TREE_ROOT, AttributeChange(mode=0o711))
+    save(engine, kind="try", phase="after", other=before["snapshotId"])
+    engine.file("later", b"", folder)
+    engine.file("top", b"")
+    ask(engine, "undo", force=True)
+    assert names(engine, folder) == [b"later"]
+    assert engine.node(folder).mode & 0o777 == engine.node(TREE_ROOT).mode & 0o777 == 0o755
+    assert engine.names.lookup(TREE_ROOT, b"top").is_file
+
+
+def test_a_changed_folder_that_has_gone_since_is_not_made_again(engine: EngineStore) -> None:
+    """Only what the command changed comes back, and the way to it."""
+    folder = engine.folder("d")
+    engine.file("kept", b"", folder)
+    file = engine.file("f", b"old", folder)
+    before = save(engine, kind="try", phase="before")
+    engine.data.write(file, 0, b"new")
+    engine.file("made", b"", folder)
+    save(engine, kind="try", phase="after", other=before["snapshotId"])
+    for name in names(engine, folder):
+        engine.names.unlink(folder, name)
+    engine.names.rmdir(TREE_ROOT, b"d")
+    ask(engine, "undo", force=True)
+    assert names(engine, engine.names.lookup(TREE_ROOT, b"d").ino) == [b"f"]
+    with pytest.raises(PosixError):
+        engine.names.lookup(TREE_ROOT, b"kept")
+
+
+def test_a_path_below_another_one_of_the_same_restore(engine: EngineStore) -> None:
+    """It comes with the upper one, not into the folder that had the place meanwhile."""
+    folder = engine.folder("d")
+    engine.file("f", b"old", folder)
+    name = save(engine)["name"]
+    engine.names.unlink(folder, b"f")
+    engine.names.rmdir(TREE_ROOT, b"d")
+    engine.file("other", b"", engine.folder("d"))
+    restore(engine, name, "d", "d/f")
+    place = engine.names.lookup(TREE_ROOT, b"d").ino
+    assert names(engine, place) == [b"f"]
+    assert engine.content(engine.names.lookup(place, b"f").ino) == b"old"
+    assert engine.problems() == []

@@ -198,13 +198,18 @@ class Names:
         now = table.clock.now_ns()
         with table.change(folder, node):
             self._temporal.end(ENTRIES, entry.valid_from, parent, name)
-            if node.parent == parent:
-                node.parent = 0  # which of its other names' folders it lies in is not known
-                node.durability = None
+            self._leave(node, parent)
             self._lose_name(node, now)
             self._touch(folder, now)
         self._after_loss(node)
         return node
+
+    @staticmethod
+    def _leave(node: Node, parent: int) -> None:
+        """Note that a name in `parent` goes: in which folder another one lies is not known."""
+        if node.parent == parent and not node.is_dir:
+            node.parent = 0
+            node.durability = None
 
     def rmdir(self, parent: int, name: bytes) -> Node:
         """Remove an empty folder; return its inode.
@@ -312,6 +317,7 @@ class Names:
             else:
                 key = (new.ino, new_name)
                 temporal.change(ENTRIES, target.valid_from, key, (node.ino, target.cookie))
+                self._leave(replaced, new.ino)
                 self._lose_name(replaced, now)
                 new.nlink -= replaced.is_dir
             node.ctime_ns = now

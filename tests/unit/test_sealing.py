@@ -404,3 +404,19 @@ def test_a_missing_object_leaves_its_snapshots_unsealed(
     seal(engine)
     assert sealed(engine, later) == computed(engine, later)
     engine.delete(broken)
+
+
+def test_a_file_that_lost_a_name_to_a_rename_is_hashed_where_it_lies(engine: EngineStore) -> None:
+    """What it is afterwards counts in the folder of the name that is left, not of the other one."""
+    left, taken = engine.folder("left"), engine.folder("taken")
+    file = engine.file("f", b"one", left)
+    engine.names.link(file, taken, b"g")
+    engine.file("new", b"", taken)
+    engine.names.rename(taken, b"new", taken, b"g")
+    assert engine.node(file).parent == 0
+    engine.save()
+    steps.run(engine.store.sealer.seal_all())
+    engine.data.write(file, 0, b"two")
+    epoch = engine.save()
+    steps.run(engine.store.sealer.seal_all())
+    assert sealed(engine, epoch) == computed(engine, epoch)

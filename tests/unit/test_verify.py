@@ -195,6 +195,7 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ("R10", "nlink", sql("UPDATE inodes SET nlink = 5 WHERE ino = $fifo")),
     ("R10", "nlink of the past",
      sql("UPDATE inodes SET nlink = 5 WHERE ino = $small AND valid_to < 9")),
+    ("R10", "parent", sql("UPDATE inodes SET parent = $empty WHERE ino = $fifo")),
     ("R11", "nlink", sql("UPDATE inodes SET nlink = 3 WHERE ino = $empty")),
     ("R11", "parent", sql("UPDATE inodes SET parent = $empty WHERE ino = $inner")),
     ("R12", "loop", close_a_loop),

@@ -90,11 +90,22 @@ def _trees(moments: int) -> str:
 
 
 def check_links(reading: Reading) -> Iterator[str]:
-    """R10: `nlink` of anything but a folder is the number of its names."""
+    """R10: `nlink` of anything but a folder is the number of its names.
+
+    `parent` holds one of them, or is 0 where none is known.
+    """
     for ino, wanted, found, moments in reading.rows(
         _names_counted(reading, f"NOT {FOLDER}", "i.nlink")
     ):
         yield f"{reading.named(ino)} has nlink {wanted}, but {found} names{_trees(moments)}"
+    query = (
+        f"SELECT i.ino, i.parent FROM inodes i WHERE NOT {FOLDER} AND i.parent != 0 AND i.nlink > 0"
+        f" AND {reading.count('i')} > (SELECT coalesce(sum({reading.count('e', 'i')}), 0)"
+        f"  FROM entries e WHERE e.ino = i.ino AND e.parent = i.parent AND {meet('e', 'i')})"
+        " ORDER BY i.ino"
+    )
+    for ino, parent in reading.rows(query):
+        yield f"{reading.named(ino)} has no name in inode {parent}, as its column parent says"
 
 
 def check_folders(reading: Reading) -> Iterator[str]:

@@ -190,6 +190,33 @@ class State:
         told: Document = self._ask("undo", force=force)
         return told
 
+    def clone(self, snapshot: str, name: str, path: str = "") -> Document:
+        """Make a writable copy of a snapshot in clones/ (docs/semantics.md, "Clones").
+
+        Args:
+            snapshot: as for `show`.
+            name: of the clone, new.
+            path: of a folder, relative to the snapshot; empty for everything.
+
+        Returns:
+            `name`, `snapshot` (its name) and `created`.
+
+        Raises:
+            CloneExists. UsageError: there is no such folder, or no clone can be called so. As
+                `show`.
+        """
+        made: Document = self._ask("clone", snapshot=snapshot, name=name, path=path)
+        return made
+
+    def delete_clone(self, name: str) -> None:
+        """Delete a clone with all that is in it. Raises NoSuchClone."""
+        self._ask("delete_clone", name=name)
+
+    def clones(self) -> list[Document]:
+        """Return what `clone` has returned of each clone there is, the oldest first."""
+        found: list[Document] = self._ask("clones")
+        return found
+
     def prune(self, *, dry_run: bool = False) -> Document:
         """Delete what the retention policy does not keep (docs/cli.md, "prune").
 

@@ -23,6 +23,8 @@
     ├── ContentDamaged              exit 21  EIO      what an application wrote is damaged
     ├── NoSuchPath                  exit 22  ENOENT   no file or folder of that path at that moment
     ├── FilesInUse                  exit 23  EBUSY    programs write what is to be restored
+    ├── CloneExists                 exit 24  EEXIST   a clone of that name is there already
+    ├── NoSuchClone                 exit 25  ENOENT   no clone of that name
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -193,6 +195,20 @@ class FilesInUse(StatefsError):
 
     exit_code = 23
     errno = _errno.EBUSY
+
+
+class CloneExists(StatefsError):
+    """A clone of that name exists."""
+
+    exit_code = 24
+    errno = _errno.EEXIST
+
+
+class NoSuchClone(StatefsError):
+    """No clone has that name."""
+
+    exit_code = 25
+    errno = _errno.ENOENT
 
 
 class PosixError(StatefsError):

@@ -4,6 +4,9 @@ A node number is `view << 40 | ino`. View 0 is the living tree; every snapshot h
 own, so that a file has another inode number in each snapshot while hard links inside one view
 stay equal. Numbers below `FIRST_FREE_INO` are fixed; the rest are handed out once and never
 used again, so a node number never comes to mean another file.
+
+Whatever lies in a clone has `CLONE_BIT` in its number: rows of such inodes are of the living alone,
+no snapshot ever sees them.
 """
 
 from __future__ import annotations
@@ -36,7 +39,13 @@ SNAPSHOT_LINK: Final = Ino(5)
 """In a snapshot's view: a symbolic link that leads to the snapshot (latest, @TIME)."""
 TREE_ROOT: Final = Ino(16)
 """The root folder of current, and of every snapshot in its own view."""
+CLONES_ROOT: Final = Ino(17)
+"""The folder clones/, which holds the root folder of each clone; its own parent."""
+DELETED_CLONES: Final = Ino(18)
+"""A folder that is not shown: clones whose rows are still to be deleted; its own parent."""
 FIRST_FREE_INO: Final = 1024
+CLONE_BIT: Final = 1 << (INO_BITS - 1)
+"""Set in the number of whatever lies in a clone; half of all numbers are enough for the rest."""
 
 CURRENT: Final = View(0)
 
@@ -57,3 +66,8 @@ def view_of(node: int) -> View:
 def ino_of(node: int) -> Ino:
     """Return the inode number inside its view."""
     return Ino(node & INO_MASK)
+
+
+def in_clones(ino: int) -> bool:
+    """Return whether an inode lies in clones/, or is that folder: no snapshot sees its rows."""
+    return ino >= CLONE_BIT or CLONES_ROOT <= ino <= DELETED_CLONES

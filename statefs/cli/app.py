@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "restore": "statefs.cli.restore",
     "undo": "statefs.cli.undo",
     "try": "statefs.cli.try_",
+    "clone": "statefs.cli.clone",
     "prune": "statefs.cli.prune",
     "pin": "statefs.cli.pin",
     "unpin": "statefs.cli.unpin",

@@ -25,8 +25,8 @@ from statefs.fuse.durability import Durability
 from statefs.fuse.invalidation import forget_attributes, visit
 from statefs.fuse.operations import Operations
 from statefs.fuse.session_loop import held
-from statefs.ids import SNAPSHOTS_DIR
-from statefs.maintenance import merging, saving
+from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR
+from statefs.maintenance import cloning, merging, saving
 from statefs.maintenance.commands import CHANGING, Call, Commands
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store
@@ -120,9 +120,10 @@ class Service:
             visit(mount_point / "current", restored.paths, self.operations.visitors)
 
     def list_changed(self) -> None:
-        """Have the kernel ask anew how many folders snapshots/ has."""
+        """Have the kernel ask anew how many folders snapshots/ and clones/ have."""
         try:
-            forget_attributes(SNAPSHOTS_DIR)
+            for folder in (SNAPSHOTS_DIR, CLONES_ROOT):
+                forget_attributes(folder)
         except OSError as error:
             log.warning("the kernel did not take a notice: %s", error)
 
@@ -177,6 +178,14 @@ class Service:
         if found is None:
             raise NoSuchSnapshot(f"no snapshot {name!r}")
         await self._alone(saving.delete(self._store, found[0]))
+
+    async def clone(self, name: bytes) -> None:
+        """Make a clone for mkdir(2) in clones/."""
+        await self._alone(cloning.clone_by_name(self._store, name))
+
+    async def delete_clone(self, name: bytes) -> None:
+        """Delete a clone for rmdir(2) in clones/."""
+        await self._alone(cloning.delete(self._store, name))
 
     async def run(self) -> None:
         """Pay what is owed to the disk, free space, move the log and seal, until cancelled."""

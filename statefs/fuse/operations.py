@@ -25,6 +25,7 @@ from statefs.fuse.durability import FSYNC, WRITE, Durability
 from statefs.fuse.errno_map import answers
 from statefs.fuse.handles import LISTING, LISTINGS_MAX, NODE_MASK, SYNCED, WRITABLE, handle
 from statefs.ids import (
+    CLONES_ROOT,
     INDEX_JSON,
     INO_BITS,
     INO_MASK,
@@ -36,7 +37,7 @@ from statefs.ids import (
     ino_of,
 )
 from statefs.metadata.entries import living_entry
-from statefs.snapshots.namespace import FOREVER, METADATA_NAME, Found, Namespace
+from statefs.snapshots.namespace import FOREVER, LIVING_ROOTS, METADATA_NAME, Found, Namespace
 from statefs.snapshots.views import PastInode
 from statefs.volume import acl
 from statefs.volume.attributes import AttributeChange, storable_time
@@ -52,13 +53,19 @@ _XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", acl.ACCESS, acl.DEF
 
 
 class Keeper(Protocol):
-    """What handlers need of whoever keeps the store: snapshots for mkdir and rmdir, and space."""
+    """What handlers need of whoever keeps the store: snapshots, clones, and space."""
 
     async def save_labelled(self, label: str) -> None:
         """Take a snapshot with a label."""
 
     async def delete_folder(self, name: str) -> None:
         """Delete the snapshot whose folder has this name."""
+
+    async def clone(self, name: bytes) -> None:
+        """Make the clone that a name in clones/ asks for."""
+
+    async def delete_clone(self, name: bytes) -> None:
+        """Delete a clone with all that is in it."""
 
     def require_space(self) -> None:
         """Raise PosixError ENOSPC while nothing that takes space can be accepted."""
@@ -68,11 +75,12 @@ class Keeper(Protocol):
 
 
 def _is_current(node: int) -> bool:
+    """Whether a node lies in current/, or in a clone, where the same handlers work."""
     return TREE_ROOT <= node < _CURRENT_LIMIT
 
 
 def _current(node: int) -> int:
-    """Return the inode number of a node in current/, where alone anything may be changed."""
+    """Return the inode number of a node in current/ or a clone: nothing else may be changed."""
     if not TREE_ROOT <= node < _CURRENT_LIMIT:
         raise PosixError(errno.EROFS)
     return node
@@ -128,7 +136,9 @@ class Operations(pyfuse3.Operations):
                 node.blocks = self._data.blocks(node)
             # A write clears setuid and setgid without the kernel's noticing: it asks each time.
             seconds = 0.0 if node.mode & SET_ID and node.is_file else FOREVER
-            reply = node.reply = entry_attributes(node.ino, node, FOREVER, seconds)
+            # A clone comes and goes behind the kernel's back, too: see `Namespace` on snapshots.
+            kept = 0.0 if node.parent == CLONES_ROOT != node.ino else FOREVER
+            reply = node.reply = entry_attributes(node.ino, node, kept, seconds)
         return reply
 
     @staticmethod
@@ -150,9 +160,9 @@ class Operations(pyfuse3.Operations):
                 return self._reply(self._table.node(entry.ino))
             if len(name) > 255:
                 raise PosixError(errno.ENAMETOOLONG)
-            return absent(FOREVER)
-        if parent == MOUNT_ROOT and name == b"current":
-            return self._reply(self._table.node(TREE_ROOT))
+            return absent(0.0 if parent == CLONES_ROOT else FOREVER)
+        if parent == MOUNT_ROOT and name in LIVING_ROOTS:
+            return self._reply(self._table.node(LIVING_ROOTS[name]))
         return self._found_reply(self._namespace.lookup(parent, name))
 
     @answers
@@ -200,8 +210,8 @@ class Operations(pyfuse3.Operations):
 
     @staticmethod
     def _check_free(parent: int, name: bytes) -> None:
-        """Refuse the one name in current/ under which a snapshot shows its own document."""
-        if parent == TREE_ROOT and name == METADATA_NAME:
+        """Refuse what cannot be: but clones in clones/, a snapshot's own document in current/."""
+        if parent == CLONES_ROOT or (parent == TREE_ROOT and name == METADATA_NAME):
             raise PosixError(errno.EPERM)
 
     def _create(
@@ -230,12 +240,15 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        """Answer MKDIR; in snapshots/ it takes a snapshot with that label."""
+        """Answer MKDIR; in snapshots/ it takes a snapshot with that label, in clones/ it clones."""
         if ctx.pid in self.visitors:
             raise PosixError(errno.EEXIST)  # it wanted the kernel to look the name up, no more
         if parent == SNAPSHOTS_DIR:
             await self._keeper.save_labelled(os.fsdecode(name))
             return self._found_reply(self._namespace.lookup(parent, name))
+        if parent == CLONES_ROOT:
+            await self._keeper.clone(name)
+            return self._reply(self._names.lookup(parent, name))
         return self._reply(self._create(parent, name, mode, ctx))
 
     @answers
@@ -265,9 +278,12 @@ class Operations(pyfuse3.Operations):
 
     @answers
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
-        """Answer RMDIR; in snapshots/ it deletes that snapshot."""
+        """Answer RMDIR; in snapshots/ and clones/ it deletes a snapshot or a clone, full or not."""
         if parent == SNAPSHOTS_DIR:
             await self._keeper.delete_folder(os.fsdecode(name))
+            return
+        if parent == CLONES_ROOT:
+            await self._keeper.delete_clone(name)
             return
         ino = _current(parent)
         self._keeper.freeing(lambda: self._names.rmdir(ino, name))
@@ -287,6 +303,8 @@ class Operations(pyfuse3.Operations):
             raise PosixError(errno.EROFS)
         old, new = _current(parent_old), _current(parent_new)
         self._check_free(new, name_new)
+        if old == CLONES_ROOT:
+            raise PosixError(errno.EPERM)
         database = self._table.database
         if self._table.unsynced and living_entry(database, new, name_new) is not None:
             source = living_entry(database, old, name_old)
@@ -438,7 +456,7 @@ class Operations(pyfuse3.Operations):
     def _parent(self, folder: int) -> int:
         if not _is_current(folder):
             return self._namespace.parent(folder)
-        return MOUNT_ROOT if folder == TREE_ROOT else self._table.node(folder).parent
+        return MOUNT_ROOT if folder in (TREE_ROOT, CLONES_ROOT) else self._table.node(folder).parent
 
     def _listing(self, folder: int, after: int) -> list[tuple[int, bytes, pyfuse3.EntryAttributes]]:
         if _is_current(folder):

@@ -22,7 +22,15 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 import msgspec
 
 from statefs.errors import UsageError
-from statefs.maintenance import checking, comparing, exporting, pruning, restoring, saving
+from statefs.maintenance import (
+    checking,
+    cloning,
+    comparing,
+    exporting,
+    pruning,
+    restoring,
+    saving,
+)
 from statefs.maintenance.rereading import verify_data
 from statefs.maintenance.scrubbing import scrub
 from statefs.maintenance.sealing import seal
@@ -168,6 +176,22 @@ def _locate(commands: Commands, _call: Call, **arguments: Any) -> Steps[Document
     return comparing.locate(commands.store, **arguments)
 
 
+def _clone(
+    commands: Commands, _call: Call, *, snapshot: str, name: str, path: str
+) -> Steps[Document]:
+    store = commands.store
+    return (yield from cloning.clone(store, store.catalog.choose(snapshot), name.encode(), path))
+
+
+def _delete_clone(commands: Commands, _call: Call, *, name: str) -> Steps[None]:
+    yield from cloning.delete(commands.store, name.encode())
+
+
+def _clones(commands: Commands, _call: Call) -> Steps[list[Document]]:
+    yield from ()
+    return [cloning.document_of(each) for each in commands.store.clones.listing()]
+
+
 def _status(commands: Commands, _call: Call) -> Steps[Document]:
     yield from ()
     return commands.store.status()
@@ -227,6 +251,9 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "pin": _pin,
     "unpin": _unpin,
     "sizes": _sizes,
+    "clone": _clone,
+    "delete_clone": _delete_clone,
+    "clones": _clones,
     "diff": _diff,
     "log": _log,
     "locate": _locate,
@@ -237,6 +264,9 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "export": _export,
 }
 CHANGING: Final = frozenset(
-    {"save", "delete", "restore", "undo", "prune", "pin", "unpin", "write_down_check"}
-)
+    {
+        "save", "delete", "restore", "undo", "prune", "pin", "unpin", "write_down_check", "clone",
+        "delete_clone",
+    }
+)  # fmt: skip
 """Operations of which one runs at a time."""

@@ -15,6 +15,7 @@ from statefs.content.objects import ObjectFiles
 from statefs.ids import LIVING
 from statefs.metadata.connection import Database
 from statefs.snapshots.catalog import Catalog
+from statefs.snapshots.clones import Clones
 
 log = logging.getLogger(__name__)
 
@@ -53,25 +54,29 @@ class Collector:
         database: the store's database.
         objects: its object files.
         catalog: its snapshots.
+        clones: its clones.
     """
 
-    def __init__(self, database: Database, objects: ObjectFiles, catalog: Catalog) -> None:
+    def __init__(
+        self, database: Database, objects: ObjectFiles, catalog: Catalog, clones: Clones
+    ) -> None:
         self._database = database
         self._objects = objects
         self._catalog = catalog
+        self._clones = clones
 
     @property
     def is_busy(self) -> bool:
         """Whether rows or objects are known that are still to be freed."""
         has_garbage = self._database.value("SELECT EXISTS (SELECT 1 FROM garbage)")
-        return bool(has_garbage or self._catalog.deleting())
+        return bool(has_garbage or self._catalog.deleting() or self._clones.is_deleting)
 
     def delete_rows(self) -> bool:
-        """Delete some rows of snapshots being deleted; return whether there is more to do."""
+        """Delete some rows of snapshots and clones being deleted; return whether there is more."""
         for epoch in self._catalog.deleting():
             self._catalog.delete_rows(epoch, ROWS_PER_STEP)
             return True
-        return False
+        return self._clones.delete_some()
 
     def candidates(self) -> dict[int, Ranges]:
         """Return objects that may hold unreferenced bytes, with the ranges referred to now.

@@ -21,7 +21,7 @@ from statefs.content import rows
 from statefs.content.extents import Extent, pieces
 from statefs.content.objects import ObjectFiles
 from statefs.errors import CorruptStore
-from statefs.ids import LIVING, TREE_ROOT, Epoch
+from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, Epoch
 from statefs.metadata.connection import Queries, Reader
 from statefs.metadata.entries import past_entry
 from statefs.metadata.inodes import Inode, past_row
@@ -59,8 +59,8 @@ Row = tuple[int, Values | None]
 _KNOWN: Final = f"SELECT content, sha256, blocks FROM digests WHERE ino = ? AND valid_to = {LIVING}"
 _ALIKE: Final = "SELECT content, sha256, blocks FROM digests WHERE ino = ? AND content = ? LIMIT 1"
 _ALL: Final = (
-    "SELECT DISTINCT ino FROM inodes WHERE ino > ?1 AND valid_to > ?2 AND valid_from <= ?2"
-    " ORDER BY ino LIMIT ?3"
+    f"SELECT DISTINCT ino FROM inodes WHERE ino > ?1 AND ino < {CLONE_BIT}"
+    " AND valid_to > ?2 AND valid_from <= ?2 ORDER BY ino LIMIT ?3"
 )
 _ENTRIES: Final = (
     "SELECT e.name, i.ino, i.valid_from, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks,"

@@ -31,20 +31,30 @@ _DIGESTS: Final = """CREATE TABLE digests (
 _MANIFESTS: Final = """UPDATE snapshots SET volumes = (
     SELECT json_group_array(json_object('name', value, 'consistency', 'crash-consistent',
         'format', 'files', 'bytes', NULL, 'digest', NULL)) FROM json_each(snapshots.volumes))"""
+_CLONES: Final = """INSERT INTO inodes (ino, valid_to, valid_from, mode, nlink, uid, gid, rdev,
+        size, blocks, atime_ns, mtime_ns, ctime_ns, btime_ns, parent, flags)
+    SELECT column1, i.valid_to, s.value, 0x41ed, 2, i.uid, i.gid, 0, 0, 0,
+        i.btime_ns, i.btime_ns, i.btime_ns, i.btime_ns, column1, 0
+    FROM inodes i, store s, (VALUES (17), (18))
+    WHERE i.ino = 16 AND i.valid_to = 9223372036854775807 AND s.key = 'epoch'"""
 _TO_2: Final = (
     _DIGESTS,
     "CREATE INDEX digests_ended ON digests (valid_to) WHERE valid_to < 9223372036854775807",
-    "CREATE INDEX inodes_born ON inodes (valid_from) WHERE valid_to = 9223372036854775807",
+    (
+        "CREATE INDEX inodes_born ON inodes (valid_from)"
+        " WHERE valid_to = 9223372036854775807 AND ino < 549755813888"
+    ),
     "CREATE INDEX entries_ino ON entries (ino, valid_to)",
     "ALTER TABLE snapshots ADD COLUMN state_digest TEXT",
     "ALTER TABLE snapshots ADD COLUMN operation TEXT",
     "ALTER TABLE snapshots ADD COLUMN pin TEXT",
     _MANIFESTS,
+    _CLONES,
 )
 
 
 def _to_2(database: Database) -> None:
-    """Digests, pins, what snapshots were taken for, and the way from a file to its names."""
+    """Digests, pins, what snapshots were taken for, the way from a file to its names, clones/."""
     for statement in _TO_2:
         database.execute(statement)
 

@@ -27,7 +27,7 @@ from statefs.content.objects import FOLDERS, ObjectFiles
 from statefs.content.reserve import FULL, Reserve
 from statefs.durable import sync_folder, write_file
 from statefs.errors import InvalidConfig, NoSuchStore, PosixError
-from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT
+from statefs.ids import CLONES_ROOT, DELETED_CLONES, FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
 from statefs.locking import boot_id
 from statefs.maintenance import saving, steps
@@ -40,6 +40,7 @@ from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, Reader, create_database
 from statefs.mounts import Writer
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
+from statefs.snapshots.clones import Clones
 from statefs.snapshots.documents import encode
 from statefs.snapshots.namespace import Namespace
 from statefs.snapshots.restore import Restored
@@ -118,12 +119,13 @@ def _fill(
     with database.transaction():
         for item in values.items():
             database.execute("INSERT INTO store VALUES (?, ?)", item)
-        database.execute(
-            "INSERT INTO inodes (ino, valid_to, valid_from, mode, nlink, uid, gid, rdev, size,"
-            " blocks, atime_ns, mtime_ns, ctime_ns, btime_ns, parent, flags)"
-            " VALUES (?, ?, 1, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, ?, ?, 0)",
-            (TREE_ROOT, LIVING, FOLDER_MODE, *owner, now, now, now, now, TREE_ROOT),
-        )
+        for root in (TREE_ROOT, CLONES_ROOT, DELETED_CLONES):
+            database.execute(
+                "INSERT INTO inodes (ino, valid_to, valid_from, mode, nlink, uid, gid, rdev, size,"
+                " blocks, atime_ns, mtime_ns, ctime_ns, btime_ns, parent, flags)"
+                " VALUES (?, ?, 1, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, ?, ?, 0)",
+                (root, LIVING, FOLDER_MODE, *owner, now, now, now, now, root),
+            )
     database.close()
     store = Store(layout, clock)
     try:
@@ -174,10 +176,10 @@ class Host(Protocol):
         """Have the kernel ask anew for what a restore changed."""
 
     def list_changed(self) -> None:
-        """The list of snapshots changed: what is cached of it must go."""
+        """The list of snapshots or clones changed: what is cached of it must go."""
 
     def space_changed(self) -> None:
-        """There is something to free: rows of deleted snapshots, or objects."""
+        """There is something to free: rows of deleted snapshots and clones, or objects."""
 
     def scrub_now(self) -> None:
         """Begin a scrub, unless one runs."""
@@ -247,7 +249,8 @@ class Store:
         self.catalog = Catalog(self.volume)
         self.settings = ConfigFile(layout.config)
         self.refresh_policy()
-        self.collector = Collector(self.database, self.objects, self.catalog)
+        self.clones = Clones(self.volume)
+        self.collector = Collector(self.database, self.objects, self.catalog, self.clones)
         self.sealer = Sealer(self)
         self.scrubber = Scrubber(self)
         owner = layout.root.stat()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from statefs.errors import PosixError
-from statefs.ids import LIVING, TREE_ROOT
+from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, in_clones
 from statefs.layout import RUNTIME
 from statefs.metadata.connection import Reader
 from statefs.metadata.entries import living_entry
@@ -61,10 +61,10 @@ def touched_before(store: Store) -> set[int]:
         has_snapshot = reader.value("SELECT EXISTS (SELECT 1 FROM snapshots)")
         found = reader.rows(
             f"SELECT ino FROM inodes WHERE valid_to = {LIVING} AND valid_from = ?"
-            " AND (? OR parent != ?) LIMIT ?",
+            f" AND ino < {CLONE_BIT} AND (? OR parent != ?) LIMIT ?",
             (epoch, has_snapshot, TREE_ROOT, TOUCHED_MAX),
         )
-    return {row[0] for row in found}
+    return {row[0] for row in found if not in_clones(row[0])}
 
 
 class Debounce:

@@ -6,7 +6,7 @@ import stat
 from enum import IntEnum
 from typing import Any, Final
 
-from statefs.ids import LIVING, Epoch
+from statefs.ids import CLONE_BIT, LIVING, Epoch
 from statefs.metadata.connection import Queries
 
 
@@ -130,10 +130,11 @@ def past_row(database: Queries, ino: int, epoch: Epoch) -> tuple[Any, ...] | Non
 
 
 def living_totals(database: Queries) -> tuple[int, int]:
-    """Count the living regular files and the sum of their sizes in bytes, by a full scan."""
+    """Count the regular files of current/ and the sum of their sizes in bytes, by a full scan."""
     row = database.execute(
         "SELECT count(*), CAST(total(size) AS INTEGER) FROM inodes"
         f" WHERE valid_to = {LIVING} AND mode & 0xF000 = {stat.S_IFREG} AND nlink > 0"
+        f" AND ino < {CLONE_BIT}"
     ).fetchone()
     assert row is not None
     return int(row[0]), int(row[1])

@@ -17,7 +17,7 @@ from typing import Final
 
 import apsw
 
-from statefs.ids import LIVING
+from statefs.ids import CLONE_BIT, LIVING
 
 APPLICATION_ID: Final = 0x53544653
 """PRAGMA application_id of a statefs database: "STFS"."""
@@ -32,14 +32,15 @@ _TABLES: Final = (
     # here on has been handed out), `last_slot` (the `id` last given to a snapshot),
     # `last_modified_ns` (when the list of snapshots last changed), `clean` (1 after a clean close,
     # else 0), `boot_id` (text: in which run of the machine the store was opened last), and `files`
-    # and `bytes` (the living tree's regular files and their sizes; exact only while `clean` is 1).
+    # and `bytes` (regular files of current/ and their sizes; exact only while `clean` is 1).
     "CREATE TABLE store (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     # A file, folder, link or device. `mode` holds type and permissions as stat(2) does; `nlink`
     # is exact, 0 for a file that is unlinked and still open; `size` in bytes, of a folder 0;
     # `blocks` in units of 512 bytes; `parent` is the folder that holds it, of a file with several
-    # names the one where it was named last (0 when that name is gone); the root holds itself;
+    # names the one where it was named last (0 when that name is gone); a root holds itself;
     # `flags` says which kinds of extended attributes exist and where the content lies
-    # (metadata/inodes.py, `InodeFlag`).
+    # (metadata/inodes.py, `InodeFlag`). Rows of what lies in clones/ (`ids.in_clones`) change in
+    # place and are deleted, in each table: no snapshot sees them, whatever `valid_from` says.
     """CREATE TABLE inodes (
         ino INTEGER NOT NULL, valid_to INTEGER NOT NULL, valid_from INTEGER NOT NULL,
         mode INTEGER NOT NULL, nlink INTEGER NOT NULL, uid INTEGER NOT NULL, gid INTEGER NOT NULL,
@@ -110,7 +111,11 @@ _INDEXES: Final = (
     f"CREATE INDEX entries_living ON entries (parent, cookie) WHERE valid_to = {LIVING}",
     f"CREATE INDEX entries_past ON entries (parent, cookie) WHERE valid_to < {LIVING}",
     # What was born in which epoch: with what ended, the work of telling two moments apart.
-    f"CREATE INDEX inodes_born ON inodes (valid_from) WHERE valid_to = {LIVING}",
+    # Clones are in no snapshot: that a large one was made costs nobody else anything.
+    (
+        "CREATE INDEX inodes_born ON inodes (valid_from)"
+        f" WHERE valid_to = {LIVING} AND ino < {CLONE_BIT}"
+    ),
     # The names of a file: for paths of what changed, and for whatever has several.
     "CREATE INDEX entries_ino ON entries (ino, valid_to)",
     "CREATE INDEX inline_ino ON inline (ino, valid_to)",

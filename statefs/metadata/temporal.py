@@ -3,16 +3,18 @@
 * A row is *pinned* when the newest snapshot sees it. A change to a pinned row leaves a copy that
   ended at the current epoch, and the living row goes on as born now; any other is updated in place.
 * A pinned row that ends stays as a past one; any other is deleted: no snapshot can see it.
+* Rows of what lies in clones/ (`ids.in_clones`) are never pinned: snapshots leave them out.
 
 Nothing here opens a transaction; the caller's does.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
-from statefs.ids import LIVING, Epoch
+from statefs.ids import LIVING, Epoch, in_clones
 from statefs.metadata.connection import Database
 
 
@@ -107,6 +109,15 @@ class Temporal:
         self.epoch = epoch
         self.pinned = pinned
 
+    def pins(self, ino: int, born: int) -> bool:
+        """Return whether the newest snapshot sees a living row.
+
+        Args:
+            ino: its inode, of an entry the folder: the first column of its key.
+            born: its valid_from.
+        """
+        return born <= self.pinned and not in_clones(ino)
+
     def born(self, life: RowLife, *values: Any) -> None:
         """Insert a living row; `values` are the key's columns, then the others, in order."""
         self._execute(life.born_sql, (self.epoch, *values))
@@ -121,13 +132,13 @@ class Temporal:
             key: the key's columns, in order.
             columns: all other columns, in order.
         """
-        if born <= self.pinned:
+        if born <= self.pinned and not in_clones(key[0]):
             self._execute(life.keep_past_sql, (self.epoch, *key))
         self._execute(life.change_sql, (self.epoch, *columns, *key))
 
     def end(self, life: RowLife, born: int, *key: Any) -> None:
         """End the living row of `key`, which was born in epoch `born`."""
-        if born <= self.pinned:
+        if born <= self.pinned and not in_clones(key[0]):
             self._execute(life.end_sql, (self.epoch, *key))
         else:
             self._execute(life.delete_sql, key)
@@ -145,7 +156,7 @@ class Temporal:
         cursor = self._execute(
             f"DELETE FROM {table} WHERE ino = ? AND valid_to = {LIVING} AND valid_from > ?"
             f" RETURNING {named}",
-            (ino, self.pinned),
+            (ino, 0 if in_clones(ino) else self.pinned),
         )
         deleted = [row[0] for row in cursor.fetchall()]
         self._execute(
@@ -162,6 +173,8 @@ class Temporal:
         Returns:
             The object files that deleted rows named (extents), else zeros.
         """
+        if in_clones(ino):
+            return self.end_all(life, ino)
         table, named = life.table, "object" if life is EXTENTS else "0"
         cursor = self._execute(
             f"DELETE FROM {table} WHERE ino = ?1 AND valid_to > ?2 AND NOT EXISTS (SELECT 1"
@@ -224,6 +237,19 @@ class Temporal:
             " WHERE r.valid_to > ?1 AND r.valid_from <= ?1",
             (epoch, self.epoch),
         )
+
+    def delete_cloned(self, life: RowLife, inos: Sequence[int]) -> list[int]:
+        """Delete all rows of inodes of a clone in one table, of `ENTRIES` those that lead to them.
+
+        Returns:
+            The object files that they named (extents), else zeros.
+        """
+        cursor = self._execute(
+            f"DELETE FROM {life.table} WHERE ino IN (SELECT value FROM json_each(?))"
+            f" RETURNING {'object' if life is EXTENTS else '0'}",
+            (json.dumps(inos),),
+        )
+        return [row[0] for row in cursor.fetchall()]
 
     def put_digest(
         self, epoch: Epoch, before: int, ino: int, values: tuple[bytes | None, ...] | None

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from statefs.content import rows
-from statefs.ids import LIVING, TREE_ROOT, Epoch
+from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, Epoch, in_clones
 from statefs.metadata import xattrs as xattr_rows
 from statefs.metadata.connection import Queries
 from statefs.metadata.inodes import Inode, InodeFlag, past_row
@@ -24,8 +24,8 @@ _ENDED: Final = (
 )
 _BORN: Final = (
     "SELECT DISTINCT ino FROM inodes WHERE valid_from > ?1 AND valid_from <= ?2"
-    f" AND valid_to = {LIVING} UNION SELECT ino FROM inodes WHERE valid_to > ?2"
-    f" AND valid_to < {LIVING} AND valid_from > ?1 AND valid_from <= ?2"
+    f" AND valid_to = {LIVING} AND ino < {CLONE_BIT} UNION SELECT ino FROM inodes"
+    f" WHERE valid_to > ?2 AND valid_to < {LIVING} AND valid_from > ?1 AND valid_from <= ?2"
 )
 _NAMES: Final = (
     "SELECT parent, name, cookie FROM entries WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2"
@@ -70,7 +70,7 @@ def changed_inodes(database: Queries, older: Moment, newer: Moment) -> list[int]
     """
     found = {row[0] for row in database.rows(_ENDED, (older.epoch, newer.epoch))}
     found.update(row[0] for row in database.rows(_BORN, (older.epoch, newer.epoch)))
-    return sorted(found)
+    return sorted(ino for ino in found if not in_clones(ino))
 
 
 def changes(database: Queries, older: Moment, newer: Moment) -> Iterator[InodeChange]:

@@ -1,4 +1,4 @@
-"""What of the mount is not current/: its root, snapshots/, the documents, and every past tree.
+"""What of the mount is not living: its root, snapshots/, the documents, and every past tree.
 
 All of it is read-only. Nodes are numbered as in `ids`: view 0 holds the fixed folders, views 2n and
 2n + 1 show snapshot n under its name and under its label.
@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 from statefs.errors import PosixError, StatefsError
 from statefs.ids import (
+    CLONES_ROOT,
     CURRENT,
     INDEX_JSON,
     METADATA_JSON,
@@ -39,6 +40,9 @@ FOREVER: Final = 3e8
 """Seconds (ten years) for which the kernel may trust what cannot change behind its back."""
 CURRENT_NAME: Final = b"current"
 SNAPSHOTS_NAME: Final = b"snapshots"
+CLONES_NAME: Final = b"clones"
+LIVING_ROOTS: Final = {CURRENT_NAME: TREE_ROOT, CLONES_NAME: CLONES_ROOT}
+"""Folders in the mount's root whose nodes are living inodes."""
 INDEX_NAME: Final = b"index.json"
 METADATA_NAME: Final = b"metadata.json"
 INDEXES_KEPT: Final = 16
@@ -62,7 +66,7 @@ class Found(NamedTuple):
 
 
 class Namespace:
-    """Answers for every node outside current/.
+    """Answers for every node outside current/ and clones/.
 
     Args:
         volume: the living tree, for the epoch's times and the database.
@@ -142,7 +146,7 @@ class Namespace:
         node = node_id(CURRENT, ino)
         if ino == MOUNT_ROOT:  # never changes: every walk by path passes it
             root = self._volume.table.node(TREE_ROOT)
-            inode = self._fixed(ino, stat.S_IFDIR | 0o755, nlink=4, time_ns=root.btime_ns)
+            inode = self._fixed(ino, stat.S_IFDIR | 0o755, nlink=5, time_ns=root.btime_ns)
             return Found(node, inode, FOREVER, FOREVER)
         if ino == SNAPSHOTS_DIR:
             links = 2 + len(self._catalog.snapshots)
@@ -173,9 +177,10 @@ class Namespace:
         raise PosixError(errno.ENOTDIR)
 
     def _lookup_in_root(self, name: bytes) -> Found:
-        if name == CURRENT_NAME:
-            root = self._volume.table.node(TREE_ROOT)
-            return Found(node_id(CURRENT, TREE_ROOT), root, FOREVER, FOREVER)
+        living = LIVING_ROOTS.get(name)
+        if living is not None:
+            root = self._volume.table.node(living)
+            return Found(node_id(CURRENT, living), root, FOREVER, FOREVER)
         fixed = {SNAPSHOTS_NAME: SNAPSHOTS_DIR, INDEX_NAME: INDEX_JSON}.get(name)
         if fixed is None:
             raise PosixError(errno.ENOENT)
@@ -203,7 +208,7 @@ class Namespace:
             return self._past_listing(view, ino, after, limit)
         entries: list[tuple[int, bytes]]
         if ino == MOUNT_ROOT:
-            names = (CURRENT_NAME, SNAPSHOTS_NAME, INDEX_NAME)
+            names = (CURRENT_NAME, SNAPSHOTS_NAME, INDEX_NAME, CLONES_NAME)
             entries = [(3 + place, name) for place, name in enumerate(names)]
         elif ino == SNAPSHOTS_DIR:
             entries = [(3, LATEST.encode())] if self._catalog.snapshots else []

@@ -10,7 +10,7 @@ import stat
 from dataclasses import dataclass, field
 from typing import Final
 
-from statefs.ids import LIVING, TREE_ROOT, Epoch
+from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, Epoch
 from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
 from statefs.metadata.inodes import Inode
@@ -23,12 +23,13 @@ _COPIED: Final = (
     "WITH RECURSIVE tree (ino) AS (VALUES (?1) UNION SELECT e.ino FROM tree t CROSS JOIN entries e"
     " ON e.parent = t.ino AND e.valid_to > ?2 AND e.valid_from <= ?2"
     " WHERE NOT (e.parent = ?3 AND e.name = ?4))"
-    " INSERT INTO copied SELECT ino, ?5 + row_number() OVER () - 1 FROM tree"
+    " INSERT INTO copied SELECT ino, ?5 + row_number() OVER (ORDER BY ino) - 1 FROM tree"
 )
 _COPIED_LINKS: Final = (
     "UPDATE inodes SET nlink = (SELECT count(*) FROM entries e"
     f" WHERE e.ino = inodes.ino AND e.valid_to = {LIVING})"
-    f" WHERE valid_to = {LIVING} AND NOT {_IS_FOLDER} AND ino IN (SELECT new FROM copied)"
+    f" WHERE valid_to = {LIVING} AND NOT {_IS_FOLDER}"
+    " AND (nlink != 1 OR ino = ?) AND ino IN (SELECT new FROM copied)"
 )
 _COPIED_TOTALS: Final = (
     "SELECT count(*), CAST(total(size) AS INTEGER) FROM copied c CROSS JOIN inodes i"
@@ -49,7 +50,9 @@ class Restored:
     paths: list[bytes] = field(default_factory=list)
 
 
-def copy_tree(table: InodeTable, top: int, epoch: Epoch) -> tuple[int, int]:
+def copy_tree(
+    table: InodeTable, top: int, epoch: Epoch, *, is_clone: bool = False
+) -> tuple[int, int]:
     """Copy what a past tree held at and below an inode, runtime/ left out; inside a `Change`.
 
     One statement for each table, whatever the size. The copy has no name yet; bytes are shared:
@@ -58,6 +61,7 @@ def copy_tree(table: InodeTable, top: int, epoch: Epoch) -> tuple[int, int]:
     Args:
         top: a folder or a file of that tree.
         epoch: of a snapshot.
+        is_clone: the copy is to lie in clones/.
 
     Returns:
         The copy's inode number, and how many inodes were copied.
@@ -65,17 +69,17 @@ def copy_tree(table: InodeTable, top: int, epoch: Epoch) -> tuple[int, int]:
     database = table.database
     database.execute("CREATE TEMP TABLE copied (old INTEGER PRIMARY KEY, new INTEGER)")
     try:
-        first = table.next_id
+        first = table.next_id | (CLONE_BIT if is_clone else 0)
         database.execute(_COPIED, (top, epoch, TREE_ROOT, RUNTIME, first))
         count = int(database.value("SELECT count(*) FROM copied"))
         table.reserve(count)
         for life in (INODES, ENTRIES, XATTRS, EXTENTS, INLINE):
             table.temporal.copy(life, epoch)
-        database.execute(_COPIED_LINKS)
-        files, size = database.execute(_COPIED_TOTALS).fetchone()
-        table.files += files
-        table.bytes += size
-        return int(database.value("SELECT new FROM copied WHERE old = ?", (top,))), count
+        copy = int(database.value("SELECT new FROM copied WHERE old = ?", (top,)))
+        database.execute(_COPIED_LINKS, (copy,))  # one name leads to most; none to the top as yet
+        if not is_clone:
+            table.count(first, *database.execute(_COPIED_TOTALS).fetchone())
+        return copy, count
     finally:
         database.execute("DROP TABLE copied")
 

@@ -133,7 +133,7 @@ class FileData:
 
     def _resize(self, node: Node, size: int) -> None:
         if node.nlink:
-            self._table.bytes += size - node.size
+            self._table.count(node.ino, 0, size - node.size)
         node.size = size
 
     def _promote(self, node: Node) -> None:
@@ -213,7 +213,7 @@ class FileData:
             old.object
             for old in removed
             if old.object not in kept
-            or (old.object != node.object and old.valid_from > temporal.pinned)
+            or (old.object != node.object and not temporal.pins(node.ino, old.valid_from))
         )
 
     def _note_unsynced(self, node: Node, number: int) -> None:

@@ -10,6 +10,7 @@ import stat
 from typing import Any, Final, NamedTuple
 
 from statefs.errors import PosixError
+from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT
 from statefs.metadata.entries import Entry, is_empty, list_living, living_entry
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import ENTRIES, INLINE, XATTRS
@@ -104,7 +105,7 @@ class Names:
         is_dir = stat.S_ISDIR(mode)
         mode, gid, xattrs = self._inherit(folder, mode, creator)
         with table.change(folder):
-            ino = table.new_id()
+            ino = table.new_ino(parent)
             size = len(target) if target is not None else 0
             flags = InodeFlag.XATTRS if xattrs else 0
             flags |= InodeFlag.ACCESS_ACL if acl.ACCESS in xattrs else 0
@@ -123,7 +124,7 @@ class Names:
             self._temporal.born(ENTRIES, parent, name, ino, table.new_id())
             folder.nlink += is_dir
             self._touch(folder, now)
-            table.files += stat.S_ISREG(mode)
+            table.count(ino, stat.S_ISREG(mode), 0)
         node.born = node.changed = folder.changed
         node.object = 0
         return table.remember(node)
@@ -158,11 +159,13 @@ class Names:
         """Give a file another name.
 
         Raises:
-            PosixError: EEXIST, EPERM for a folder, ENOENT when the file has no name left, EMLINK.
+            PosixError: EEXIST, EPERM for a folder, ENOENT when the file has no name left, EMLINK,
+                EXDEV into another clone.
         """
         _check_name(name)
         table = self._table
         folder = self._folder(parent)
+        self._check_same_tree(self._folder_of(ino), parent)
         node = table.node(ino)
         if node.is_dir:
             raise PosixError(errno.EPERM)
@@ -246,8 +249,7 @@ class Names:
             table.store(node)
             return
         if node.is_file:
-            table.files -= 1
-            table.bytes -= node.size
+            table.count(node.ino, -1, -node.size)
         if table.is_open(node):
             table.make_orphan(node)
         else:
@@ -266,11 +268,13 @@ class Names:
             The inode moved, and the one replaced or exchanged (None when the name was free).
 
         Raises:
-            PosixError: ENOENT, EEXIST (NOREPLACE), ENOTEMPTY, EISDIR, ENOTDIR, EINVAL.
+            PosixError: ENOENT, EEXIST (NOREPLACE), ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EXDEV into
+                another clone.
         """
         _check_name(new_name)
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise PosixError(errno.EINVAL)
+        self._check_same_tree(old_parent, new_parent)
         source = self._entry(old_parent, old_name)
         target = living_entry(self._database, new_parent, new_name)
         if target is not None and flags == RENAME_NOREPLACE:
@@ -290,6 +294,30 @@ class Names:
             self._check_replaceable(node, replaced)
         self._move(folders, (old_name, new_name), (source, target), (node, replaced))
         return node, replaced
+
+    def _folder_of(self, ino: int) -> int:
+        """Return a folder that a file has a name in; one of a clone has all its names there."""
+        if ino < CLONE_BIT:
+            return TREE_ROOT
+        query = f"SELECT parent FROM entries WHERE ino = ? AND valid_to = {LIVING}"
+        return int(self._database.value(query, (ino,)) or 0)
+
+    def _check_same_tree(self, one: int, other: int) -> None:
+        """Refuse to connect folders of two clones, or of a clone and current/, which share nothing.
+
+        Raises:
+            PosixError: EXDEV, as between two filesystems.
+        """
+        if one == other or not (one | other) & CLONE_BIT:
+            return
+        if not one & other & CLONE_BIT or self._clone_of(one) != self._clone_of(other):
+            raise PosixError(errno.EXDEV)
+
+    def _clone_of(self, folder: int) -> int:
+        """Return the root folder of the clone that a folder lies in."""
+        while (parent := self._table.node(folder).parent) & CLONE_BIT:
+            folder = parent
+        return folder
 
     def _check_replaceable(self, node: Node, replaced: Node) -> None:
         if node.is_dir:

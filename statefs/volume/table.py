@@ -19,7 +19,7 @@ from statefs.clock import Clock
 from statefs.content.extents import Extent
 from statefs.content.objects import ObjectFiles
 from statefs.errors import PosixError
-from statefs.ids import Epoch
+from statefs.ids import CLONE_BIT, Epoch, in_clones
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import Inode, InodeFlag, living_row
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
@@ -88,6 +88,7 @@ class InodeTable:
     the number of extents from which that is worth it again.
 
     `touched` has inodes changed in this epoch, as far as this process knows, up to TOUCHED_MAX.
+    `files` and `bytes` are those of current/: clones are left out of them and of `touched`.
     """
 
     def __init__(
@@ -159,6 +160,16 @@ class InodeTable:
         """Return a number as `new_id` does, in a transaction of its own."""
         with self.change():
             return self.new_id()
+
+    def new_ino(self, folder: int) -> int:
+        """Return a new number for an inode in a folder; as `new_id`."""
+        return self.new_id() | folder & CLONE_BIT
+
+    def count(self, ino: int, files: int, size: int) -> None:
+        """Count what a regular file that has a name adds to current/; inside a `Change`."""
+        if ino < CLONE_BIT:
+            self.files += files
+            self.bytes += size
 
     def reserve(self, count: int) -> None:
         """Hand out the next `count` numbers at once; inside a `Change`."""
@@ -383,7 +394,7 @@ class Change:
             for node in self._nodes:
                 node.changed = number
                 node.reply = None
-                if self._is_shown and len(touched) < TOUCHED_MAX:
+                if self._is_shown and len(touched) < TOUCHED_MAX and not in_clones(node.ino):
                     touched.add(node.ino)
             return
         self._undo()

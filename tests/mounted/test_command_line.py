@@ -36,7 +36,7 @@ def test_mount_makes_everything_that_is_missing(tmp_path: Path, statefs_cli: Cli
     """The folder, the store, the tree; usable when the command returns, gone after umount."""
     state = tmp_path / "new" / "state"
     assert statefs_cli("mount", state).stdout == f"made the store {state}.store\nmounted {state}\n"
-    assert sorted(os.listdir(state)) == ["current", "index.json", "snapshots"]
+    assert sorted(os.listdir(state)) == ["clones", "current", "index.json", "snapshots"]
     (state / "current" / "files" / "a").write_text("kept")
     assert statefs_cli("umount", state).stdout == f"unmounted {state}\n"
     assert os.listdir(state) == []

@@ -161,10 +161,10 @@ def mirror(source: Path, target: Path) -> None:
                 shutil.copy2(Path(folder) / name, place / name)
 
 
-def tree_of(engine: EngineStore, epoch: int | None = None) -> dict[str, Any]:
+def tree_of(engine: EngineStore, epoch: int | None = None, root: int = TREE_ROOT) -> dict[str, Any]:
     """Return path -> what is there, of the living tree or of a snapshot; "." is its root."""
     past = None if epoch is None else engine.past(epoch)
-    return {".": _shown(engine, past, TREE_ROOT), **dict(_walk(engine, past, TREE_ROOT, ""))}
+    return {".": _shown(engine, past, root), **dict(_walk(engine, past, root, ""))}
 
 
 def _walk(

@@ -40,10 +40,12 @@ class RandomHistory:
     Args:
         engine: the store.
         seed: of the random numbers.
+        root: where the tree begins: that of current/, or of a clone.
     """
 
-    def __init__(self, engine: EngineStore, seed: int) -> None:
+    def __init__(self, engine: EngineStore, seed: int, root: int = TREE_ROOT) -> None:
         self.engine = engine
+        self.root = root
         self.random = random.Random(seed)
         self.done: list[str] = []
 
@@ -58,7 +60,7 @@ class RandomHistory:
             self.done.append(operation)
 
     def _all(self) -> list[Named]:
-        found, waiting = [], [TREE_ROOT]
+        found, waiting = [], [self.root]
         while waiting:
             parent = waiting.pop()
             for _, name, node in self.engine.names.listing(parent, 0, 1 << 30):
@@ -68,7 +70,7 @@ class RandomHistory:
         return found
 
     def _folder(self) -> int:
-        return self.random.choice([TREE_ROOT, *(each.ino for each in self._all() if each.is_dir)])
+        return self.random.choice([self.root, *(each.ino for each in self._all() if each.is_dir)])
 
     def _name(self) -> bytes:
         return self.random.choice(NAMES)
@@ -85,7 +87,7 @@ class RandomHistory:
 
     def _is_above(self, ino: int, folder: int) -> bool:
         """Return whether `folder` is `ino` or lies below it."""
-        while folder not in (TREE_ROOT, ino):
+        while folder not in (self.root, ino):
             folder = self.engine.node(folder).parent
         return folder == ino
 
@@ -186,7 +188,7 @@ class RandomHistory:
         self.engine.attributes.set(self._one_or_root(), AttributeChange(**wanted))
 
     def _one_or_root(self) -> int:
-        return TREE_ROOT if self.random.random() < 0.05 else self._one().ino
+        return self.root if self.random.random() < 0.05 else self._one().ino
 
     def set_xattr(self) -> None:
         """Give something an extended attribute."""

@@ -179,9 +179,12 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
         "INSERT INTO inline (ino, valid_to, valid_from, data)"
         " SELECT ino, valid_to, valid_from, data FROM inline WHERE ino = $small")),
     ("R05", "leak", sql("INSERT INTO xattrs VALUES ($small, x'61', 3, 2, x'61')")),
+    ("R05", "a clone's past", sql(
+        "INSERT INTO digests VALUES (17, 2, 1, NULL, zeroblob(32), NULL)")),
     ("R06", "cookie", sql("UPDATE entries SET cookie = 1 << 30 WHERE ino = $fifo")),
     ("R06", "garbage", sql("INSERT INTO garbage VALUES (7)")),
     ("R07", "parent", sql(f"UPDATE inodes SET parent = $outer WHERE ino = {TREE_ROOT}")),
+    ("R07", "clones", sql("UPDATE inodes SET parent = 16 WHERE ino = 17")),
     ("R08", "no inode", sql("DELETE FROM inodes WHERE ino = $fifo")),
     ("R08", "no inode in a snapshot",
      sql("UPDATE inodes SET valid_from = 2 WHERE ino = $fifo")),

@@ -11,7 +11,7 @@ from typing import Final
 import msgspec
 
 from statefs.errors import UsageError
-from statefs.ids import LIVING, TREE_ROOT
+from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT
 from statefs.layout import RUNTIME
 from statefs.maintenance.verify.reading import Reading
 from statefs.snapshots import naming
@@ -83,10 +83,11 @@ def check_counts(reading: Reading) -> Iterator[str]:
 
 
 def _lifetimes_of_files(reading: Reading) -> list[tuple[int, ...]]:
-    """Return (valid_from, valid_to, files, bytes) of regular files that have a name."""
+    """Return (valid_from, valid_to, files, bytes) of files of current/ that have a name."""
     query = (
         "SELECT valid_from, valid_to, count(*), sum(size) FROM inodes"
-        f" WHERE mode & 0xF000 = {stat.S_IFREG} AND nlink > 0 GROUP BY valid_from, valid_to"
+        f" WHERE mode & 0xF000 = {stat.S_IFREG} AND nlink > 0 AND ino < {CLONE_BIT}"
+        " GROUP BY valid_from, valid_to"
     )
     return list(reading.rows(query))
 

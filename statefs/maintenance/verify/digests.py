@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from statefs.ids import TREE_ROOT
-from statefs.maintenance.verify.reading import Reading, meet
+from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.snapshots.catalog import COMPLETE
 from statefs.snapshots.digest import BLOCK_BYTES, SHA256_BYTES, block_count, state_digest
 
@@ -76,6 +76,7 @@ def check_sealed(reading: Reading) -> Iterator[str]:
     """R28: each file and folder that a sealed snapshot shows has a digest there."""
     query = (
         f"SELECT i.ino, i.valid_from, i.valid_to FROM inodes i WHERE {HASHED} AND i.nlink > 0"
+        f" AND NOT {in_clones('i.ino')}"
         " AND sealed(i.valid_from, i.valid_to) > (SELECT"
         f" coalesce(sum({_TOGETHER.format('d', 'i')}), 0)"
         f" FROM digests d WHERE d.ino = i.ino AND {meet('i', 'd')}) ORDER BY i.ino"

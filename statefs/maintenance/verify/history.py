@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Final
 from uuid import UUID
 
-from statefs.ids import FIRST_FREE_INO, INO_MASK, LIVING, TREE_ROOT
-from statefs.maintenance.verify.reading import Reading
+from statefs.ids import CLONE_BIT, FIRST_FREE_INO, LIVING
+from statefs.maintenance.verify.reading import ROOTS, Reading, in_clones
 from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
 from statefs.metadata.temporal import INLINE, VERSIONED, RowLife
 
@@ -19,6 +19,10 @@ NUMBERS: Final = (
     "created_ns", "epoch", "next_id", "last_slot", "last_modified_ns", "clean", "files", "bytes",
 )  # fmt: skip
 """Keys of the table `store` whose values are not negative."""
+_USED_INODES: Final = (
+    f"SELECT min(number), max(number) FROM (SELECT ino & ~{CLONE_BIT} AS number FROM inodes"
+    f" WHERE ino NOT IN {tuple(map(int, ROOTS))})"
+)
 
 
 def check_pages(reading: Reading) -> Iterator[str]:
@@ -99,11 +103,15 @@ def check_versions(reading: Reading) -> Iterator[str]:
 
 
 def check_past_is_pinned(reading: Reading) -> Iterator[str]:
-    """R05: a row that has ended is seen by some snapshot, else it would never be freed."""
+    """R05: a row that has ended is seen by some snapshot, else it would never be freed.
+
+    Rows of clones do not end.
+    """
     for life in VERSIONED:
         query = (
             f"SELECT r.valid_from, r.valid_to, {_key(life)} FROM {life.table} r"
-            f" WHERE r.valid_to < {LIVING} AND NOT seen(r.valid_from, r.valid_to) ORDER BY 3, 2"
+            f" WHERE r.valid_to < {LIVING} AND (NOT seen(r.valid_from, r.valid_to)"
+            f" OR {in_clones(f'r.{life.key[0]}')}) ORDER BY 3, 2"
         )
         for since, until, *key in reading.rows(query):
             yield f"{life.table} {key}: no snapshot sees an epoch from {since} until {until}"
@@ -113,7 +121,7 @@ def check_numbers(reading: Reading) -> Iterator[str]:
     """R06: every number in use has been handed out."""
     newest = reading.store["next_id"]
     for what, query in (
-        ("inode", f"SELECT min(ino), max(ino) FROM inodes WHERE ino != {TREE_ROOT}"),
+        ("inode", _USED_INODES),
         ("cookie", "SELECT min(cookie), max(cookie) FROM entries"),
         ("object", "SELECT min(id), max(id) FROM objects"),
         ("garbage", "SELECT min(object), max(object) FROM garbage"),
@@ -124,5 +132,5 @@ def check_numbers(reading: Reading) -> Iterator[str]:
                     f"{what} {number} was never handed out: numbers go from {FIRST_FREE_INO}"
                     f" to below {newest}"
                 )
-    if newest > INO_MASK:
-        yield f"the next number, {newest}, does not fit the 40 bits of an inode number"
+    if newest > CLONE_BIT:
+        yield f"the next number, {newest}, does not fit the 39 bits of an inode number"

@@ -9,7 +9,14 @@ from functools import cached_property
 from typing import Any, Final
 
 from statefs.errors import NoSuchStore
-from statefs.ids import LIVING, TREE_ROOT, Epoch
+from statefs.ids import (
+    CLONE_BIT,
+    CLONES_ROOT,
+    DELETED_CLONES,
+    LIVING,
+    TREE_ROOT,
+    Epoch,
+)
 from statefs.layout import StoreLayout
 from statefs.metadata.connection import Queries, connect
 from statefs.snapshots.catalog import COMPLETE, DELETING, Snapshot, snapshot_of
@@ -17,6 +24,14 @@ from statefs.snapshots.views import PastTree
 
 FOLDERS_UP_MAX: Final = 100
 """How far a path in a message is followed upwards: a damaged tree may have a loop."""
+ROOTS: Final[dict[int, str]] = {
+    TREE_ROOT: "current",
+    CLONES_ROOT: "clones",
+    DELETED_CLONES: "deleted clones",
+}
+"""Inodes that hold themselves, and what the folder is called in messages."""
+ENTRY: Final = "e"
+"""The alias of the table entries in every query of a rule."""
 CACHE_KIB: Final = 16 * 1024
 """SQLite's page cache of this connection; sorting beyond it goes to temporary files."""
 
@@ -93,16 +108,18 @@ class Reading:
         """Return SQL for the number of moments that see a row, or two rows together.
 
         Args:
-            one: the alias of a versioned table.
+            one: the alias of a versioned table, `ENTRY` if it is that of entries. A row of a clone
+                is seen by the living tree alone.
             other: of another; the caller's join makes sure that their lifetimes meet.
         """
         since, until = f"{one}.valid_from", f"{one}.valid_to"
+        cloned = in_clones(f"{one}.{'parent' if one == ENTRY else 'ino'}")
         if other is not None:
             since = f"max({since}, {other}.valid_from)"
             until = f"min({until}, {other}.valid_to)"
         # Most rows are young and living; a call of Python for each would double the time.
         return (
-            f"CASE WHEN {until} = {LIVING} AND {since} > {self.pinned} THEN 1"
+            f"CASE WHEN {until} = {LIVING} AND ({since} > {self.pinned} OR {cloned}) THEN 1"
             f" ELSE moments({since}, {until}) END"
         )
 
@@ -120,7 +137,7 @@ class Reading:
 
     def _path(self, ino: int) -> str:
         parts: list[str] = []
-        while ino != TREE_ROOT and len(parts) < FOLDERS_UP_MAX:
+        while ino not in ROOTS and len(parts) < FOLDERS_UP_MAX:
             parent = self.value(
                 "SELECT parent FROM inodes WHERE ino = ? ORDER BY valid_to DESC", (ino,)
             )
@@ -132,11 +149,16 @@ class Reading:
                 return ""
             parts.append(os.fsdecode(name))
             ino = parent
-        return "/".join(["current", *reversed(parts)])
+        return "/".join([ROOTS.get(ino, "..."), *reversed(parts)])
 
     def close(self) -> None:
         """End the transaction."""
         self.connection.close()
+
+
+def in_clones(column: str) -> str:
+    """Return SQL that is true for the number of what lies in clones/ (`ids.in_clones`)."""
+    return f"({column} >= {CLONE_BIT} OR {column} BETWEEN {CLONES_ROOT} AND {DELETED_CLONES})"
 
 
 def meet(one: str, other: str) -> str:

@@ -6,11 +6,14 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from statefs.ids import LIVING, TREE_ROOT
-from statefs.maintenance.verify.reading import Reading, meet
+from statefs import ids
+from statefs.ids import LIVING
+from statefs.maintenance.verify.reading import ROOTS, Reading, meet
 from statefs.volume.names import NAME_MAX
 
 FOLDER: Final = f"(i.mode & 0xF000 = {stat.S_IFDIR})"
+ROOT_NUMBERS: Final = f"({', '.join(str(root) for root in ROOTS)})"
+ROOT_ROWS: Final = ", ".join(f"({root})" for root in ROOTS)
 TYPES: Final = (
     stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR,
     stat.S_IFBLK,
@@ -18,16 +21,17 @@ TYPES: Final = (
 
 
 def check_root(reading: Reading) -> Iterator[str]:
-    """R07: the root is a folder at all times, holds itself, and has no name."""
-    query = (
-        f"SELECT coalesce(sum({reading.count('i')}), 0) FROM inodes i"
-        f" WHERE i.ino = {TREE_ROOT} AND {FOLDER} AND i.parent = {TREE_ROOT} AND i.nlink >= 2"
-    )
-    found = reading.value(query)
-    if found != len(reading.moments):
-        yield f"inode {TREE_ROOT} is a root in {found} of {len(reading.moments)} trees"
-    for parent, name in reading.rows(f"SELECT parent, name FROM entries WHERE ino = {TREE_ROOT}"):
-        yield f"the root has the name {name!r} in {reading.named(parent)}"
+    """R07: a root is a folder at all times, those of clones now, holds itself, and has no name."""
+    for root in ROOTS:
+        query = (
+            f"SELECT coalesce(sum({reading.count('i')}), 0) FROM inodes i"
+            f" WHERE i.ino = {root} AND {FOLDER} AND i.parent = {root} AND i.nlink >= 2"
+        )
+        found, wanted = reading.value(query), 1 if ids.in_clones(root) else len(reading.moments)
+        if found != wanted:
+            yield f"inode {root} is a root in {found} of {wanted} trees"
+        for parent, name in reading.rows(f"SELECT parent, name FROM entries WHERE ino = {root}"):
+            yield f"the root has the name {name!r} in {reading.named(parent)}"
 
 
 def check_entries(reading: Reading) -> Iterator[str]:
@@ -113,7 +117,7 @@ def check_folders(reading: Reading) -> Iterator[str]:
 
     One without a name has `nlink` 0.
     """
-    wanted = f"(i.ino != {TREE_ROOT} AND i.nlink > 0)"
+    wanted = f"(i.ino NOT IN {ROOT_NUMBERS} AND i.nlink > 0)"
     for ino, names, found, moments in reading.rows(_names_counted(reading, FOLDER, wanted)):
         who = reading.named(ino)
         yield f"{who} is a folder and has {found} names, not {names}{_trees(moments)}"
@@ -132,7 +136,7 @@ def check_folders(reading: Reading) -> Iterator[str]:
         f"  UNION ALL SELECT i.ino, i.valid_to, 0, {reading.count('c', 'i')}, 0"
         f"  FROM inodes c CROSS JOIN inodes i ON i.ino = c.parent AND {meet('c', 'i')}"
         f"  AND {FOLDER} AND i.nlink > 0"
-        f"  WHERE {inside} AND c.ino != {TREE_ROOT} AND c.nlink > 0"
+        f"  WHERE {inside} AND c.ino NOT IN {ROOT_NUMBERS} AND c.nlink > 0"
         ") GROUP BY ino, valid_to HAVING sum(wanted) != sum(found)"
     )
     for ino, nlink, found, moments in reading.rows(query):
@@ -140,17 +144,17 @@ def check_folders(reading: Reading) -> Iterator[str]:
 
 
 def check_reachable(reading: Reading) -> Iterator[str]:
-    """R12: every living folder with a name can be reached from the root."""
+    """R12: every living folder with a name can be reached from a root."""
     living = f"e.valid_to = {LIVING}"
     query = (
-        f"WITH RECURSIVE reached (ino) AS (VALUES ({TREE_ROOT}) UNION SELECT e.ino FROM reached r"
+        f"WITH RECURSIVE reached (ino) AS (VALUES {ROOT_ROWS} UNION SELECT e.ino FROM reached r"
         f" CROSS JOIN entries e ON e.parent = r.ino AND {living}"
         f" CROSS JOIN inodes i ON i.ino = e.ino AND i.valid_to = {LIVING} AND {FOLDER})"
         f" SELECT i.ino FROM inodes i WHERE i.valid_to = {LIVING} AND {FOLDER} AND i.nlink > 0"
         " AND i.ino NOT IN reached ORDER BY i.ino"
     )
     for (ino,) in reading.rows(query):
-        yield f"inode {ino} is a folder that no way leads to from the root"
+        yield f"inode {ino} is a folder that no way leads to from a root"
 
 
 def check_types(reading: Reading) -> Iterator[str]:

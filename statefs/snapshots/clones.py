@@ -1,0 +1,209 @@
+"""Clones: writable copies of past trees in clones/, to be thrown away. Writes rows, no objects.
+
+A clone is made of copied rows, in one transaction whatever its size; bytes are shared with the
+snapshot, and the first write to a file of the clone makes an object file of its own. Deleting one
+moves its root to a folder that is not shown, in one transaction; what it consists of goes in small
+steps after that, at the next start, too.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from typing import Final, NamedTuple
+
+from statefs.errors import CloneExists, NoSuchClone, PosixError, UsageError
+from statefs.ids import CLONES_ROOT, DELETED_CLONES, LIVING
+from statefs.metadata.entries import living_entry
+from statefs.metadata.inodes import InodeFlag
+from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, INODES, XATTRS
+from statefs.metadata.xattrs import NOW, xattr
+from statefs.snapshots.restore import copy_tree
+from statefs.snapshots.views import PastTree
+from statefs.volume.names import NAME_MAX
+from statefs.volume.table import Node
+from statefs.volume.volume import Volume
+
+CLONE_OF: Final = b"user.statefs.clone-of"
+"""On a clone's root folder: the name of the snapshot it was made of."""
+ENTRIES_PER_STEP: Final = 250
+"""Entries of a clone deleted at a time: some milliseconds."""
+_SUBFOLDERS: Final = (
+    "SELECT count(*) FROM entries e CROSS JOIN inodes i ON i.ino = e.ino"
+    f" AND i.valid_to = {LIVING} AND i.mode & 0xF000 = {stat.S_IFDIR}"
+    f" WHERE e.parent = ? AND e.valid_to = {LIVING}"
+)
+LISTED_MAX: Final = 100_000
+"""Clones told of at once."""
+
+
+class Clone(NamedTuple):
+    """A clone in clones/: its name, the snapshot it was made of, and when.
+
+    `snapshot` is None where somebody has taken the extended attribute away.
+    """
+
+    name: bytes
+    snapshot: str | None
+    created_ns: int
+
+
+def check_name(name: bytes) -> None:
+    """Refuse what cannot be a folder's name.
+
+    Raises:
+        UsageError: it is empty, too long, has a slash or a NUL, or is a name of the folder itself.
+    """
+    if not name or len(name) > NAME_MAX or b"/" in name or b"\0" in name:
+        raise UsageError("the name of a clone must have 1 to 255 bytes and no slash")
+    if name in (b".", b".."):
+        raise UsageError(f"a clone cannot be called {name.decode()!r}")
+
+
+class Clones:
+    """The clones of a store.
+
+    Args:
+        volume: the living tree, with what lies in clones/.
+    """
+
+    def __init__(self, volume: Volume) -> None:
+        self._table = volume.table
+        self._names = volume.names
+        self._database = volume.table.database
+        self._waiting: list[int] = []
+
+    def make(self, name: bytes, snapshot: str, tree: PastTree, path: bytes) -> Node:
+        """Copy a folder of a snapshot to clones/`name`, runtime/ left out; return its root.
+
+        Args:
+            snapshot: the name that the clone tells.
+            tree: of that snapshot.
+            path: of the folder, relative to the tree.
+
+        Raises:
+            UsageError: the name, or the path. CloneExists. PosixError: the disk refused.
+        """
+        check_name(name)
+        if living_entry(self._database, CLONES_ROOT, name) is not None:
+            raise CloneExists(
+                f"a clone {os.fsdecode(name)!r} exists: delete it or take another name"
+            )
+        top = self._top(tree, path)
+        table = self._table
+        folder = table.node(CLONES_ROOT)
+        with table.change(folder):
+            now = table.clock.now_ns()
+            number, _ = copy_tree(table, top, tree.epoch, is_clone=True)
+            root = table.node(number)
+            root.parent = CLONES_ROOT
+            root.btime_ns = root.ctime_ns = now
+            root.nlink = 2 + int(self._database.value(_SUBFOLDERS, (number,)))
+            self._mark(root, snapshot)
+            table.store(root)
+            table.temporal.born(ENTRIES, CLONES_ROOT, name, number, table.new_id())
+            folder.nlink += 1
+            folder.mtime_ns = folder.ctime_ns = now
+            table.store(folder)
+        return root
+
+    def _mark(self, root: Node, snapshot: str) -> None:
+        if root.flags & InodeFlag.XATTRS and xattr(self._database, root.ino, CLONE_OF, NOW):
+            self._table.temporal.change(XATTRS, 0, (root.ino, CLONE_OF), (snapshot.encode(),))
+        else:
+            self._table.temporal.born(XATTRS, root.ino, CLONE_OF, snapshot.encode())
+        root.flags |= InodeFlag.XATTRS
+
+    @staticmethod
+    def _top(tree: PastTree, path: bytes) -> int:
+        try:
+            inode = tree.find(path)
+        except PosixError:
+            shown = path.decode("utf-8", "backslashreplace")
+            raise UsageError(f"the snapshot has no {shown!r}") from None
+        if not inode.is_dir:
+            raise UsageError("only folders can be cloned: 'statefs cat' shows a file")
+        return int(inode.ino)
+
+    def listing(self) -> list[Clone]:
+        """Return all clones, the oldest first."""
+        found = []
+        for _, name, node in self._names.listing(CLONES_ROOT, 0, LISTED_MAX):
+            mark = xattr(self._database, node.ino, CLONE_OF, NOW)
+            snapshot = None if mark is None else mark[0].decode("utf-8", "replace")
+            found.append(Clone(name, snapshot, node.btime_ns))
+        return found
+
+    def hide(self, name: bytes) -> None:
+        """Take a clone out of clones/ for ever, in one transaction; its rows go by `delete_some`.
+
+        Raises:
+            NoSuchClone: none has that name. PosixError: the disk refused.
+        """
+        entry = living_entry(self._database, CLONES_ROOT, name)
+        if entry is None:
+            raise NoSuchClone(
+                f"there is no clone {os.fsdecode(name)!r}: see 'statefs clone --list'"
+            )
+        self._names.rename(CLONES_ROOT, name, DELETED_CLONES, b"%d" % entry.ino)
+
+    @property
+    def is_deleting(self) -> bool:
+        """Whether something is left of clones that were deleted."""
+        return bool(self._names.listing(DELETED_CLONES, 0, 1))
+
+    def delete_some(self) -> bool:
+        """Delete some of what is left of clones that were deleted; return whether there is more.
+
+        Files that programs have open stay theirs until they are closed, as unlinked ones do.
+        """
+        for _ in range(ENTRIES_PER_STEP):
+            if not self._waiting:
+                self._waiting = [
+                    row[2].ino for row in self._names.listing(DELETED_CLONES, 0, ENTRIES_PER_STEP)
+                ]
+                if not self._waiting:
+                    return False
+            if self._empty_some(self._waiting[-1]):
+                return True
+        return True
+
+    def _empty_some(self, folder: int) -> bool:
+        """Delete files of a folder, or look into its folders first, or delete it when it is empty.
+
+        Returns:
+            Whether that was work enough for a step.
+        """
+        rows = self._names.listing(folder, 0, ENTRIES_PER_STEP)
+        folders = [node.ino for _, _, node in rows if node.is_dir]
+        files = [(name, node) for _, name, node in rows if not node.is_dir]
+        if files:
+            self._delete_files(folder, files)
+            return True
+        self._waiting += folders
+        if not folders:
+            self._waiting.pop()
+            self._delete_folder(folder)
+        return False
+
+    def _delete_folder(self, folder: int) -> None:
+        query = "SELECT parent, name FROM entries WHERE ino = ?"
+        for parent, name in self._database.rows(query, (folder,)):
+            self._names.rmdir(parent, name)
+
+    def _delete_files(self, folder: int, files: list[tuple[bytes, Node]]) -> None:
+        table = self._table
+        plain = [node.ino for _, node in files if node.nlink == 1 and node.ino not in table.opens]
+        gone = set(plain)
+        with table.change():
+            for life in (ENTRIES, INODES, XATTRS, INLINE):
+                table.temporal.delete_cloned(life, plain)
+            table.discard_objects(set(table.temporal.delete_cloned(EXTENTS, plain)))
+            for ino in plain:
+                self._database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+        for ino in plain:
+            table.drop(ino)
+            table.nodes.pop(ino, None)
+        for name, node in files:
+            if node.ino not in gone:
+                self._names.unlink(folder, name)

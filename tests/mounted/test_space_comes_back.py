@@ -48,11 +48,18 @@ def shrinks_to(state: MountedState, most: int, what: str) -> None:
 @pytest.mark.parametrize(
     ("size", "piece_bytes"),
     [
-        pytest.param(100 * MIB, 16 * KIB, marks=pytest.mark.timeout(300), id="100MB"),
+        pytest.param(40 * MIB, 16 * KIB, marks=pytest.mark.timeout(300), id="40MB"),
         pytest.param(
             1024 * MIB,
             16 * KIB,
-            marks=[pytest.mark.slow, pytest.mark.timeout(1800)],
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.timeout(1800),
+                pytest.mark.skipif(
+                    "STATEFS_LONG_TESTS" not in os.environ,
+                    reason="takes minutes: set STATEFS_LONG_TESTS",
+                ),
+            ],
             id="1GB",
         ),
     ],

@@ -272,7 +272,7 @@ class _Restore:
         node.ctime_ns = self._now
         if ino in self._parents:
             node.parent = self._parents[ino]
-        if ino in self._touched and ino not in self._plan.restored:
+        if ino in self._touched and not (ino in self._plan.restored or ino in self._plan.kept):
             node.mtime_ns = self._now
 
     def _lose(self, node: Node, had_name: bool) -> None:

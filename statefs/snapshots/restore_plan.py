@@ -132,6 +132,7 @@ class Plan:
         restored: inodes that become what they were.
         trees: folders and files to be copied as they were, folders with all they held.
         shells: folders to be copied without what they held.
+        kept: folders in which names change, and which are what they were all the same.
         paths: every path that leads to something else, or to something changed, afterwards, and
             what becomes of it: REMOVED, RETURNED or CHANGED.
     """
@@ -142,6 +143,7 @@ class Plan:
     restored: dict[int, InodeChange] = field(default_factory=dict)
     trees: list[int] = field(default_factory=list)
     shells: list[int] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)
     paths: dict[bytes, str] = field(default_factory=dict)
 
     @property
@@ -193,6 +195,10 @@ class Planner:
         for path in sorted(paths):
             if not _is_at_or_below(path.rpartition(b"/")[0], paths):
                 self._make_way(plan, path)
+        for folder, _ in (*plan.gone, *plan.come):
+            path_then = self._folder_path(self._then_tree, folder)
+            if path_then is not None and self._scope.holds(path_then):
+                plan.kept.add(folder)
         return plan
 
     def is_same_folder(self, path: bytes) -> bool:

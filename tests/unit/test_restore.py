@@ -197,6 +197,19 @@ def test_random_paths_come_back_alone(engine: EngineStore, seed: int) -> None:
             vandal.act()
 
 
+def test_a_folder_that_gets_a_copy_keeps_its_time(engine: EngineStore) -> None:
+    """A file that runtime/ has, too, comes back as a copy: its folder is what it was."""
+    folder = engine.folder("d")
+    number = engine.file("f", b"old", folder)
+    engine.names.link(number, engine.names.lookup(TREE_ROOT, RUNTIME).ino, b"f")
+    epoch = engine.save()
+    then = tree_of(engine, epoch)
+    engine.data.write(number, 0, b"new")
+    go_back(engine, epoch)
+    assert comparable(tree_of(engine)) == comparable(then)
+    assert engine.names.lookup(folder, b"f").ino != number
+
+
 def test_nothing_to_do_is_nothing_done(engine: EngineStore) -> None:
     """The snapshot of the present leaves all rows alone."""
     engine.file("f", b"x" * BIG)

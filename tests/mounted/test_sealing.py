@@ -80,7 +80,8 @@ def test_documents_tell_the_digest_as_soon_as_it_is_known(own_state: MountedStat
     digest = json.loads(seen[-1])["stateDigest"]
     assert digest.startswith("sha256:")
     assert path.stat().st_size == len(seen[-1])
-    assert (StoreLayout(own_state.store).snapshots / f"{name}.json").read_text() == seen[-1]
+    kept = StoreLayout(own_state.store).snapshots / f"{name}.json"
+    eventually(lambda: kept.read_text() == seen[-1], "the store's own file follows")
     index = json.loads((own_state.state / "index.json").read_text())
     assert index["currentStateDigest"] == index["snapshots"][-1]["stateDigest"] == digest
 

@@ -27,7 +27,7 @@ from tests.crash.clients import Saver, Writer, new_reference
 from tests.crash.fork_server import ForkedState, marker_of
 from tests.crash.journal import JournalWriter, Step, read_journal
 from tests.crash.outcomes import check_end, check_instant
-from tests.harness.mounted_state import END_SECONDS, detach, wait_until_gone
+from tests.harness.mounted_state import END_SECONDS, detach, eventually, wait_until_gone
 from tests.harness.processes import start
 from tests.harness.trees import DOCUMENT, Tree, capture, differences, tree_digest
 
@@ -327,7 +327,13 @@ class CrashHunt:
         labels = {snapshot["labels"]["name"] for snapshot in index["snapshots"]}
         listed = set(os.listdir(self._state.snapshots)) - {"latest"}
         assert listed == names | labels
-        assert json.loads((self._state.store / "index.json").read_text()) == index
+        kept = self._state.store / "index.json"
+        shown = self._state.state / "index.json"
+        # A snapshot may just be sealed: the file in the store follows a moment later.
+        eventually(
+            lambda: json.loads(kept.read_text()) == json.loads(shown.read_text()),
+            "index.json in the store says what the mount says",
+        )
         copies = {path.name for path in (self._state.store / "snapshots").iterdir()}
         assert copies == {f"{name}.json" for name in names}
 

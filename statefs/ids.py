@@ -51,6 +51,8 @@ CURRENT: Final = View(0)
 
 LIVING: Final = (1 << 63) - 1
 """valid_to of a row that has not ended: infinity."""
+NOW: Final = Epoch(LIVING - 1)
+"""The epoch to read at for the living rows: no past row ends later."""
 
 
 def node_id(view: View, ino: Ino) -> NodeId:

@@ -1,6 +1,6 @@
 """Rows of `inline` and `extents`: where a file's content lies, now or at a past epoch.
 
-Every reader takes `epoch`; `metadata.xattrs.NOW` reads the living rows.
+Every reader takes `epoch`; `ids.NOW` reads the living rows.
 """
 
 from __future__ import annotations

@@ -13,12 +13,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from statefs.errors import NoSuchPath, PosixError, StatefsError, UsageError
-from statefs.ids import Epoch
+from statefs.ids import NOW, Epoch
 from statefs.maintenance.steps import Steps
 from statefs.metadata.connection import Queries
-from statefs.metadata.xattrs import NOW
 from statefs.snapshots import reports
-from statefs.snapshots.changes import Moment
 from statefs.snapshots.diff import OnProgress, compare, document_of, type_of
 from statefs.snapshots.history import History, Version
 from statefs.snapshots.naming import CURRENT, iso_time
@@ -36,19 +34,19 @@ PIECES_MAX: Final = 10_000
 """Pieces of a file told of at a time; written at random it may have millions."""
 
 
-def moment_of(store: Store, name: str) -> tuple[str, Moment]:
+def moment_of(store: Store, name: str) -> tuple[str, Epoch]:
     """Return the moment that a selector means, and its own name.
 
     Raises:
         NoSuchSnapshot, AmbiguousSnapshot, UsageError.
     """
     if name == CURRENT:
-        return CURRENT, Moment(NOW, store.volume.table.next_id)
+        return CURRENT, NOW
     snapshot = store.catalog.choose(name)
-    return snapshot.name, Moment(snapshot.epoch, snapshot.next_id)
+    return snapshot.name, snapshot.epoch
 
 
-def _ready(store: Store, *names: str) -> Steps[list[tuple[str, Moment]]]:
+def _ready(store: Store, *names: str) -> Steps[list[tuple[str, Epoch]]]:
     """Return the moments meant; the rows know then all that programs wrote before the call."""
     found = [moment_of(store, name) for name in names]
     if CURRENT not in names:
@@ -71,7 +69,7 @@ def diff(store: Store, call: Call, older: str, newer: str) -> Steps[Document]:
 
 
 def _encoded_differences(
-    database: Queries, older: Moment, newer: Moment, call: Call
+    database: Queries, older: Epoch, newer: Epoch, call: Call
 ) -> tuple[Document, msgspec.Raw]:
     """Return the counts, and the list as JSON: that of a million would hold up the mount."""
     pairs = compare(database, older, newer, _reporting(call, "comparing"))
@@ -142,14 +140,12 @@ def locate(
     Raises:
         NoSuchPath: there is none, or not any more. UsageError: it is no file.
     """
-    name, moment = moment_of(store, snapshot)
+    name, epoch = moment_of(store, snapshot)
     if name == CURRENT:
         store.settle()
     wanted = base64.b64decode(path)
     with store.reader() as reader:
-        location = yield lambda: _located(
-            PastTree(reader, Epoch(moment.epoch)), wanted, ino, (offset, end)
-        )
+        location = yield lambda: _located(PastTree(reader, epoch), wanted, ino, (offset, end))
     found: Document = msgspec.to_builtins(msgspec.structs.replace(location, snapshot=name))
     return found
 

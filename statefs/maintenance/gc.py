@@ -8,7 +8,7 @@ bytes are gone.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from statefs.content.objects import ObjectFiles
@@ -20,7 +20,7 @@ from statefs.snapshots.clones import Clones
 log = logging.getLogger(__name__)
 
 ROWS_PER_STEP: Final = 500
-"""Rows deleted of each table at a time: some milliseconds."""
+"""Rows deleted at a time: some milliseconds."""
 OBJECTS_PER_STEP: Final = 16
 """Objects looked at in one step."""
 PAGES_PER_STEP: Final = 250
@@ -64,6 +64,7 @@ class Collector:
         self._objects = objects
         self._catalog = catalog
         self._clones = clones
+        self._deleting: Iterator[None] | None = None
 
     @property
     def is_busy(self) -> bool:
@@ -73,10 +74,18 @@ class Collector:
 
     def delete_rows(self) -> bool:
         """Delete some rows of snapshots and clones being deleted; return whether there is more."""
-        for epoch in self._catalog.deleting():
-            self._catalog.delete_rows(epoch, ROWS_PER_STEP)
-            return True
-        return self._clones.delete_some()
+        if self._deleting is None:
+            epochs = self._catalog.deleting()
+            if not epochs:
+                return self._clones.delete_some()
+            self._deleting = self._catalog.delete_rows(epochs[0], ROWS_PER_STEP)
+        try:
+            next(self._deleting)
+        except BaseException as error:
+            self._deleting = None  # done, or to be begun anew
+            if not isinstance(error, StopIteration):
+                raise
+        return True
 
     def candidates(self) -> dict[int, Ranges]:
         """Return objects that may hold unreferenced bytes, with the ranges referred to now.

@@ -1,11 +1,12 @@
 """Restores, and what undoes them: a safety snapshot, then the rows, with no change in between.
 
-settle, write back, sync      beside the programs: most of what is owed to the disk is paid
-hold                          no request of the kernel is answered from here
-begin, sync, complete       the before-restore snapshot, durable
-plan, restore               one critical section, one transaction
-release
-refresh                       the kernel asks anew for what it had cached
+* settle, write back, sync: beside the programs; most of what is owed to the disk is paid.
+* held, from here on no request of the kernel is answered:
+
+  * begin, sync, complete: the before-restore snapshot, durable;
+  * plan, restore: one critical section, one transaction.
+
+* refresh: the kernel asks anew for what it had cached.
 """
 
 from __future__ import annotations
@@ -14,12 +15,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
-from statefs.ids import Epoch
+from statefs.ids import NOW
 from statefs.maintenance.saving import make_durable, publish
 from statefs.maintenance.steps import Steps
-from statefs.metadata.xattrs import NOW
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.changes import Moment
 from statefs.snapshots.documents import Operation
 from statefs.snapshots.restore import restore
 from statefs.snapshots.restore_plan import (
@@ -83,13 +82,7 @@ def bring_back(
 
 def _plan(store: Store, snapshot: Snapshot, scope: Scope) -> Plan:
     store.settle()
-    now = Moment(NOW, store.volume.table.next_id)
-    return Planner(store.database, moment_of(snapshot), now, scope).plan()
-
-
-def moment_of(snapshot: Snapshot) -> Moment:
-    """Return a snapshot as one of two moments to compare."""
-    return Moment(snapshot.epoch, snapshot.next_id)
+    return Planner(store.database, snapshot.epoch, NOW, scope).plan()
 
 
 def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, Any]:
@@ -109,7 +102,7 @@ def _refuse_writers(store: Store, scope: Scope) -> None:
     if not writers:
         return
     with store.reader() as reader:
-        tree = PastTree(reader, Epoch(NOW))
+        tree = PastTree(reader, NOW)
         found = {
             f"{writer} has {path.decode('utf-8', 'backslashreplace')} open"
             for writer in writers
@@ -179,7 +172,7 @@ def _changed_between(store: Store, one: Snapshot, other: Snapshot, scope: Scope)
     not in the scope for that.
     """
     older, newer = sorted((one, other), key=lambda each: each.epoch)
-    planner = Planner(store.database, moment_of(older), moment_of(newer), scope)
+    planner = Planner(store.database, older.epoch, newer.epoch, scope)
     paths = planner.plan().paths
     alone = frozenset(
         path for path, what in paths.items() if what == CHANGED and planner.is_same_folder(path)

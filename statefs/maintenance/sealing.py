@@ -17,7 +17,7 @@ from statefs.maintenance import saving
 from statefs.maintenance.hashing import DigestMissing, Files, Folders, Row
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.changes import Moment, changed_inodes
+from statefs.snapshots.changes import changed_inodes
 from statefs.snapshots.digest import state_digest
 
 if TYPE_CHECKING:
@@ -114,9 +114,8 @@ class Sealer:
 
     def _changed(self, older: Snapshot, newer: Snapshot) -> tuple[list[int], int]:
         """Return what may differ between two snapshots, and of how many bytes."""
-        moments = (Moment(each.epoch, each.next_id) for each in (older, newer))
         with self._store.reader() as reader:
-            inos = changed_inodes(reader, *moments)
+            inos = changed_inodes(reader, older.epoch, newer.epoch)
             total = 0
             for ino in inos:
                 size = reader.value(

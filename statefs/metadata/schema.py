@@ -21,7 +21,7 @@ from statefs.ids import CLONE_BIT, LIVING
 
 APPLICATION_ID: Final = 0x53544653
 """PRAGMA application_id of a statefs database: "STFS"."""
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 """PRAGMA user_version: the version of this schema and of the whole on-disk format."""
 PAGE_BYTES: Final = 4096
 """SQLite's page: the unit of the host's page cache, so a commit writes no more than it must."""
@@ -86,17 +86,16 @@ _TABLES: Final = (
     # A snapshot. `id` is its number, from which its two views follow (snapshots/views.py); `epoch`
     # the epoch it shows; `state` 0 pending (not shown, dropped at recovery), 1 complete, 2 being
     # deleted (not shown, finished at recovery); `label` the name given by mkdir or null; `labels`
-    # JSON; `next_id` the store's next_id at the save: what was made later has higher numbers;
-    # `volumes` JSON, the volumeManifests of its metadata.json; `state_digest` null until it is
-    # sealed; `operation` JSON or null, the restore or the command it was taken for; `pin` JSON or
-    # null, who forbids its deletion, why and until when.
+    # JSON; `volumes` JSON, the volumeManifests of its metadata.json; `state_digest` null until it
+    # is sealed; `operation` JSON or null, the restore or the command it was taken for; `pin` JSON
+    # or null, who forbids its deletion, why and until when.
     """CREATE TABLE snapshots (
         id INTEGER PRIMARY KEY, epoch INTEGER NOT NULL UNIQUE, state INTEGER NOT NULL,
         uuid TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, label TEXT UNIQUE,
         created_ns INTEGER NOT NULL, parent_uuid TEXT, reason TEXT NOT NULL, message TEXT NOT NULL,
         labels TEXT NOT NULL, app_version TEXT NOT NULL, files INTEGER NOT NULL,
-        bytes INTEGER NOT NULL, next_id INTEGER NOT NULL, volumes TEXT NOT NULL,
-        state_digest TEXT, operation TEXT, pin TEXT)""",
+        bytes INTEGER NOT NULL, volumes TEXT NOT NULL, state_digest TEXT, operation TEXT,
+        pin TEXT)""",
     # Files whose size and times are newer in memory than in `inodes`: after a crash they are
     # taken from the object file. A row is committed before the first such write is acknowledged.
     "CREATE TABLE dirty (ino INTEGER PRIMARY KEY)",
@@ -121,9 +120,10 @@ _INDEXES: Final = (
     "CREATE INDEX inline_ino ON inline (ino, valid_to)",
     "CREATE INDEX extents_object ON extents (object)",
     "CREATE INDEX objects_ino ON objects (ino, epoch)",
-    # What ended in which epoch: the work of deleting a snapshot and of telling two apart.
+    # What ended in which epoch: the work of telling two snapshots apart. And since when it was
+    # true: that of deleting one, which only looks at what no older snapshot sees.
     *(
-        f"CREATE INDEX {table}_ended ON {table} (valid_to) WHERE valid_to < {LIVING}"
+        (f"CREATE INDEX {table}_ended ON {table} (valid_to, valid_from) WHERE valid_to < {LIVING}")
         for table in ("inodes", "entries", "xattrs", "extents", "inline", "digests")
     ),
 )

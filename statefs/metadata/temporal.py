@@ -11,7 +11,7 @@ Nothing here opens a transaction; the caller's does.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from statefs.ids import LIVING, Epoch, in_clones
@@ -46,7 +46,17 @@ class RowLife:
         self.change_sql = f"UPDATE {table} SET valid_from = ?, {assignments} WHERE {living}"
         self.end_sql = f"UPDATE {table} SET valid_to = ? WHERE {living}"
         self.delete_sql = f"DELETE FROM {table} WHERE {living}"
-        self.told = {"extents": "object", "inodes": "ino"}.get(table, "0")
+        self.next_end_sql = (
+            f"SELECT min(valid_to) FROM {table}"
+            f" WHERE valid_to > ? AND valid_to <= ? AND valid_to < {LIVING}"
+        )
+        picked = "id" if table == "inline" else ", ".join(key)
+        told = {"extents": "object", "inodes": "ino"}.get(table, "0")
+        self.forget_sql = (
+            f"DELETE FROM {table} WHERE valid_to = ?1 AND ({picked}) IN (SELECT {picked}"
+            f" FROM {table} WHERE valid_to = ?1 AND valid_to < {LIVING} AND valid_from > ?2"
+            f" LIMIT ?3) RETURNING {told}"
+        )
 
 
 INODES: Final = RowLife(
@@ -288,20 +298,32 @@ class Temporal:
         self.pinned = self.epoch
         self.epoch = Epoch(self.epoch + 1)
 
-    def forget_between(self, life: RowLife, after: int, until: int, limit: int) -> list[int]:
-        """Delete up to `limit` rows born after epoch `after` and ended by epoch `until`.
+    def forget(self, life: RowLife, span: tuple[int, int, int], limit: int) -> Iterator[list[int]]:
+        """Delete the rows of one table that only one snapshot saw, up to `limit` at each step.
 
-        Returns:
-            For each deleted row the object file it named (extents), its inode (inodes), else 0;
-            fewer than `limit` of them means that no such row is left.
+        A step looks at up to `limit` epochs, too, and at no row that stays.
+
+        Args:
+            span: epochs: of the newest older snapshot that is kept (what was born by then stays),
+                of the snapshot, and of the oldest newer one that is kept, or the current one (what
+                ends later stays).
+
+        Yields:
+            For each row just deleted the object file it named (extents), its inode (inodes), else
+            0.
         """
-        key = "id" if life is INLINE else ", ".join((*life.key, "valid_to"))
-        picked = (
-            f"SELECT {key} FROM {life.table} WHERE valid_to > ? AND valid_to <= ?"
-            f" AND valid_to < {LIVING} AND valid_from > ? LIMIT ?"
-        )
-        cursor = self._execute(
-            f"DELETE FROM {life.table} WHERE ({key}) IN ({picked}) RETURNING {life.told}",
-            (after, until, after, limit),
-        )
-        return [row[0] for row in cursor.fetchall()]
+        before, position, until = span
+        deleted: list[int] = []
+        ends = 0
+        while end := self._execute(life.next_end_sql, (position, until)).fetchone()[0]:
+            wanted = limit - len(deleted)
+            rows = self._execute(life.forget_sql, (end, before, wanted)).fetchall()
+            deleted += [row[0] for row in rows]
+            ends += 1
+            if len(rows) < wanted:
+                position = end
+            if len(rows) == wanted or ends == limit:
+                yield deleted
+                deleted, ends = [], 0
+        if deleted:
+            yield deleted

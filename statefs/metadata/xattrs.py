@@ -1,18 +1,14 @@
 """Rows of `xattrs`: extended attributes, now or at a past epoch.
 
-Every reader takes `epoch`: `NOW` reads the living row (no past row ends later), so one statement
-serves the present and every past.
+Every reader takes `epoch`: `ids.NOW` reads the living row, so one statement serves the present and
+every past.
 """
 
 from __future__ import annotations
 
 from typing import Final
 
-from statefs.ids import LIVING
 from statefs.metadata.connection import Queries
-
-NOW: Final = LIVING - 1
-"""The epoch to read at for the living rows."""
 
 _XATTR: Final = (
     "SELECT value, valid_from FROM xattrs"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -20,7 +20,7 @@ from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
 from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
-from statefs.metadata.temporal import EXTENTS, INODES, VERSIONED
+from statefs.metadata.temporal import DIGESTS, EXTENTS, INODES, VERSIONED
 from statefs.snapshots import naming
 from statefs.snapshots.documents import (
     IndexDocument,
@@ -60,7 +60,6 @@ class Snapshot(NamedTuple):
     app_version: str
     files: int
     bytes: int
-    next_id: int
     volumes: list[VolumeManifest]
     state_digest: str | None = None
     operation: Operation | None = None
@@ -266,7 +265,7 @@ class Catalog:
             snapshot = Snapshot(
                 self._free_slot(), table.epoch, PENDING, str(uuid.uuid4()),
                 naming.name_for(now, taken), label, now, newest.uuid if newest else None,
-                reason, message, labels, __version__, files, size, table.next_id,
+                reason, message, labels, __version__, files, size,
                 self._volumes(prepared), operation=operation,
             )  # fmt: skip
             self._insert(snapshot)
@@ -394,32 +393,36 @@ class Catalog:
             )
         ]
 
-    def delete_rows(self, epoch: int, limit: int) -> bool:
-        """Delete up to `limit` rows of each table that only the snapshot of `epoch` saw.
+    def delete_rows(self, epoch: int, limit: int) -> Iterator[None]:
+        """Delete what only the snapshot of `epoch` saw, up to `limit` rows at each step.
 
-        Returns:
-            Whether that was all; then the snapshot's own row is gone too.
+        At its end the snapshot's own row is gone too. It may be given up and begun anew.
         """
         database, table = self._database, self._table
         before = self.pinned_before(epoch)
         after = database.value(
             "SELECT min(epoch) FROM snapshots WHERE epoch > ? AND state < ?", (epoch, DELETING)
         )
-        is_done = True
+        span = (before, epoch, table.epoch if after is None else after)
+        for life in (DIGESTS, *(each for each in VERSIONED if each is not DIGESTS)):
+            forgetting = table.temporal.forget(life, span, limit)
+            while True:
+                with table.change():
+                    deleted = next(forgetting, None)
+                    if deleted is None:
+                        break
+                    if life is EXTENTS:
+                        table.discard_objects(set(deleted))
+                    elif life is INODES:
+                        table.temporal.drop_stray_digests(set(deleted))
+                yield
+        while not self.newest_pinned():
+            with table.change():
+                if table.temporal.drop_digests(limit) < limit:
+                    break
+            yield
         with table.change():
-            for life in VERSIONED:
-                until = after if after is not None else table.epoch
-                deleted = table.temporal.forget_between(life, before, until, limit)
-                if life is EXTENTS:
-                    table.discard_objects(set(deleted))
-                elif life is INODES:
-                    table.temporal.drop_stray_digests(set(deleted))
-                is_done = is_done and len(deleted) < limit
-            if after is None and not before:
-                is_done = table.temporal.drop_digests(limit) < limit and is_done
-            if is_done:
-                database.execute("DELETE FROM snapshots WHERE epoch = ?", (epoch,))
-        return is_done
+            database.execute("DELETE FROM snapshots WHERE epoch = ?", (epoch,))
 
     @property
     def current_state_digest(self) -> str | None:

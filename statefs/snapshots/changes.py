@@ -1,9 +1,9 @@
 """What differs between two moments of a store, from rows alone: O(changes), never a tree walk.
 
-A moment is the epoch of a snapshot, or `NOW`. Every change of a file or folder, of its names, its
-attributes or its content, also changes its row in `inodes` (a name that comes or goes changes the
-folder's). So what differs between two moments belongs to the inodes whose row ended between them,
-and to those whose row was born between them.
+A moment is the epoch of a snapshot, or `ids.NOW`. Every change of a file or folder, of its names,
+its attributes or its content, also changes its row in `inodes` (a name that comes or goes changes
+the folder's). So what differs between two moments belongs to the inodes whose row ended between
+them, and to those whose row was born between them.
 """
 
 from __future__ import annotations
@@ -32,19 +32,6 @@ _NAMES: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Moment:
-    """A tree that can be compared with another one of the same store.
-
-    Args:
-        epoch: of a snapshot, or `NOW`.
-        next_id: whatever exists then has a lower number.
-    """
-
-    epoch: int
-    next_id: int
-
-
 @dataclass
 class InodeChange:
     """An inode that differs, or may differ, between two moments.
@@ -60,7 +47,7 @@ class InodeChange:
     after: Inode | None
 
 
-def changed_inodes(database: Queries, older: Moment, newer: Moment) -> list[int]:
+def changed_inodes(database: Queries, older: Epoch, newer: Epoch) -> list[int]:
     """Return the numbers of all inodes that may differ, ascending; the root may be among them.
 
     Args:
@@ -68,16 +55,16 @@ def changed_inodes(database: Queries, older: Moment, newer: Moment) -> list[int]
         older: the moment to start from.
         newer: not before it.
     """
-    found = {row[0] for row in database.rows(_ENDED, (older.epoch, newer.epoch))}
-    found.update(row[0] for row in database.rows(_BORN, (older.epoch, newer.epoch)))
+    found = {row[0] for row in database.rows(_ENDED, (older, newer))}
+    found.update(row[0] for row in database.rows(_BORN, (older, newer)))
     return sorted(ino for ino in found if not in_clones(ino))
 
 
-def changes(database: Queries, older: Moment, newer: Moment) -> Iterator[InodeChange]:
+def changes(database: Queries, older: Epoch, newer: Epoch) -> Iterator[InodeChange]:
     """Yield every inode that may differ between two moments, by ascending number."""
     for ino in changed_inodes(database, older, newer):
-        before = past_row(database, ino, Epoch(older.epoch))
-        after = past_row(database, ino, Epoch(newer.epoch))
+        before = past_row(database, ino, older)
+        after = past_row(database, ino, newer)
         if before is not None or after is not None:
             yield InodeChange(
                 ino,

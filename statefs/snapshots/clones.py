@@ -13,11 +13,11 @@ import stat
 from typing import Final, NamedTuple
 
 from statefs.errors import CloneExists, NoSuchClone, PosixError, UsageError
-from statefs.ids import CLONES_ROOT, DELETED_CLONES, LIVING
+from statefs.ids import CLONES_ROOT, DELETED_CLONES, LIVING, NOW
 from statefs.metadata.entries import living_entry
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, INODES, XATTRS
-from statefs.metadata.xattrs import NOW, xattr
+from statefs.metadata.xattrs import xattr
 from statefs.snapshots.restore import copy_tree
 from statefs.snapshots.views import PastTree
 from statefs.volume.names import NAME_MAX

@@ -18,14 +18,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from statefs.ids import TREE_ROOT
+from statefs.ids import TREE_ROOT, Epoch
 from statefs.layout import RUNTIME
 from statefs.metadata.connection import Queries
 from statefs.metadata.inodes import Inode, past_row
 from statefs.snapshots import reports
 from statefs.snapshots.changes import (
     Content,
-    Moment,
     changed_inodes,
     content_of,
     names_of,
@@ -96,7 +95,7 @@ class Pair:
 class Side:
     """The tree at one moment, without runtime/: where its inodes are, read once and remembered."""
 
-    def __init__(self, database: Queries, epoch: int) -> None:
+    def __init__(self, database: Queries, epoch: Epoch) -> None:
         self._database = database
         self.epoch = epoch
         self._inodes: dict[int, Inode] = {}
@@ -107,7 +106,7 @@ class Side:
         """Return an inode that the tree has."""
         found = self._inodes.get(ino)
         if found is None:
-            row = past_row(self._database, ino, self.epoch)  # type: ignore[arg-type]  # NOW, too
+            row = past_row(self._database, ino, self.epoch)
             assert row is not None, f"inode {ino} has a name and no row at {self.epoch}"
             found = self._inodes[ino] = Inode(row)
         return found
@@ -296,7 +295,7 @@ class _Matching:
 
 
 def compare(
-    database: Queries, older: Moment, newer: Moment, on_progress: OnProgress | None = None
+    database: Queries, older: Epoch, newer: Epoch, on_progress: OnProgress | None = None
 ) -> list[Pair]:
     """Return everything that differs between two moments, sorted by path.
 
@@ -306,12 +305,12 @@ def compare(
         newer: the moment it became.
         on_progress: called now and then; may raise to give up.
     """
-    if older.epoch == newer.epoch:
+    if older == newer:
         return []
-    if older.epoch > newer.epoch:
+    if older > newer:
         turned = [pair.reversed() for pair in compare(database, newer, older, on_progress)]
         return sorted(turned, key=_order)
-    before, after = Side(database, older.epoch), Side(database, newer.epoch)
+    before, after = Side(database, older), Side(database, newer)
     numbers = changed_inodes(database, older, newer)
     numbers += _crossed(before, after, numbers)
     matching = _Matching(before, after, _reporting(numbers, on_progress))

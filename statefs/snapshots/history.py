@@ -59,7 +59,7 @@ class History:
         epochs: of all moments to look at, oldest first.
     """
 
-    def __init__(self, database: Queries, epochs: Sequence[int]) -> None:
+    def __init__(self, database: Queries, epochs: Sequence[Epoch]) -> None:
         self._database = database
         self._epochs = epochs
         self._sides: dict[int, Side] = {}

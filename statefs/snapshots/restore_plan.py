@@ -27,7 +27,6 @@ from statefs.metadata.connection import Queries
 from statefs.metadata.inodes import Inode
 from statefs.snapshots.changes import (
     InodeChange,
-    Moment,
     changes,
     content_of,
     names_of,
@@ -168,13 +167,13 @@ class Planner:
         scope: what is to be as it was.
     """
 
-    def __init__(self, database: Queries, snapshot: Moment, now: Moment, scope: Scope) -> None:
+    def __init__(self, database: Queries, snapshot: Epoch, now: Epoch, scope: Scope) -> None:
         self._database = database
         self._snapshot = snapshot
         self._now = now
         self._scope = scope
-        self._then_tree = PastTree(database, Epoch(snapshot.epoch))
-        self._now_tree = PastTree(database, Epoch(now.epoch))
+        self._then_tree = PastTree(database, snapshot)
+        self._now_tree = PastTree(database, now)
         self._folder_paths: dict[tuple[int, int], bytes | None] = {}
         self._copied_paths: set[bytes] = set()
 
@@ -184,7 +183,7 @@ class Planner:
         Raises:
             UsageError: a path of the scope is not in the snapshot, or a file is in the way of it.
         """
-        plan = Plan(Epoch(self._snapshot.epoch))
+        plan = Plan(self._snapshot)
         alone = {path for path in self._scope.alone if self.is_same_folder(path)}
         self._scope = replace(self._scope, alone=frozenset(alone))
         found = list(changes(self._database, self._snapshot, self._now))
@@ -230,7 +229,7 @@ class Planner:
             self._copied_paths.add(path)
             folder, _, name = path.rpartition(b"/")
             key = (self._folder_then(folder), name)
-            plan.come[key] = (-ino, names_of(self._database, ino, self._snapshot.epoch)[key])
+            plan.come[key] = (-ino, names_of(self._database, ino, self._snapshot)[key])
             plan.trees.append(ino)
             plan.note(path, RETURNED)
 
@@ -337,13 +336,13 @@ class Planner:
             return True
         if any(getattr(before, name) != getattr(after, name) for name in _COMPARED):
             return True
-        if self._xattrs(before, self._snapshot.epoch) != self._xattrs(after, self._now.epoch):
+        if self._xattrs(before, self._snapshot) != self._xattrs(after, self._now):
             return True
         if before.is_dir:
             return False
         database = self._database
-        return content_of(database, before, self._snapshot.epoch) != content_of(
-            database, after, self._now.epoch
+        return content_of(database, before, self._snapshot) != content_of(
+            database, after, self._now
         )
 
     def _xattrs(self, inode: Inode, epoch: int) -> dict[bytes, bytes]:
@@ -378,8 +377,8 @@ class Planner:
         if key in plan.come:
             return plan.come[key][0]
         was = self._then_tree.find(path)
-        names = names_of(self._database, was.ino, self._snapshot.epoch)
-        is_free = not names_of(self._database, was.ino, self._now.epoch)
+        names = names_of(self._database, was.ino, self._snapshot)
+        is_free = not names_of(self._database, was.ino, self._now)
         number = was.ino if is_free else -was.ino
         plan.come[key] = (number, names[self._folder_then(folder), name])
         if is_free:

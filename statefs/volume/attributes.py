@@ -7,7 +7,7 @@ import stat
 from typing import Final, NamedTuple
 
 from statefs.errors import PosixError
-from statefs.ids import LIVING
+from statefs.ids import LIVING, NOW
 from statefs.metadata import xattrs as xattr_rows
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import XATTRS
@@ -92,7 +92,7 @@ class Attributes:
     def _chmod(self, node: Node, mode: int) -> None:
         node.mode = stat.S_IFMT(node.mode) | (mode & 0o7777)
         if node.flags & InodeFlag.ACCESS_ACL:
-            found = xattr_rows.xattr(self._table.database, node.ino, acl.ACCESS, xattr_rows.NOW)
+            found = xattr_rows.xattr(self._table.database, node.ino, acl.ACCESS, NOW)
             if found is not None:
                 value = acl.encode(acl.with_mode(acl.parse(found[0]), node.mode))
                 self._put(node, acl.ACCESS, value)
@@ -121,7 +121,7 @@ class Attributes:
         if node.flags & InodeFlag.XATTRS:
             flag = _FLAG_OF.get(name)
             if flag is None or node.flags & flag:
-                found = xattr_rows.xattr(self._table.database, ino, name, xattr_rows.NOW)
+                found = xattr_rows.xattr(self._table.database, ino, name, NOW)
                 if found is not None:
                     return found[0]
         raise PosixError(errno.ENODATA)
@@ -131,7 +131,7 @@ class Attributes:
         node = self._table.node(ino)
         if not node.flags & InodeFlag.XATTRS:
             return []
-        return sorted(xattr_rows.xattrs(self._table.database, ino, xattr_rows.NOW))
+        return sorted(xattr_rows.xattrs(self._table.database, ino, NOW))
 
     def set_xattr(self, ino: int, name: bytes, value: bytes, by_stranger: bool = False) -> Node:
         """Set an extended attribute; an access ACL also sets the mode it stands for.
@@ -205,7 +205,7 @@ class Attributes:
         table = self._table
         found = None
         if node.flags & InodeFlag.XATTRS:
-            found = xattr_rows.xattr(table.database, node.ino, name, xattr_rows.NOW)
+            found = xattr_rows.xattr(table.database, node.ino, name, NOW)
         if found is None:
             table.temporal.born(XATTRS, node.ino, name, value)
         else:
@@ -214,7 +214,7 @@ class Attributes:
 
     def _take(self, node: Node, name: bytes) -> bool:
         table = self._table
-        rows = xattr_rows.xattrs(table.database, node.ino, xattr_rows.NOW)
+        rows = xattr_rows.xattrs(table.database, node.ino, NOW)
         if name not in rows:
             return False
         table.temporal.end(XATTRS, rows[name][1], node.ino, name)

@@ -14,10 +14,9 @@ from typing import Final
 from statefs.content import rows
 from statefs.content.extents import Extent, cut, is_covered, overlay, pieces
 from statefs.errors import PosixError
-from statefs.ids import LIVING, ObjectId
+from statefs.ids import LIVING, NOW, ObjectId
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import EXTENTS, INLINE
-from statefs.metadata.xattrs import NOW
 from statefs.volume.attributes import Attributes
 from statefs.volume.table import InodeTable, Node
 

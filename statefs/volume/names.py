@@ -10,11 +10,11 @@ import stat
 from typing import Any, Final, NamedTuple
 
 from statefs.errors import PosixError
-from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT
+from statefs.ids import CLONE_BIT, LIVING, NOW, TREE_ROOT
 from statefs.metadata.entries import Entry, is_empty, list_living, living_entry
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import ENTRIES, INLINE, XATTRS
-from statefs.metadata.xattrs import NOW, xattr
+from statefs.metadata.xattrs import xattr
 from statefs.volume import acl
 from statefs.volume.table import InodeTable, Node
 

@@ -4,24 +4,23 @@ from __future__ import annotations
 
 import random
 
-from statefs.ids import TREE_ROOT
-from statefs.metadata.xattrs import NOW
-from statefs.snapshots.changes import Moment, changed_inodes, changes, content_of, names_of
+from statefs.ids import NOW, TREE_ROOT, Epoch
+from statefs.snapshots.changes import changed_inodes, changes, content_of, names_of
 from tests.unit.engine_store import EngineStore, tree_of
 
 BIG = 20_000
 
 
-def now(engine: EngineStore) -> Moment:
+def now(engine: EngineStore) -> Epoch:
     """Return the present as a moment, settled."""
     engine.store.settle()
-    return Moment(NOW, engine.table.next_id)
+    return NOW
 
 
-def then(engine: EngineStore, name: str) -> Moment:
+def then(engine: EngineStore, name: str) -> Epoch:
     """Return the moment of a snapshot."""
     snapshot = engine.store.catalog.choose(name)
-    return Moment(snapshot.epoch, snapshot.next_id)
+    return snapshot.epoch
 
 
 def test_nothing_differs_right_after_a_save(engine: EngineStore) -> None:
@@ -61,7 +60,7 @@ def test_content_that_was_not_written_is_named_the_same(engine: EngineStore) -> 
         if each.ino == number
     ]
     assert change.before is not None and change.after is not None
-    epoch = then(engine, "a").epoch
+    epoch = then(engine, "a")
     before = content_of(engine.database, change.before, epoch)
     assert before != content_of(engine.database, change.after, NOW)
     assert before == ((0, BIG, before[0][2]),)  # type: ignore[index]  # extents
@@ -75,13 +74,13 @@ def test_random_histories_leave_nothing_out(engine: EngineStore) -> None:
     moments = []
     for step in range(6):
         engine.save(name=f"s{step}")
-        moments.append((then(engine, f"s{step}"), tree_of(engine, then(engine, f"s{step}").epoch)))
+        moments.append((then(engine, f"s{step}"), tree_of(engine, then(engine, f"s{step}"))))
         for number in random_source.sample(files, 3):
             engine.data.write(number, random_source.randrange(9000), b"changed")
         engine.file(f"new{step}", b"new")
     for older, tree in moments:
         for newer, other in moments:
-            if older.epoch >= newer.epoch:
+            if older >= newer:
                 continue
             named = set(changed_inodes(engine.database, older, newer))
             paths = {f"f{place}" for place, number in enumerate(files) if number not in named}

@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 
 from statefs.errors import CloneExists, NoSuchClone, NoSuchSnapshot, PosixError, UsageError
-from statefs.ids import CLONE_BIT, CLONES_ROOT, TREE_ROOT
+from statefs.ids import CLONE_BIT, CLONES_ROOT, NOW, TREE_ROOT
 from statefs.maintenance import cloning, steps
 from statefs.maintenance.sealing import seal
 from statefs.maintenance.unsaved import has_unsaved, touched_before
-from statefs.metadata.xattrs import NOW
-from statefs.snapshots.changes import Moment, changed_inodes
+from statefs.snapshots.changes import changed_inodes
 from statefs.snapshots.clones import CLONE_OF, ENTRIES_PER_STEP
 from tests.unit.engine_store import EngineStore, tree_of
 from tests.unit.random_histories import RandomHistory
@@ -228,7 +227,7 @@ def test_what_happens_in_a_clone_is_no_change(engine: EngineStore) -> None:
     assert touched_before(engine.store) == set()
     assert (engine.table.files, engine.table.bytes) == before
     engine.forget_memory()
-    older, newer = Moment(snapshot.epoch, snapshot.next_id), Moment(NOW, engine.table.next_id)
+    older, newer = snapshot.epoch, NOW
     assert changed_inodes(engine.database, older, newer) == []
 
 

@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from statefs.errors import PosixError
-from statefs.ids import TREE_ROOT
+from statefs.ids import NOW, TREE_ROOT, Epoch
 from statefs.metadata.inodes import InodeFlag
-from statefs.metadata.xattrs import NOW
-from statefs.snapshots.changes import Moment
 from statefs.snapshots.diff import Pair, compare, document_of
 from statefs.volume.attributes import AttributeChange
 from statefs.volume.names import RENAME_EXCHANGE
@@ -23,19 +21,19 @@ BIG = 20_000
 Tree = dict[str, Any]
 
 
-def now(engine: EngineStore) -> Moment:
+def now(engine: EngineStore) -> Epoch:
     """Return the present as a moment, settled."""
     engine.store.settle()
-    return Moment(NOW, engine.table.next_id)
+    return NOW
 
 
-def then(engine: EngineStore, name: str = "a") -> Moment:
+def then(engine: EngineStore, name: str = "a") -> Epoch:
     """Return the moment of a snapshot."""
     snapshot = engine.store.catalog.choose(name)
-    return Moment(snapshot.epoch, snapshot.next_id)
+    return snapshot.epoch
 
 
-def told(engine: EngineStore, older: Moment | None = None) -> list[str]:
+def told(engine: EngineStore, older: Epoch | None = None) -> list[str]:
     """Return what changed since the snapshot `a`, each on one line."""
     lines = []
     for pair in compare(engine.database, older or then(engine), now(engine)):
@@ -345,14 +343,14 @@ def _check_minimal(older: Tree, newer: Tree, pairs: list[Pair], moved: dict[str,
 def test_random_histories(engine: EngineStore, seed: int) -> None:
     """Between any two moments, in both directions, also with snapshots deleted in between."""
     history = RandomHistory(engine, seed)
-    moments: list[tuple[Moment, Tree]] = []
+    moments: list[tuple[Epoch, Tree]] = []
     for step in range(8):
         history.go_on(random.Random(seed + step).choice([1, 5, 30]))
         epoch = engine.save(name=f"s{step}")
         moments.append((then(engine, f"s{step}"), tree_of(engine, epoch)))
         if step in (3, 6):
             deleted, _ = moments.pop(history.random.randrange(len(moments)))
-            engine.delete(deleted.epoch)
+            engine.delete(deleted)
     history.go_on(10)
     moments.append((now(engine), tree_of(engine, NOW)))
     told_of = 0

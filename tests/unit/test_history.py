@@ -5,9 +5,7 @@ import os
 
 import pytest
 
-from statefs.ids import TREE_ROOT
-from statefs.metadata.xattrs import NOW
-from statefs.snapshots.changes import Moment
+from statefs.ids import NOW, TREE_ROOT, Epoch
 from statefs.snapshots.diff import compare, document_of
 from statefs.snapshots.history import History
 from statefs.volume.attributes import AttributeChange
@@ -118,16 +116,16 @@ def test_random_histories(engine: EngineStore, seed: int) -> None:
     difference of the two trees has nothing of that file either.
     """
     history = RandomHistory(engine, seed)
-    moments: list[Moment] = []
+    moments: list[Epoch] = []
     for step in range(8):
         history.go_on(8)
         engine.save(name=f"s{step}")
         snapshot = engine.store.catalog.snapshots[-1]
-        moments.append(Moment(snapshot.epoch, snapshot.next_id))
+        moments.append(snapshot.epoch)
     history.go_on(4)
     engine.store.settle()
-    moments.append(Moment(NOW, engine.table.next_id))
-    log_of = History(engine.database, [moment.epoch for moment in moments])
+    moments.append(NOW)
+    log_of = History(engine.database, moments)
     differences = [
         {pair.path: pair for pair in compare(engine.database, *pair_of)}
         for pair_of in itertools.pairwise(moments)

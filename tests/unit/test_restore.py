@@ -9,10 +9,8 @@ from typing import Any
 import pytest
 
 from statefs.errors import PosixError, UsageError
-from statefs.ids import TREE_ROOT
+from statefs.ids import NOW, TREE_ROOT
 from statefs.layout import RUNTIME
-from statefs.metadata.xattrs import NOW
-from statefs.snapshots.changes import Moment
 from statefs.snapshots.restore import Restored, restore
 from statefs.snapshots.restore_plan import Planner, Scope, parsed_paths
 from statefs.volume.names import RENAME_EXCHANGE
@@ -27,10 +25,8 @@ def go_back(engine: EngineStore, epoch: int, paths: Iterable[str] = ()) -> Resto
     """Save, then restore the snapshot of an epoch, or some of its paths."""
     engine.save()
     catalog = engine.store.catalog
-    [snapshot] = [each for each in catalog.snapshots if each.epoch == epoch]
-    now = Moment(NOW, engine.table.next_id)
-    then = Moment(snapshot.epoch, snapshot.next_id)
-    plan = Planner(engine.database, then, now, Scope(parsed_paths(paths))).plan()
+    [then] = [each.epoch for each in catalog.snapshots if each.epoch == epoch]
+    plan = Planner(engine.database, then, NOW, Scope(parsed_paths(paths))).plan()
     return None if plan.is_empty else restore(engine.table, plan)
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from statefs.ids import LIVING, Epoch
 from statefs.metadata.connection import Database, create_database
-from statefs.metadata.temporal import EXTENTS, INLINE, VERSIONED, XATTRS, Temporal
+from statefs.metadata.temporal import EXTENTS, INLINE, VERSIONED, XATTRS, RowLife, Temporal
 from tests.unit.engine_store import EngineStore
 
 INO, NAME = 2000, b"user.x"
@@ -159,10 +159,32 @@ def test_forgetting_deletes_what_one_snapshot_alone_saw(
             "INSERT INTO xattrs VALUES (?, ?, ?, ?, ?)", (INO, name, until, since, b"")
         )
     insert(engine, 2)
-    assert len(temporal.forget_between(XATTRS, 1, 4, 2)) == 2
-    assert len(temporal.forget_between(XATTRS, 1, 4, 2)) == 1
+    assert list(temporal.forget(XATTRS, (1, 2, 4), 2)) == [[0, 0], [0]]
     left = engine.database.rows("SELECT name FROM xattrs WHERE ino = ? ORDER BY name", (INO,))
     assert left == [(b"a",), (b"e",), (NAME,)]
+
+
+@pytest.mark.parametrize("life", VERSIONED, ids=lambda life: life.table)
+def test_forgetting_looks_at_no_row_that_stays(engine: EngineStore, life: RowLife) -> None:
+    """Each part of its statements is a search in a key or an index by all that is asked for."""
+    for sql, values in ((life.next_end_sql, (1, 2)), (life.forget_sql, (2, 1, 10))):
+        plan = [row[3] for row in engine.database.rows(f"EXPLAIN QUERY PLAN {sql}", values)]
+        looks = [line for line in plan if line.startswith(("SCAN", "SEARCH"))]
+        assert looks and all(line.startswith("SEARCH") for line in looks), plan
+        ended = f"USING COVERING INDEX {life.table}_ended (valid_to"
+        assert any(ended in line for line in looks), plan
+
+
+def test_forgetting_does_not_dwell_on_epochs_of_others(
+    engine: EngineStore, temporal: Temporal
+) -> None:
+    """A step ends after so many epochs, although it has found nothing to delete."""
+    for until in range(3, 10):
+        engine.database.execute(
+            "INSERT INTO xattrs VALUES (?, ?, ?, ?, ?)", (INO, b"%d" % until, until, 1, b"")
+        )
+    assert list(temporal.forget(XATTRS, (1, 2, 9), 3)) == [[], []]
+    assert engine.database.value("SELECT count(*) FROM xattrs") == 7
 
 
 steps = st.lists(
@@ -208,7 +230,8 @@ def test_every_snapshot_sees_what_was_true_when_it_was_taken(
                 temporal.pinned = Epoch(max(saved, default=0))
                 before = max((epoch for epoch in saved if epoch < gone), default=0)
                 after = min((epoch for epoch in saved if epoch > gone), default=temporal.epoch)
-                temporal.forget_between(life, before, after, 1000)
+                for _ in temporal.forget(life, (before, gone, after), 2):
+                    pass
         column = "value" if life is XATTRS else "data"
         query = f"SELECT {column} FROM {life.table} WHERE valid_from <= ?1 AND valid_to > ?1"
         for epoch, expected in (*saved.items(), (LIVING - 1, value)):
@@ -232,6 +255,6 @@ def test_only_one_module_writes_lifetimes() -> None:
     writers = {
         str(path.relative_to(root))
         for path in root.rglob("*.py")
-        if any(text in path.read_text() for text in ("SET valid_", "(valid_to, valid_from"))
+        if any(text in path.read_text() for text in ("SET valid_", "(valid_to, valid_from,"))
     }
     assert writers == {"metadata/temporal.py"}

@@ -237,7 +237,6 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ).rmdir()),
     ("R21", "number", sql("UPDATE snapshots SET id = 0 WHERE epoch = 1")),
     ("R21", "label", sql("UPDATE snapshots SET label = NULL")),
-    ("R21", "next_id", sql("UPDATE snapshots SET next_id = 1 << 30 WHERE epoch = 3")),
     ("R22", "size of a past file",
      sql("UPDATE inodes SET size = size + 1 WHERE ino = $sparse AND valid_to < 9")),
     ("R23", "files", sql("UPDATE store SET value = value + 1 WHERE key = 'files'")),

@@ -14,9 +14,8 @@ from hypothesis import strategies as st
 
 from statefs.content import rows
 from statefs.errors import PosixError
-from statefs.ids import LIVING
+from statefs.ids import LIVING, NOW
 from statefs.metadata.inodes import InodeFlag
-from statefs.metadata.xattrs import NOW
 from statefs.volume.data import FILE_MAX_BYTES, INLINE_MAX_BYTES
 from tests.unit.engine_store import EngineStore, mirror
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator
-from itertools import pairwise
 from typing import Final
 
 import msgspec
@@ -36,9 +35,6 @@ def check_snapshots(reading: Reading) -> Iterator[str]:
     for snapshot in reading.snapshots:
         if snapshot.label in names:
             yield f"snapshot {snapshot.name}: its label is the name of a snapshot"
-    for older, newer in pairwise(reading.snapshots):
-        if older.next_id > newer.next_id:
-            yield f"snapshot {newer.name}: its next_id is below that of an older one"
 
 
 def _troubles(reading: Reading, snapshot: Snapshot) -> Iterator[str]:
@@ -52,8 +48,6 @@ def _troubles(reading: Reading, snapshot: Snapshot) -> Iterator[str]:
         yield "its name is no time"
     if snapshot.reason not in REASONS:
         yield f"there is no reason {snapshot.reason!r}"
-    if snapshot.next_id > reading.store["next_id"]:
-        yield f"next_id {snapshot.next_id} is above the store's"
     if snapshot.files < 0 or snapshot.bytes < 0:
         yield "its counts are negative"
     label = None if snapshot.state == DELETING else snapshot.labels.get("name")

@@ -13,6 +13,7 @@ from typing import Final
 
 from statefs.content.objects import ObjectFiles
 from statefs.ids import LIVING
+from statefs.maintenance.steps import Pace
 from statefs.metadata.connection import Database
 from statefs.snapshots.catalog import Catalog
 from statefs.snapshots.clones import Clones
@@ -20,7 +21,7 @@ from statefs.snapshots.clones import Clones
 log = logging.getLogger(__name__)
 
 ROWS_PER_STEP: Final = 500
-"""Rows deleted at a time: some milliseconds."""
+"""Rows deleted at a time where that takes some milliseconds, fewer on a slow disk."""
 OBJECTS_PER_STEP: Final = 16
 """Objects looked at in one step."""
 PAGES_PER_STEP: Final = 250
@@ -65,6 +66,7 @@ class Collector:
         self._catalog = catalog
         self._clones = clones
         self._deleting: Iterator[None] | None = None
+        self._pace = Pace(ROWS_PER_STEP)
 
     @property
     def is_busy(self) -> bool:
@@ -78,9 +80,11 @@ class Collector:
             epochs = self._catalog.deleting()
             if not epochs:
                 return self._clones.delete_some()
-            self._deleting = self._catalog.delete_rows(epochs[0], ROWS_PER_STEP)
+            self._pace = Pace(ROWS_PER_STEP)
+            self._deleting = self._catalog.delete_rows(epochs[0], lambda: self._pace.rows)
         try:
-            next(self._deleting)
+            with self._pace.step():
+                next(self._deleting)
         except BaseException as error:
             self._deleting = None  # done, or to be begun anew
             if not isinstance(error, StopIteration):

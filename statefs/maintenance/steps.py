@@ -14,8 +14,10 @@ a call raises is raised inside the generator, at its `yield`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from typing import Any, Final, TypeVar
 
 T = TypeVar("T")
 
@@ -23,6 +25,37 @@ Step = Callable[[], Any]
 """A call that may block for long and touches no row in memory (docs/concurrency.md)."""
 Steps = Generator[Step, Any, T]
 """An operation that returns a T."""
+
+LONG_SECONDS: Final = 0.02
+SHORT_SECONDS: Final = 0.005
+
+
+class Pace:
+    """How many rows a step on the tree takes on, so that it is short on any disk.
+
+    It begins with few, takes twice as many after a short step and half as many after a long one.
+
+    Args:
+        most: rows that are never exceeded.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self.rows = max(1, most // 8)
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Time the step inside the `with` block."""
+        started = time.perf_counter()
+        yield
+        self.note(time.perf_counter() - started)
+
+    def note(self, seconds: float) -> None:
+        """Say how long the last step took."""
+        if seconds > LONG_SECONDS:
+            self.rows = max(1, self.rows // 2)
+        elif seconds < SHORT_SECONDS:
+            self.rows = min(self._most, 2 * self.rows)
 
 
 def run(steps: Steps[T]) -> T:

@@ -11,7 +11,7 @@ Nothing here opens a transaction; the caller's does.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
 
 from statefs.ids import LIVING, Epoch, in_clones
@@ -298,15 +298,18 @@ class Temporal:
         self.pinned = self.epoch
         self.epoch = Epoch(self.epoch + 1)
 
-    def forget(self, life: RowLife, span: tuple[int, int, int], limit: int) -> Iterator[list[int]]:
-        """Delete the rows of one table that only one snapshot saw, up to `limit` at each step.
+    def forget(
+        self, life: RowLife, span: tuple[int, int, int], limit: Callable[[], int]
+    ) -> Iterator[list[int]]:
+        """Delete the rows of one table that only one snapshot saw, step by step.
 
-        A step looks at up to `limit` epochs, too, and at no row that stays.
+        A step looks at no row that stays.
 
         Args:
             span: epochs: of the newest older snapshot that is kept (what was born by then stays),
                 of the snapshot, and of the oldest newer one that is kept, or the current one (what
                 ends later stays).
+            limit: says how many rows the next step may delete; it looks at no more epochs, either.
 
         Yields:
             For each row just deleted the object file it named (extents), its inode (inodes), else
@@ -314,16 +317,16 @@ class Temporal:
         """
         before, position, until = span
         deleted: list[int] = []
-        ends = 0
+        ends, most = 0, limit()
         while end := self._execute(life.next_end_sql, (position, until)).fetchone()[0]:
-            wanted = limit - len(deleted)
+            wanted = most - len(deleted)
             rows = self._execute(life.forget_sql, (end, before, wanted)).fetchall()
             deleted += [row[0] for row in rows]
             ends += 1
             if len(rows) < wanted:
                 position = end
-            if len(rows) == wanted or ends == limit:
+            if len(rows) == wanted or ends == most:
                 yield deleted
-                deleted, ends = [], 0
+                deleted, ends, most = [], 0, limit()
         if deleted:
             yield deleted

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -393,10 +393,13 @@ class Catalog:
             )
         ]
 
-    def delete_rows(self, epoch: int, limit: int) -> Iterator[None]:
-        """Delete what only the snapshot of `epoch` saw, up to `limit` rows at each step.
+    def delete_rows(self, epoch: int, limit: Callable[[], int]) -> Iterator[None]:
+        """Delete what only the snapshot of `epoch` saw, step by step.
 
         At its end the snapshot's own row is gone too. It may be given up and begun anew.
+
+        Args:
+            limit: says how many rows at most the next step is to delete.
         """
         database, table = self._database, self._table
         before = self.pinned_before(epoch)
@@ -418,7 +421,7 @@ class Catalog:
                 yield
         while not self.newest_pinned():
             with table.change():
-                if table.temporal.drop_digests(limit) < limit:
+                if not table.temporal.drop_digests(limit()):
                     break
             yield
         with table.change():

@@ -159,7 +159,7 @@ def test_forgetting_deletes_what_one_snapshot_alone_saw(
             "INSERT INTO xattrs VALUES (?, ?, ?, ?, ?)", (INO, name, until, since, b"")
         )
     insert(engine, 2)
-    assert list(temporal.forget(XATTRS, (1, 2, 4), 2)) == [[0, 0], [0]]
+    assert list(temporal.forget(XATTRS, (1, 2, 4), lambda: 2)) == [[0, 0], [0]]
     left = engine.database.rows("SELECT name FROM xattrs WHERE ino = ? ORDER BY name", (INO,))
     assert left == [(b"a",), (b"e",), (NAME,)]
 
@@ -183,7 +183,7 @@ def test_forgetting_does_not_dwell_on_epochs_of_others(
         engine.database.execute(
             "INSERT INTO xattrs VALUES (?, ?, ?, ?, ?)", (INO, b"%d" % until, until, 1, b"")
         )
-    assert list(temporal.forget(XATTRS, (1, 2, 9), 3)) == [[], []]
+    assert list(temporal.forget(XATTRS, (1, 2, 9), lambda: 3)) == [[], []]
     assert engine.database.value("SELECT count(*) FROM xattrs") == 7
 
 
@@ -230,7 +230,7 @@ def test_every_snapshot_sees_what_was_true_when_it_was_taken(
                 temporal.pinned = Epoch(max(saved, default=0))
                 before = max((epoch for epoch in saved if epoch < gone), default=0)
                 after = min((epoch for epoch in saved if epoch > gone), default=temporal.epoch)
-                for _ in temporal.forget(life, (before, gone, after), 2):
+                for _ in temporal.forget(life, (before, gone, after), lambda: 2):
                     pass
         column = "value" if life is XATTRS else "data"
         query = f"SELECT {column} FROM {life.table} WHERE valid_from <= ?1 AND valid_to > ?1"

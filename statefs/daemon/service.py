@@ -28,7 +28,7 @@ from statefs.fuse.session_loop import held
 from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR
 from statefs.maintenance import cloning, merging, saving
 from statefs.maintenance.commands import CHANGING, Call, Commands
-from statefs.maintenance.steps import Steps
+from statefs.maintenance.steps import Steps, drive
 from statefs.maintenance.store import Store
 from statefs.mounts import (
     Writer,
@@ -83,7 +83,7 @@ class Service:
         )
         self._commands = Commands(store)
         self._keeper = Keeper(store, self._alone)
-        self._verifier = Verifier(store, drive, self._alone)
+        self._verifier = Verifier(store, in_threads, self._alone)
         store.host = self
 
     # What operations need of the process that has the mount (maintenance.store.Host).
@@ -145,14 +145,14 @@ class Service:
         """
         steps = self._commands.start(op, args, call)
         try:
-            return await (self._alone(steps) if op in CHANGING else drive(steps))
+            return await (self._alone(steps) if op in CHANGING else in_threads(steps))
         except PosixError as error:
             raise OSError(error.errno, os.strerror(error.errno)) from error
 
     async def _alone(self, steps: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots."""
         async with self._save_lock:
-            result = await drive(steps)
+            result = await in_threads(steps)
         self._snapshots_changed.set()
         return result
 
@@ -254,7 +254,7 @@ class Service:
                     await trio.sleep(0)
                 while collector.shrink():
                     await trio.sleep(0)
-                await drive(merging.merge_all(self._store))
+                await in_threads(merging.merge_all(self._store))
             except (OSError, PosixError, apsw.Error) as error:
                 log.error("space could not be given back: %s", error)
 
@@ -264,7 +264,7 @@ class Service:
         while True:
             try:
                 while (snapshot := sealer.next()) is not None:
-                    digest = await drive(sealer.hash(snapshot))
+                    digest = await in_threads(sealer.hash(snapshot))
                     if digest is not None:
                         await self._finish_sealing(snapshot, digest)
             except (OSError, PosixError, apsw.Error) as error:
@@ -283,7 +283,7 @@ class Service:
             if not self._scrub_is_wanted.is_set() and not scrubber.is_due():
                 continue
             try:
-                await drive(scrubber.run())
+                await in_threads(scrubber.run())
             except (OSError, PosixError, apsw.Error) as error:
                 scrubber.failures += 1
                 log.error("the scrub could not come to its end: %s", error)
@@ -293,7 +293,7 @@ class Service:
         """Write what was found into the documents, all of them even when the mount ends now."""
         with trio.CancelScope(shield=True):
             async with self._save_lock:
-                await drive(self._store.sealer.finish(snapshot, digest))
+                await in_threads(self._store.sealer.finish(snapshot, digest))
 
     def close(self, *, clean: bool) -> None:
         """Save what autosave owes, if nothing went wrong, and close the store."""
@@ -302,17 +302,6 @@ class Service:
         self._store.close(clean=clean)
 
 
-async def drive(steps: Steps[T]) -> T:
+async def in_threads(steps: Steps[T]) -> T:
     """Run an operation, its blocking steps in threads (maintenance/steps.py)."""
-    try:
-        step = next(steps)
-        while True:
-            try:
-                value = await trio.to_thread.run_sync(step)
-            except BaseException as error:
-                step = steps.throw(error)
-            else:
-                step = steps.send(value)
-    except StopIteration as end:
-        result: T = end.value
-        return result
+    return await drive(steps, trio.to_thread.run_sync)

@@ -3,8 +3,8 @@
 An operation on a store is a sequence of critical sections on its tree with waits for the disk in
 between. Written as a generator it says so plainly: each `yield` hands a blocking call out, and
 between two of them nothing else touches the tree. The command line runs such a call where it is
-(`run`), the daemon in a thread, so that the mount goes on meanwhile (statefs.daemon.service). What
-a call raises is raised inside the generator, at its `yield`.
+(`run`), the daemon in a thread, so that the mount goes on meanwhile (`drive`). What a call raises
+is raised inside the generator, at its `yield`.
 
     def save(store) -> Steps[Snapshot]:
         pending = store.catalog.begin(...)     # a critical section
@@ -15,7 +15,7 @@ a call raises is raised inside the generator, at its `yield`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
@@ -58,17 +58,17 @@ class Pace:
             self.rows = min(self._most, 2 * self.rows)
 
 
-def run(steps: Steps[T]) -> T:
-    """Run an operation to its end in this thread, and return what it returns.
+async def drive(steps: Steps[T], call: Callable[[Step], Awaitable[Any]]) -> T:
+    """Run an operation to its end, each of its steps through `call`, and return what it returns.
 
     Raises:
-        Exception: what the operation raises.
+        BaseException: what the operation raises.
     """
     try:
         step = next(steps)
         while True:
             try:
-                value = step()
+                value = await call(step)
             except BaseException as error:
                 step = steps.throw(error)
             else:
@@ -76,3 +76,17 @@ def run(steps: Steps[T]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+
+
+def run(steps: Steps[T]) -> T:
+    """Run an operation to its end in this thread, and return what it returns. Raises as `drive`."""
+    try:
+        drive(steps, _here).send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    raise AssertionError("a coroutine that waits for nothing ends at once")
+
+
+async def _here(step: Step) -> Any:
+    return step()

@@ -13,7 +13,6 @@ import os
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Final, Literal, Self
 
 from statefs.durable import remove_now
@@ -145,12 +144,7 @@ class StoreLock:
         self.acquire(COMMAND_WAIT_SECONDS)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 

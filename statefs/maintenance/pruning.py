@@ -15,7 +15,6 @@ from statefs.config import Retention
 from statefs.errors import SnapshotPinned, UsageError
 from statefs.maintenance import saving
 from statefs.maintenance.steps import Steps
-from statefs.metadata.connection import Reader
 from statefs.snapshots import documents, naming
 from statefs.snapshots.catalog import DELETING, Snapshot
 from statefs.snapshots.retention import Candidate, Decision, Pin, decide, relieve
@@ -165,7 +164,7 @@ def sharing_of(store: Store) -> Sharing:
             return 0, 0
         return status.st_size, status.st_blocks * BLOCK_BYTES
 
-    with Reader(store.layout.meta_db) as reader:
+    with store.reader() as reader:
         epochs = reader.rows("SELECT epoch FROM snapshots WHERE state < ? ORDER BY 1", (DELETING,))
         return measure(reader, [row[0] for row in epochs], allocated)
 

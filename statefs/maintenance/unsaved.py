@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from statefs.errors import PosixError
 from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, in_clones
 from statefs.layout import RUNTIME
-from statefs.metadata.connection import Reader
 from statefs.metadata.entries import living_entry
 from statefs.volume.table import TOUCHED_MAX, InodeTable
 
@@ -56,7 +55,7 @@ def touched_before(store: Store) -> set[int]:
 
     Without any snapshot the folders that a new store has are no change.
     """
-    with Reader(store.layout.meta_db) as reader:
+    with store.reader() as reader:
         epoch = reader.value("SELECT value FROM store WHERE key = 'epoch'")
         has_snapshot = reader.value("SELECT EXISTS (SELECT 1 FROM snapshots)")
         found = reader.rows(

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Iterable
-from types import TracebackType
 from typing import Any, Final
 
 import apsw
@@ -377,12 +376,7 @@ class Change:
         self._saved = [node.row() for node in self._nodes]
         self._totals = (table.files, table.bytes)
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
         table = self._table
         if error is None:
             try:

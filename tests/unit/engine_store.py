@@ -7,7 +7,6 @@ import shutil
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
 
 from statefs.ids import TREE_ROOT, Epoch
@@ -59,12 +58,7 @@ class EngineStore:
     def __enter__(self) -> EngineStore:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self.store.close(clean=kind is None)
 
     def file(self, name: str, content: bytes = b"", parent: int = TREE_ROOT) -> int:

@@ -266,7 +266,8 @@ class Database(Queries):
         """Move the log's pages into meta.db, from any thread; as far as readers let it.
 
         Args:
-            restart: also make the next commit start the log anew, holding it up meanwhile.
+            restart: also make the next commit start the log anew. Commits wait for that; they wait
+                for little, as most pages have been moved before, beside them.
 
         Raises:
             PosixError: the disk refused: ENOSPC, EDQUOT or EIO.
@@ -274,8 +275,9 @@ class Database(Queries):
         connection = connect(self.path, apsw.SQLITE_OPEN_READWRITE)
         connection.set_busy_timeout(RESTART_WAIT_MS)
         try:
-            mode = apsw.SQLITE_CHECKPOINT_RESTART if restart else apsw.SQLITE_CHECKPOINT_PASSIVE
-            connection.wal_checkpoint(mode=mode)
+            connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            if restart:
+                connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
         except apsw.BusyError:
             pass  # verify reads an old state: the log is moved when it has ended
         except (apsw.FullError, apsw.IOError) as error:

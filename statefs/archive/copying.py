@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from statefs.errors import NotMounted, StatefsError, UsageError
 from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.restore_plan import parsed_paths
 from statefs.target import Target
 
@@ -45,8 +46,7 @@ def copy_out(state: Shower, snapshot: str, folder: Path, paths: Sequence[str]) -
     wanted = parsed_paths(paths)
     for path in wanted or ():
         if not os.path.lexists(os.path.join(os.fsencode(source), path)):
-            shown = path.decode("utf-8", "backslashreplace")
-            raise UsageError(f"'{shown}' is not in the snapshot {name}")
+            raise UsageError(f"'{path_text(path)}' is not in the snapshot {name}")
     names = sorted(wanted) if wanted else [n for n in _names(source) if n != DOCUMENT]
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
     part.mkdir()

@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from typing import Final
 
 from statefs.archive.headers import ACLS, Member
-from statefs.archive.reading import Archive, shown
+from statefs.archive.reading import Archive
 from statefs.errors import UsageError
+from statefs.snapshots.reports import path_text
 from statefs.volume import acl
 
 FOLDER_FLAGS: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -64,10 +65,10 @@ class Extraction:
         except OSError as error:
             if error.errno in (errno.ENOTDIR, errno.ELOOP, errno.EEXIST, errno.EISDIR):
                 raise UsageError(
-                    f"{shown(member.path)}: something else of that name comes before it in the "
+                    f"{path_text(member.path)}: something else of that name comes before it in the "
                     "archive, or it leads through a link; it is refused"
                 ) from error
-            raise OSError(error.errno, error.strerror, shown(member.path)) from error
+            raise OSError(error.errno, error.strerror, path_text(member.path)) from error
 
     def _add(self, member: Member, archive: Archive) -> None:
         if stat.S_ISDIR(member.mode):
@@ -131,8 +132,8 @@ class Extraction:
             os.link(source_name, name, src_dir_fd=source, dst_dir_fd=keep, follow_symlinks=False)
         except FileNotFoundError:
             raise UsageError(
-                f"{shown(member.path)}: it is a hard link to {shown(first)}, which does not come "
-                "before it"
+                f"{path_text(member.path)}: it is a hard link to {path_text(first)}, which does"
+                " not come before it"
             ) from None
         finally:
             os.close(keep)

@@ -32,6 +32,7 @@ from statefs.archive.headers import (
 from statefs.errors import PosixError, UsageError
 from statefs.snapshots.documents import SnapshotDocument
 from statefs.snapshots.naming import check_label
+from statefs.snapshots.reports import path_text
 
 METADATA: Final = b"metadata.json"
 METADATA_BYTES_MAX: Final = 16 << 20
@@ -177,7 +178,7 @@ class Archive:
                 while start < end:
                     data = stream.read(min(_READ_BYTES, end - start))
                     if not data:
-                        raise UsageError(f"{self._name} is cut off in {shown(member.path)}")
+                        raise UsageError(f"{self._name} is cut off in {path_text(member.path)}")
                     yield start, data
                     start += len(data)
 
@@ -201,7 +202,7 @@ class Archive:
         path = checked_path(_bytes(info.name))
         kind = _KINDS.get(info.type)
         if kind is None:
-            raise UsageError(f"{shown(path)}: a member of the kind {info.type!r} is not known")
+            raise UsageError(f"{path_text(path)}: a member of the kind {info.type!r} is not known")
         try:
             return Member(
                 path,
@@ -217,15 +218,8 @@ class Archive:
                 _xattrs(info.pax_headers),
                 _ranges(info),
             )
-        except (ValueError, InvalidOperation, PosixError) as error:
-            raise UsageError(f"{shown(path)}: {error}") from None
-        except UsageError as error:
-            raise UsageError(f"{shown(path)}: {error}") from None
-
-
-def shown(path: bytes) -> str:
-    """Return a member's path for a message."""
-    return path.decode("utf-8", "backslashreplace")
+        except (ValueError, InvalidOperation, PosixError, UsageError) as error:
+            raise UsageError(f"{path_text(path)}: {error}") from None
 
 
 def _bytes(name: str) -> bytes:
@@ -239,12 +233,12 @@ def checked_path(path: bytes) -> bytes:
         UsageError: it is absolute, leads upwards, or can be no path.
     """
     if path.startswith(b"/"):
-        raise UsageError(f"{shown(path)}: an absolute path could lead anywhere; it is refused")
+        raise UsageError(f"{path_text(path)}: an absolute path could lead anywhere; it is refused")
     parts = [part for part in path.split(b"/") if part not in (b"", b".")]
     if b".." in parts:
-        raise UsageError(f"{shown(path)}: a path with '..' could lead anywhere; it is refused")
+        raise UsageError(f"{path_text(path)}: a path with '..' could lead anywhere; it is refused")
     if b"\0" in path or any(len(part) > NAME_MAX for part in parts):
-        raise UsageError(f"{shown(path)}: no file can have such a name")
+        raise UsageError(f"{path_text(path)}: no file can have such a name")
     return b"/".join(parts) or b"."
 
 

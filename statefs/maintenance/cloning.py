@@ -10,6 +10,7 @@ from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.clones import Clone
 from statefs.snapshots.naming import LATEST, iso_time
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastTree
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def delete(store: Store, name: bytes) -> Steps[None]:
 def document_of(clone: Clone) -> dict[str, Any]:
     """Return a clone as plain values."""
     return {
-        "name": clone.name.decode("utf-8", "backslashreplace"),
+        "name": path_text(clone.name),
         "snapshot": clone.snapshot,
         "created": iso_time(clone.created_ns),
     }

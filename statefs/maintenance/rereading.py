@@ -9,7 +9,6 @@ meanwhile; what is found damaged is looked up again before it is told.
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -31,6 +30,7 @@ from statefs.metadata.inodes import Inode, past_row
 from statefs.snapshots.catalog import COMPLETE, Snapshot
 from statefs.snapshots.changes import content_of
 from statefs.snapshots.digest import LEFT_OUT, FolderHash, block_bytes, block_count
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastTree
 
 if TYPE_CHECKING:
@@ -251,8 +251,7 @@ def _path(reader: Queries, ino: int, epoch: int) -> str:
         paths = PastTree(reader, Epoch(epoch)).paths(ino)
     except PosixError:
         paths = []
-    path = paths[0] if paths else os.fsencode(f"inode {ino}")
-    return path.decode("utf-8", "backslashreplace")
+    return path_text(paths[0]) if paths else f"inode {ino}"
 
 
 def verify_data(

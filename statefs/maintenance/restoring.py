@@ -20,6 +20,7 @@ from statefs.maintenance.saving import make_durable, publish
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import Operation
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.restore import restore
 from statefs.snapshots.restore_plan import (
     CHANGED,
@@ -90,7 +91,7 @@ def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, A
         "restored": snapshot.name,
         "saved": None if saved is None else saved.name,
         "changes": [
-            {"path": path.decode("utf-8", "backslashreplace") or ".", "what": what}
+            {"path": path_text(path) or ".", "what": what}
             for path, what in sorted(plan.paths.items())
         ],
     }
@@ -104,7 +105,7 @@ def _refuse_writers(store: Store, scope: Scope) -> None:
     with store.reader() as reader:
         tree = PastTree(reader, NOW)
         found = {
-            f"{writer} has {path.decode('utf-8', 'backslashreplace')} open"
+            f"{writer} has {path_text(path)} open"
             for writer in writers
             for path in tree.paths(writer.ino)
             if scope.holds(path)

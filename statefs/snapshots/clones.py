@@ -18,6 +18,7 @@ from statefs.metadata.entries import living_entry
 from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, INODES, XATTRS
 from statefs.metadata.xattrs import xattr
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.restore import copy_tree
 from statefs.snapshots.views import PastTree
 from statefs.volume.names import NAME_MAX
@@ -119,8 +120,7 @@ class Clones:
         try:
             inode = tree.find(path)
         except PosixError:
-            shown = path.decode("utf-8", "backslashreplace")
-            raise UsageError(f"the snapshot has no {shown!r}") from None
+            raise UsageError(f"the snapshot has no {path_text(path)!r}") from None
         if not inode.is_dir:
             raise UsageError("only folders can be cloned: 'statefs cat' shows a file")
         return int(inode.ino)

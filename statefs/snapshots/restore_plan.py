@@ -32,6 +32,7 @@ from statefs.snapshots.changes import (
     names_of,
     xattrs_of,
 )
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastTree
 
 Key = tuple[int, bytes]
@@ -241,7 +242,7 @@ class Planner:
             if self._scope.may_be_missing:
                 return None
             raise UsageError(
-                f"'{_shown(path)}' is not in the snapshot: remove it yourself, or name what is"
+                f"'{path_text(path)}' is not in the snapshot: remove it yourself, or name what is"
             ) from None
 
     def _folder_then(self, path: bytes) -> int:
@@ -367,7 +368,7 @@ class Planner:
             return self._remade_folder(plan, path)
         if not inode.is_dir:
             raise UsageError(
-                f"'{_shown(path)}' is no folder now: move it away, or restore it as a whole"
+                f"'{path_text(path)}' is no folder now: move it away, or restore it as a whole"
             )
         return int(inode.ino)
 
@@ -387,7 +388,3 @@ class Planner:
             plan.shells.append(was.ino)
         plan.note(path, RETURNED)
         return int(number)
-
-
-def _shown(path: bytes) -> str:
-    return path.decode("utf-8", "backslashreplace")

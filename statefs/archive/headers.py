@@ -15,7 +15,7 @@ from typing import Final, NamedTuple
 from statefs.archive.acl_text import to_text
 from statefs.volume import acl
 
-BLOCK_BYTES: Final = 512
+TAR_BLOCK_BYTES: Final = 512
 """Everything in a tar archive begins at a multiple of this."""
 END: Final = bytes(10_240)
 """The end of an archive: two empty blocks, filled up to the record size that tar reads."""
@@ -78,7 +78,7 @@ def can_hold(mode: int) -> bool:
 
 def padding(size: int) -> bytes:
     """Return what fills `size` bytes up to a whole number of blocks."""
-    return bytes(-size % BLOCK_BYTES)
+    return bytes(-size % TAR_BLOCK_BYTES)
 
 
 def encode_member(member: Member) -> bytes:
@@ -111,8 +111,8 @@ def aligned(ranges: Iterable[Range], size: int) -> list[Range]:
     """
     found: list[Range] = []
     for start, end in ranges:
-        start -= start % BLOCK_BYTES
-        end = min(end + -end % BLOCK_BYTES, size)
+        start -= start % TAR_BLOCK_BYTES
+        end = min(end + -end % TAR_BLOCK_BYTES, size)
         if found and found[-1][1] >= start:
             found[-1] = (found[-1][0], end)
         else:

@@ -21,7 +21,7 @@ import zstandard
 from statefs.archive.acl_text import from_text
 from statefs.archive.headers import (
     ACLS,
-    BLOCK_BYTES,
+    TAR_BLOCK_BYTES,
     XATTR,
     Member,
     Range,
@@ -40,7 +40,7 @@ METADATA_BYTES_MAX: Final = 16 << 20
 NAME_LABEL: Final = "name"
 """The label by which a snapshot can be called; no two have the same."""
 NAME_MAX: Final = 255
-END_BYTES: Final = 2 * BLOCK_BYTES
+END_BYTES: Final = 2 * TAR_BLOCK_BYTES
 """An archive that is whole ends in two empty blocks."""
 _READ_BYTES: Final = 1 << 20
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"

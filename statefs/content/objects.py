@@ -24,6 +24,8 @@ from statefs.layout import StoreLayout
 
 MAX_DESCRIPTORS: Final = 256
 """Open object files kept at hand; below the usual limit of 1024 with room for everything else."""
+DISK_BLOCK_BYTES: Final = 512
+"""The unit of st_blocks (stat(2))."""
 FOLDERS: Final = 256
 """objects/00 to objects/ff."""
 
@@ -31,6 +33,11 @@ _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
 _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
 _libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def blocks_of(size: int) -> int:
+    """Return how many blocks hold `size` bytes."""
+    return -(-size // DISK_BLOCK_BYTES)
 
 
 class _Descriptor:
@@ -254,7 +261,7 @@ class ObjectFiles:
         return self._layout.object_path(ObjectId(object_id)).exists()
 
     def blocks(self, object_id: int) -> int:
-        """Return the space the object file takes, in units of 512 bytes; none when it is lost."""
+        """Return the space the object file takes, in blocks; none when it is lost."""
         try:
             return self.stat(object_id).st_blocks
         except FileNotFoundError:

@@ -12,6 +12,7 @@ import os
 from pathlib import Path
 from typing import Final
 
+from statefs.content.objects import DISK_BLOCK_BYTES
 from statefs.durable import remove_now
 from statefs.errors import PosixError
 
@@ -49,7 +50,7 @@ class Reserve:
     def _is_taken(self) -> bool:
         """Whether the file has its room from before; asking for it again may be refused."""
         try:
-            return self._path.stat().st_blocks * 512 >= RESERVE_BYTES
+            return self._path.stat().st_blocks * DISK_BLOCK_BYTES >= RESERVE_BYTES
         except FileNotFoundError:
             return False
 

@@ -12,19 +12,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from statefs.config import Retention
+from statefs.content.objects import DISK_BLOCK_BYTES
 from statefs.errors import SnapshotPinned, UsageError
 from statefs.maintenance import saving
 from statefs.maintenance.steps import Steps
-from statefs.snapshots import documents, naming
+from statefs.snapshots import naming
 from statefs.snapshots.catalog import DELETING, Snapshot
-from statefs.snapshots.retention import Candidate, Decision, Pin, decide, relieve
+from statefs.snapshots.documents import Pin
+from statefs.snapshots.retention import Candidate, Decision, decide, relieve
 from statefs.snapshots.sharing import Sharing, measure
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
 
-BLOCK_BYTES: Final = 512
-"""The unit of st_blocks."""
 REMOVED_PER_STEP: Final = 50
 """Snapshots hidden between two waits for the disk: some milliseconds without an answer."""
 REASON_CHARACTERS_MAX: Final = 1000
@@ -90,8 +90,8 @@ def prune(store: Store, *, dry_run: bool, with_sizes: bool = True) -> Steps[Plan
 
 
 def _candidate(snapshot: Snapshot) -> Candidate:
-    pin = None if snapshot.pin is None else Pin.of(snapshot.pin)
-    return Candidate(snapshot.epoch, snapshot.created_ns, snapshot.reason, snapshot.labels, pin)
+    created_ns, reason, labels = snapshot.created_ns, snapshot.reason, snapshot.labels
+    return Candidate(snapshot.epoch, created_ns, reason, labels, snapshot.pin)
 
 
 def document_of(plan: Plan, *, is_done: bool) -> dict[str, Any]:
@@ -139,7 +139,7 @@ def shortages_of(root: Path, policy: Retention) -> list[tuple[int, str]]:
 
 def bytes_on_disk(folder: Path) -> int:
     """Return what a folder and all in it takes on its disk; what goes meanwhile is passed over."""
-    return sum(status.st_blocks for status in _statuses(folder)) * BLOCK_BYTES
+    return sum(status.st_blocks for status in _statuses(folder)) * DISK_BLOCK_BYTES
 
 
 def _statuses(folder: Path) -> Iterator[os.stat_result]:
@@ -162,7 +162,7 @@ def sharing_of(store: Store) -> Sharing:
             status = store.objects.stat(number)
         except FileNotFoundError:
             return 0, 0
-        return status.st_size, status.st_blocks * BLOCK_BYTES
+        return status.st_size, status.st_blocks * DISK_BLOCK_BYTES
 
     with store.reader() as reader:
         epochs = reader.rows("SELECT epoch FROM snapshots WHERE state < ? ORDER BY 1", (DELETING,))
@@ -191,19 +191,17 @@ def pin(store: Store, snapshot: Snapshot, *, reason: str, by: str, until: str) -
         raise UsageError(f"a pin needs a reason of at most {REASON_CHARACTERS_MAX} characters")
     now_ns = store.clock.now_ns()
     end_ns = naming.until_ns(until, now_ns) if until else None
-    if snapshot.pin is not None:
-        present = Pin.of(snapshot.pin)
-        if present.holds(now_ns):
-            raise SnapshotPinned(
-                f"the snapshot {snapshot.name} is {present} already; 'statefs unpin' lets it go"
-            )
-    document = documents.Pin(
+    if snapshot.pin is not None and snapshot.pin.holds(now_ns):
+        raise SnapshotPinned(
+            f"the snapshot {snapshot.name} is {snapshot.pin} already; 'statefs unpin' lets it go"
+        )
+    made = Pin(
         reason=reason,
         by=by,
         since=naming.iso_time(now_ns),
         until=None if end_ns is None else naming.iso_time(end_ns),
     )
-    return (yield from saving.amend(store, snapshot, pin=document))
+    return (yield from saving.amend(store, snapshot, pin=made))
 
 
 def unpin(store: Store, snapshot: Snapshot) -> Steps[Snapshot]:

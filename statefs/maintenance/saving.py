@@ -16,7 +16,6 @@ from statefs.maintenance.applications import at_rest
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import Operation, VolumeManifest
-from statefs.snapshots.retention import Pin
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -93,12 +92,10 @@ def delete(store: Store, snapshot: Snapshot) -> Steps[Snapshot]:
     present = store.catalog.by_view(snapshot.view)
     if present is None:
         raise NoSuchSnapshot(f"the snapshot {snapshot.name} has just been deleted")
-    if present.pin is not None:
-        pin = Pin.of(present.pin)
-        if pin.holds(store.clock.now_ns()):
-            raise SnapshotPinned(
-                f"the snapshot {snapshot.name} is {pin}; 'statefs unpin' lets it go"
-            )
+    if present.pin is not None and present.pin.holds(store.clock.now_ns()):
+        raise SnapshotPinned(
+            f"the snapshot {snapshot.name} is {present.pin}; 'statefs unpin' lets it go"
+        )
     yield from delete_all(store, [present])
     return present
 

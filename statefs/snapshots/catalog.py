@@ -166,6 +166,7 @@ class Catalog:
         """Take `snapshots`, oldest first, for all there are."""
         self.snapshots = snapshots
         self._by_view = {view: s for s in snapshots for view in (s.view, s.label_view)}
+        self._by_epoch = {s.epoch: s for s in snapshots}
         self._by_name = {s.name: s for s in snapshots}
         self._by_label = {s.label: s for s in snapshots if s.label is not None}
         self._entries = {
@@ -365,7 +366,7 @@ class Catalog:
 
     def by_epoch(self, epoch: int) -> Snapshot | None:
         """Return the complete snapshot of an epoch, or None."""
-        return next((each for each in self.snapshots if each.epoch == epoch), None)
+        return self._by_epoch.get(Epoch(epoch))
 
     def pinned_before(self, epoch: int) -> int:
         """Return the epoch of the newest snapshot before `epoch` that is kept, 0 without any."""

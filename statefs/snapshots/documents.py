@@ -11,6 +11,7 @@ from typing import Final, Literal
 import msgspec
 
 from statefs.hooks.results import Consistency, DumpResult
+from statefs.snapshots.naming import time_ns
 from statefs.snapshots.reasons import Reason
 
 FORMAT_VERSION: Final = 1
@@ -67,6 +68,14 @@ class Pin(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     by: str
     since: str
     until: str | None = None
+
+    def holds(self, now_ns: int) -> bool:
+        """Return whether the pin has not ended."""
+        return self.until is None or now_ns < time_ns(self.until)
+
+    def __str__(self) -> str:
+        until = "" if self.until is None else f" until {self.until}"
+        return f"pinned{until} by {self.by}: {self.reason}"
 
 
 class SnapshotDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True):

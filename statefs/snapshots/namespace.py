@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
+from statefs.content.objects import blocks_of
 from statefs.errors import PosixError, StatefsError
 from statefs.ids import (
     CLONES_ROOT,
@@ -121,7 +122,7 @@ class Namespace:
         uid, gid = self._owner
         time_ns = time_ns or self._catalog.last_modified_ns
         times = (time_ns, time_ns, time_ns, time_ns)
-        return Inode((ino, 0, mode, nlink, uid, gid, 0, size, -(-size // 512), *times, 0, 0))
+        return Inode((ino, 0, mode, nlink, uid, gid, 0, size, blocks_of(size), *times, 0, 0))
 
     def node(self, node: int) -> Found:
         """Return any node outside current/.

@@ -25,7 +25,7 @@ from typing import Final, NamedTuple
 from statefs.config import Retention as Policy
 from statefs.errors import UsageError
 from statefs.hooks.results import CONSISTENCY_LABEL
-from statefs.snapshots import documents, naming
+from statefs.snapshots.documents import Pin
 
 SECOND_NS: Final = 1_000_000_000
 BEFORE: Final = "before-"
@@ -58,34 +58,6 @@ def require_rules(policy: Policy) -> None:
             "the retention policy is empty: set max_snapshots or a keep rule (keep_last,"
             " keep_daily, ...) in the section [retention] of statefs.toml"
         )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pin:
-    """Why a snapshot must not go, and who says so.
-
-    Args:
-        by: the user.
-        until_ns: when the pin ends; None for never.
-    """
-
-    by: str
-    reason: str
-    until_ns: int | None = None
-
-    @classmethod
-    def of(cls, pin: documents.Pin) -> Pin:
-        """Return a pin as snapshots' documents have it, with its times as numbers."""
-        until_ns = None if pin.until is None else naming.time_ns(pin.until)
-        return cls(by=pin.by, reason=pin.reason, until_ns=until_ns)
-
-    def holds(self, now_ns: int) -> bool:
-        """Return whether the pin has not ended."""
-        return self.until_ns is None or now_ns < self.until_ns
-
-    def __str__(self) -> str:
-        until = "" if self.until_ns is None else f" until {naming.iso_time(self.until_ns)}"
-        return f"pinned{until} by {self.by}: {self.reason}"
 
 
 class Candidate(NamedTuple):
@@ -226,9 +198,9 @@ def _fitting_label(pattern: str, labels: Mapping[str, str]) -> str | None:
 
 def _ended_pin(snapshot: Candidate, now_ns: int) -> list[str]:
     pin = snapshot.pin
-    if pin is None or pin.until_ns is None or pin.holds(now_ns):
+    if pin is None or pin.holds(now_ns):
         return []
-    return [f"the pin of {pin.by} ended {naming.iso_time(pin.until_ns)}"]
+    return [f"the pin of {pin.by} ended {pin.until}"]
 
 
 def _apply_keep_rules(

@@ -13,6 +13,7 @@ from typing import Final
 
 from statefs.content import rows
 from statefs.content.extents import Extent, cut, is_covered, overlay, pieces
+from statefs.content.objects import blocks_of
 from statefs.errors import PosixError
 from statefs.ids import LIVING, NOW, ObjectId
 from statefs.metadata.inodes import InodeFlag
@@ -26,8 +27,6 @@ NEVER_WRITTEN: Final = 0
 """The epoch of an object that is complete when it is made: it may be written in none."""
 FILE_MAX_BYTES: Final = 1 << 44
 """The largest file, 16 TiB as on ext4; the sum of half a million such still fits 64 bits."""
-BLOCK_BYTES: Final = 512
-"""The unit of st_blocks (stat(2))."""
 EXTENTS_MANY: Final = 4096
 """A file of more extents than this is worth merging (maintenance/merging.py); reading the list of
 so many takes some milliseconds."""
@@ -128,7 +127,7 @@ class FileData:
         else:
             table.temporal.end(INLINE, found[0], node.ino)
         self._resize(node, len(data))
-        node.blocks = -(-len(data) // BLOCK_BYTES)
+        node.blocks = blocks_of(len(data))
 
     def _resize(self, node: Node, size: int) -> None:
         if node.nlink:
@@ -401,19 +400,18 @@ class FileData:
         return number
 
     def blocks(self, node: Node) -> int:
-        """Return the space a file takes, in units of 512 bytes."""
+        """Return the space a file takes, in blocks (content/objects.py)."""
         if not node.flags & InodeFlag.EXTENTS:
-            return -(-int(node.size) // BLOCK_BYTES)
+            return blocks_of(node.size)
         extents = self.extents(node)
         if len(extents) > EXTENTS_COUNTED:
-            return -(-int(node.size) // BLOCK_BYTES)
+            return blocks_of(node.size)
         mapped: dict[int, int] = {}
         for start, end, number in pieces(extents, 0, node.size):
             if number:
                 mapped[number] = mapped.get(number, 0) + end - start
         return sum(
-            min(-(-size // BLOCK_BYTES), self._objects.blocks(number))
-            for number, size in mapped.items()
+            min(blocks_of(size), self._objects.blocks(number)) for number, size in mapped.items()
         )
 
     def settle(self, nodes: list[Node]) -> None:

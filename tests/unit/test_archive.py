@@ -402,4 +402,4 @@ def test_what_the_output_refuses_is_what_is_told(tmp_path: Path) -> None:
 def test_headers_name_the_limits_of_the_plain_block() -> None:
     """A stored size beyond eight gigabytes is in the extended header."""
     head = encode_member(Member(b"huge", FILE, size=9 << 30))
-    assert b" size=%d\n" % (9 << 30) in head and len(head) % headers.BLOCK_BYTES == 0
+    assert b" size=%d\n" % (9 << 30) in head and len(head) % headers.TAR_BLOCK_BYTES == 0

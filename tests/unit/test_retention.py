@@ -19,11 +19,12 @@ from hypothesis import strategies as st
 from statefs.config import Duration
 from statefs.config import Retention as Policy
 from statefs.errors import UsageError
+from statefs.snapshots.documents import Pin
+from statefs.snapshots.naming import iso_time
 from statefs.snapshots.retention import (
     NEWEST,
     Candidate,
     Decision,
-    Pin,
     decide,
     has_keep_rule,
     relieve,
@@ -48,6 +49,12 @@ def iso(time_ns: int) -> str:
 NOW: Final = at("2026-11-21T08:30")
 
 
+def pinned(by: str, reason: str, until_ns: int | None = None) -> Pin:
+    """Return a pin."""
+    until = None if until_ns is None else iso_time(until_ns)
+    return Pin(reason=reason, by=by, since="2025-11-30T00:00:00Z", until=until)
+
+
 def year() -> list[Candidate]:
     """Return a year's snapshots: every 40 minutes today, four a day last week, then fewer.
 
@@ -65,10 +72,10 @@ def year() -> list[Candidate]:
     made[2] = made[2]._replace(labels={"name": "new-year"})
     made[5] = made[5]._replace(labels={"release": "1.2"})
     made[8] = made[8]._replace(reason="before-upgrade")
-    pin = Pin(by="ada", reason="audit", until_ns=at("2027-01-01"))
+    pin = pinned("ada", "audit", at("2027-01-01"))
     made[10] = made[10]._replace(pin=pin)
-    made[12] = made[12]._replace(pin=Pin(by="bob", reason="court case"))
-    ended = Pin(by="eve", reason="demo", until_ns=at("2026-11-01"))
+    made[12] = made[12]._replace(pin=pinned("bob", "court case"))
+    ended = pinned("eve", "demo", at("2026-11-01"))
     made[20] = made[20]._replace(pin=ended)
     made[40] = made[40]._replace(reason="before-restore")
     return made
@@ -177,7 +184,7 @@ def without_room(snapshots: list[Candidate], policy: Policy, missing: int) -> li
 def test_lack_of_space_takes_the_oldest_and_spares_what_is_protected() -> None:
     """Neither the newest, nor pinned, nor labelled ones go, whatever the keep rules say."""
     snapshots = [
-        Candidate(1, 1, pin=Pin(by="ada", reason="audit")),
+        Candidate(1, 1, pin=pinned("ada", "audit")),
         Candidate(2, 2),
         Candidate(3, 3, labels={"name": "x"}),
         Candidate(4, 4),
@@ -200,7 +207,7 @@ def test_lack_of_space_costs_nothing_where_deleting_frees_nothing() -> None:
 
 
 pins = st.builds(
-    Pin,
+    pinned,
     by=st.just("ada"),
     reason=st.just("audit"),
     until_ns=st.none() | st.integers(NOW - DAY_NS, NOW + DAY_NS),

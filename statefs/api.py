@@ -175,13 +175,17 @@ class State:
 
         return copy_out(self, snapshot, Path(folder), list(paths))
 
-    def undo(self, *, force: bool = False) -> Document:
+    def undo(self, *, force: bool = False, of: str | None = None) -> Document:
         """Put back what the last restore, `try` or undo changed; returns what `restore` does.
+
+        Args:
+            of: the snapshot_id of the snapshot that a `try` took after its command: puts back
+                what that command changed, whatever came since.
 
         Raises:
             NoSuchSnapshot: there is nothing to undo. FilesInUse: see `restore`.
         """
-        told: Document = self._ask("undo", force=force)
+        told: Document = self._ask("undo", force=force, of=of)
         return told
 
     def clone(self, snapshot: str, name: str, path: str = "") -> Document:

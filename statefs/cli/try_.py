@@ -72,7 +72,7 @@ def command(
         )  # fmt: skip
         told: dict[str, Any] | None = None
         if exit_code and wants_rollback(on_failure, arguments, exit_code):
-            told = opened.undo(force=True)
+            told = opened.undo(force=True, of=after.snapshot_id)
     if as_json:
         document = {"before": plain(before), "after": plain(after), "rolledBack": told}
         print_json({**document, "exitCode": exit_code}, err=True)

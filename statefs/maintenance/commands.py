@@ -114,8 +114,10 @@ def _restore(
     return (yield from steps)
 
 
-def _undo(commands: Commands, _call: Call, *, force: bool) -> Steps[Document]:
-    return (yield from restoring.undo(commands.store, force=force))
+def _undo(
+    commands: Commands, _call: Call, *, force: bool, of: str | None = None
+) -> Steps[Document]:
+    return (yield from restoring.undo(commands.store, force=force, of=of))
 
 
 def _scrub(commands: Commands, call: Call, *, start: bool) -> Steps[Document]:

@@ -16,7 +16,7 @@ from statefs.content.objects import DISK_BLOCK_BYTES
 from statefs.errors import SnapshotPinned, UsageError
 from statefs.maintenance import saving
 from statefs.maintenance.steps import Steps
-from statefs.snapshots import naming
+from statefs.snapshots import naming, undoing
 from statefs.snapshots.catalog import DELETING, Snapshot
 from statefs.snapshots.documents import Pin
 from statefs.snapshots.retention import Candidate, Decision, decide, relieve
@@ -62,8 +62,10 @@ def planned(store: Store, *, with_sizes: bool) -> Steps[Plan]:
     policy = store.settings.read().retention
     shortages: list[tuple[int, str]] = yield lambda: shortages_of(store.layout.root, policy)
     snapshots = list(store.catalog.snapshots)
-    candidates = [_candidate(snapshot) for snapshot in snapshots]
-    decisions = decide(candidates, policy, store.clock.now_ns())
+    now_ns = store.clock.now_ns()
+    needed = undoing.needed(snapshots, now_ns)
+    candidates = [_candidate(each, needed.get(each.epoch, "")) for each in snapshots]
+    decisions = decide(candidates, policy, now_ns)
     sharing = None
     if with_sizes or shortages:
         sharing = yield lambda: sharing_of(store)
@@ -89,9 +91,9 @@ def prune(store: Store, *, dry_run: bool, with_sizes: bool = True) -> Steps[Plan
     return plan
 
 
-def _candidate(snapshot: Snapshot) -> Candidate:
+def _candidate(snapshot: Snapshot, needed: str) -> Candidate:
     created_ns, reason, labels = snapshot.created_ns, snapshot.reason, snapshot.labels
-    return Candidate(snapshot.epoch, created_ns, reason, labels, snapshot.pin)
+    return Candidate(snapshot.epoch, created_ns, reason, labels, snapshot.pin, needed)
 
 
 def document_of(plan: Plan, *, is_done: bool) -> dict[str, Any]:

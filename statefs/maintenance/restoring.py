@@ -18,6 +18,7 @@ from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
 from statefs.maintenance.saving import make_durable, publish
 from statefs.maintenance.steps import Steps
+from statefs.snapshots import undoing
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import Operation
 from statefs.snapshots.reports import path_text
@@ -122,19 +123,21 @@ def _refuse_writers(store: Store, scope: Scope) -> None:
 # What undoes it.
 
 
-def undo(store: Store, *, force: bool) -> Steps[dict[str, Any]]:
-    """Put back what the last restore, command (`statefs try`) or undo changed.
+def undo(store: Store, *, force: bool, of: str | None = None) -> Steps[dict[str, Any]]:
+    """Put back what a command (`statefs try`), or the last restore, command or undo changed.
+
+    Args:
+        of: the UUID of the snapshot that was taken after the command, whatever came since; None
+            for the last operation.
 
     Raises:
         NoSuchSnapshot: there is nothing to undo, or what it needs has been deleted.
     """
-    last = next(
-        (each for each in reversed(store.catalog.snapshots) if each.operation is not None), None
-    )
-    if last is None:
+    undone = undoing.last_operation(store.catalog.snapshots) if of is None else _by_uuid(store, of)
+    if undone is None or undone.operation is None:
         raise NoSuchSnapshot("nothing to undo: no restore and no 'statefs try' was made here")
-    before, scope = _undone(store, last)
-    operation = Operation(kind="undo", phase="before", other=last.uuid)
+    before, scope = _undone(store, undone)
+    operation = Operation(kind="undo", phase="before", other=undone.uuid)
     return (yield from bring_back(store, before, scope, operation, force=force))
 
 

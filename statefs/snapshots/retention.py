@@ -3,8 +3,9 @@
 * A keep rule wants some snapshots. Where any keep rule is set, a snapshot that none wants goes;
   where none is set, every one stays, up to `max_snapshots`.
 * `max_snapshots` comes after the keep rules: the oldest go first.
-* A protected snapshot is never removed: it is pinned, has a label of `keep_labels`, or is labelled
-  or taken before something risky while the policy protects those.
+* A protected snapshot is never removed: it is pinned, has a label of `keep_labels`, the way back
+  from something needs it, or it is labelled or taken before something risky while the policy
+  protects those.
 * The newest is never removed. A rule of periods that is not filled yet keeps the oldest, too.
 * Hours, days, ISO weeks and months are those of UTC, as in the snapshots' names.
 * `relative_to = "now"` counts the hours, days ... up to now, and ages from now; `"newest"` counts
@@ -61,13 +62,17 @@ def require_rules(policy: Policy) -> None:
 
 
 class Candidate(NamedTuple):
-    """What the rules need to know of a snapshot; `epoch` orders and names it."""
+    """What the rules need to know of a snapshot; `epoch` orders and names it.
+
+    `needed` says in words why the way back from an operation needs it, if it does.
+    """
 
     epoch: int
     created_ns: int
     reason: str = "manual"
     labels: Mapping[str, str] = {}  # never written to
     pin: Pin | None = None
+    needed: str = ""
 
 
 @dataclass
@@ -176,6 +181,8 @@ def _protected(snapshot: Candidate, policy: Policy, now_ns: int) -> Decision:
     decision = Decision(snapshot.epoch)
     if snapshot.pin is not None and snapshot.pin.holds(now_ns):
         decision.want(str(snapshot.pin), protected=True)
+    if snapshot.needed:
+        decision.want(snapshot.needed, protected=True)
     for pattern in policy.keep_labels:
         fitting = _fitting_label(pattern, snapshot.labels)
         if fitting is not None:

@@ -8,11 +8,15 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import statefs
+from statefs.api import State
+from statefs.cli import app
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
+from statefs.snapshots.documents import SnapshotDocument
 from tests.harness.mounted_state import MountedState
 
 BIG = 300_000
@@ -264,6 +268,32 @@ def test_a_command_that_fails_is_rolled_back(own_state: MountedState) -> None:
     assert done.returncode == 3
     assert "failed with 3" in done.stderr and "put back what it changed: 3 paths" in done.stderr
     assert (files / "a").read_text() == "one" and not (files / "b").exists()
+
+
+def test_a_rollback_is_of_its_own_command(
+    own_state: MountedState, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A restore and another command come between its second snapshot and the rollback."""
+    files = own_state.files
+    for name in ("mine", "theirs", "restored"):
+        (files / name).write_text("old")
+    first = own_state.save()
+    really_save = State.save
+
+    def save_and_be_overtaken(self: State, *words: Any, **named: Any) -> SnapshotDocument:
+        saved = really_save(self, *words, **named)
+        if named.get("operation", {}).get("phase") == "after":
+            (files / "restored").write_text("new")
+            run("restore", own_state.state, first, "files/restored")
+            run("try", own_state.state, "--", "sh", "-c", f"echo new > {files}/theirs")
+        return saved
+
+    monkeypatch.setattr(State, "save", save_and_be_overtaken)
+    words = ["try", str(own_state.state), "--on-failure", "rollback", "--"]
+    assert app.run([*words, "sh", "-c", f"echo new > {files}/mine; exit 3"]) == 3
+    assert (files / "mine").read_text() == "old"
+    assert (files / "theirs").read_text() == "new\n"
+    assert (files / "restored").read_text() == "old"
 
 
 def test_a_command_is_undone_later(own_state: MountedState) -> None:

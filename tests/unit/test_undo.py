@@ -10,6 +10,7 @@ from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance import steps
 from statefs.maintenance.commands import Commands
+from statefs.snapshots import undoing
 from statefs.snapshots.restore_plan import parsed_paths, quoted, unquoted
 from statefs.volume.attributes import AttributeChange
 from tests.unit.engine_store import FILE, ME, EngineStore
@@ -105,6 +106,48 @@ def test_undo_after_try_undoes_just_what_the_command_changed(engine: EngineStore
     assert names(engine, folder) == [b"later"]
     assert engine.node(folder).mode & 0o777 == engine.node(TREE_ROOT).mode & 0o777 == 0o755
     assert engine.names.lookup(TREE_ROOT, b"top").is_file
+
+
+def test_a_command_is_rolled_back_by_its_own_snapshots(engine: EngineStore) -> None:
+    """Not the newest operation: another command has ended since, and something was restored."""
+    one, two, three = (engine.file(name, b"old") for name in ("one", "two", "three"))
+    save(engine, kind="try", phase="before")  # of a command that was killed
+    first = save(engine, kind="try", phase="before")
+    engine.data.write(one, 0, b"ONE")
+    second = save(engine, kind="try", phase="before")
+    ended = save(engine, kind="try", phase="after", other=first["snapshotId"])
+    engine.data.write(two, 0, b"TWO")
+    engine.data.write(three, 0, b"new")
+    restore(engine, first["name"], "three")
+    engine.file("later", b"")
+    save(engine, kind="try", phase="after", other=second["snapshotId"])
+    told = ask(engine, "undo", force=True, of=ended["snapshotId"])
+    assert [each["path"] for each in told["changes"]] == ["one"]
+    assert [engine.content(each) for each in (one, two, three)] == [b"old", b"TWO", b"old"]
+    assert engine.names.lookup(TREE_ROOT, b"later").is_file
+    ask(engine, "undo", force=True)
+    assert engine.content(one) == b"ONE"
+
+
+def test_pruning_leaves_what_undo_needs_for_a_day(engine: EngineStore) -> None:
+    """The snapshot before a command that runs, and both when it has ended; then they may go."""
+    engine.store.layout.config.write_text("[retention]\nkeep_last = 1\nmax_snapshots = 1\n")
+    file = engine.file("f", b"old")
+    before = save(engine, kind="try", phase="before")
+    save(engine)
+    kept = ask(engine, "prune", dry_run=False)["snapshots"]
+    assert kept[0]["reasons"] == [undoing.FOR_TRY]
+    engine.data.write(file, 0, b"new")
+    save(engine, kind="try", phase="after", other=before["snapshotId"])
+    save(engine)
+    kept = ask(engine, "prune", dry_run=False)["snapshots"]
+    assert [each["reasons"][0] for each in kept if each["keep"]] == [
+        undoing.FOR_UNDO, undoing.FOR_UNDO, "newest",
+    ]  # fmt: skip
+    ask(engine, "undo", force=True)
+    assert engine.content(file) == b"old"
+    engine.clock.time_ns += undoing.KEPT_NS
+    assert ask(engine, "prune", dry_run=False)["removed"] == 3
 
 
 def test_a_changed_folder_that_has_gone_since_is_not_made_again(engine: EngineStore) -> None:

@@ -42,7 +42,12 @@ class PastTree:
         self.epoch = epoch
         self._inodes: dict[int, PastInode] = {}
         self._last_read: tuple[int, list[Extent]] = (0, [])
-        self._runtime = past_entry(database, TREE_ROOT, RUNTIME, epoch)
+        self._has_runtime_folder = self._is_folder(TREE_ROOT, RUNTIME)
+
+    def _is_folder(self, parent: int, name: bytes) -> bool:
+        entry = past_entry(self._database, parent, name, self.epoch)
+        row = None if entry is None else past_row(self._database, entry.ino, self.epoch)
+        return row is not None and Inode(row).is_dir
 
     def inode(self, ino: int) -> PastInode:
         """Return an inode as it was.
@@ -57,7 +62,7 @@ class PastTree:
         if row is None:
             raise PosixError(errno.ESTALE)
         inode = self._remember(PastInode(row))
-        if ino == TREE_ROOT and self._runtime is not None:
+        if ino == TREE_ROOT and self._has_runtime_folder:
             inode.nlink -= 1
         return inode
 

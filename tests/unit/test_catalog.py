@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import stat
 import threading
 
 import pytest
@@ -315,3 +316,20 @@ def test_a_sync_in_a_thread_may_go_on_beside_changes(engine: EngineStore) -> Non
         done.set()
         thread.join()
     assert errors == []
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "link", "nothing"])
+def test_the_past_root_has_the_links_of_what_it_shows(engine: EngineStore, kind: str) -> None:
+    """Two, and one for each folder: runtime is not shown, and it may be no folder."""
+    runtime = engine.names.lookup(TREE_ROOT, RUNTIME).ino
+    for _, name, _ in engine.names.listing(runtime, 0, 100):
+        engine.names.unlink(runtime, name)
+    if kind != "folder":
+        engine.names.rmdir(TREE_ROOT, RUNTIME)
+    if kind == "file":
+        engine.file("runtime", b"x")
+    elif kind == "link":
+        engine.names.create(TREE_ROOT, RUNTIME, stat.S_IFLNK | 0o777, ME, target=b"files")
+    root = engine.past(engine.save()).inode(TREE_ROOT)
+    shown = engine.past(engine.save()).listing(TREE_ROOT, 0, 100)
+    assert root.nlink == 2 + sum(inode.is_dir for _, _, inode in shown)

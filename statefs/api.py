@@ -175,17 +175,24 @@ class State:
 
         return copy_out(self, snapshot, Path(folder), list(paths))
 
-    def undo(self, *, force: bool = False, of: str | None = None) -> Document:
-        """Put back what the last restore, `try` or undo changed; returns what `restore` does.
+    def undo(
+        self, *, force: bool = False, dry_run: bool = False, of: str | None = None
+    ) -> Document:
+        """Put back what the last restore, `try` or undo changed.
 
         Args:
+            force, dry_run: as of `restore`.
             of: the snapshot_id of the snapshot that a `try` took after its command: puts back
                 what that command changed, whatever came since.
+
+        Returns:
+            What `restore` does; `exact`, false where it is not known any more what was changed:
+            then all that changed until `until`, a snapshot or current, is put back.
 
         Raises:
             NoSuchSnapshot: there is nothing to undo. FilesInUse: see `restore`.
         """
-        told: Document = self._ask("undo", force=force, of=of)
+        told: Document = self._ask("undo", force=force, dry_run=dry_run, of=of)
         return told
 
     def clone(self, snapshot: str, name: str, path: str = "") -> Document:

@@ -9,7 +9,7 @@ import click
 from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
-from statefs.cli.output import print_json
+from statefs.cli.output import print_json, warn
 from statefs.cli.restore import print_restored
 from statefs.target import find_target
 
@@ -19,22 +19,31 @@ from statefs.target import find_target
     short_help="Put back what the last restore or try changed.",
     examples=[
         "statefs undo state",
+        "statefs undo state --dry-run",
         "statefs undo state && statefs undo state    back and forth again",
     ],
 )
 @state_argument
 @store_option
+@click.option("--dry-run", is_flag=True, help="Only show what would change.")
 @click.option("--force", is_flag=True, help="Although programs have files open for writing there.")
 @json_option
-def command(state: Path | None, store: Path | None, force: bool, as_json: bool) -> None:
+def command(
+    state: Path | None, store: Path | None, dry_run: bool, force: bool, as_json: bool
+) -> None:
     """Put back in STATE/current what the last restore, 'statefs try' or undo changed.
 
     Only those paths: what was changed elsewhere since stays. What is replaced is saved first, so
-    a second undo takes the first one back.
+    a second undo takes the first one back. The snapshot that was restored may be gone by then.
     """
     with api.open_target(find_target(state, store)) as opened:
-        told = opened.undo(force=force)
+        told = opened.undo(force=force, dry_run=dry_run)
+    if not told["exact"]:
+        warn(
+            "what was changed then is not known any more: this is all that changed between"
+            f" {told['restored']} and {told['until']}"
+        )
     if as_json:
         print_json(told)
     else:
-        print_restored(told)
+        print_restored(told, dry_run=dry_run)

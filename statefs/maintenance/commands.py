@@ -114,10 +114,8 @@ def _restore(
     return (yield from steps)
 
 
-def _undo(
-    commands: Commands, _call: Call, *, force: bool, of: str | None = None
-) -> Steps[Document]:
-    return (yield from restoring.undo(commands.store, force=force, of=of))
+def _undo(commands: Commands, _call: Call, **arguments: Any) -> Steps[Document]:
+    return (yield from restoring.undo(commands.store, **arguments))
 
 
 def _scrub(commands: Commands, call: Call, *, start: bool) -> Steps[Document]:

@@ -7,6 +7,8 @@
   * plan, restore: one critical section, one transaction.
 
 * refresh: the kernel asks anew for what it had cached.
+
+What was changed is noted beside the documents, so that undo needs the safety snapshot alone.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ from statefs.maintenance.saving import make_durable, publish
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.documents import Operation
+from statefs.snapshots.documents import ChangedPaths, Operation
+from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import path_text
 from statefs.snapshots.restore import restore
 from statefs.snapshots.restore_plan import (
@@ -29,6 +32,7 @@ from statefs.snapshots.restore_plan import (
     Planner,
     Scope,
     parsed_paths,
+    quoted,
     unquoted,
 )
 from statefs.snapshots.views import PastTree
@@ -64,7 +68,7 @@ def bring_back(
         UsageError: a path is not in the snapshot. FilesInUse: see `force`. OSError: the disk.
     """
     yield store.host.write_back
-    plan = _plan(store, snapshot, scope)
+    plan = _planner(store, snapshot, scope).plan()
     if dry_run or plan.is_empty:
         return _told(snapshot, None, plan)
     if not force:
@@ -74,17 +78,20 @@ def bring_back(
     with store.host.held():
         pending = store.catalog.begin("before-restore", "", {}, operation)
         saved = yield from make_durable(store, pending)
-        plan = _plan(store, snapshot, scope)
+        planner = _planner(store, snapshot, scope)
+        plan = planner.plan()
+        changed = _changed(planner, plan)
         restored = store.freeing(partial(restore, store.volume.table, plan))
     yield lambda: store.host.refresh(restored)
+    yield lambda: store.write_changed(saved, _noted(changed))
     yield store.database.sync
     yield from publish(store)
     return _told(snapshot, saved, plan)
 
 
-def _plan(store: Store, snapshot: Snapshot, scope: Scope) -> Plan:
+def _planner(store: Store, snapshot: Snapshot, scope: Scope) -> Planner:
     store.settle()
-    return Planner(store.database, snapshot.epoch, NOW, scope).plan()
+    return Planner(store.database, snapshot.epoch, NOW, scope)
 
 
 def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, Any]:
@@ -123,62 +130,114 @@ def _refuse_writers(store: Store, scope: Scope) -> None:
 # What undoes it.
 
 
-def undo(store: Store, *, force: bool, of: str | None = None) -> Steps[dict[str, Any]]:
+def undo(
+    store: Store, *, force: bool, of: str | None = None, dry_run: bool = False
+) -> Steps[dict[str, Any]]:
     """Put back what a command (`statefs try`), or the last restore, command or undo changed.
 
     Args:
         of: the UUID of the snapshot that was taken after the command, whatever came since; None
             for the last operation.
+        force, dry_run: as of `bring_back`.
+
+    Returns:
+        As `bring_back`; and `exact`, whether just that is put back. Where it is not known any more,
+        all that changed from then until `until` is, the next snapshot or current.
 
     Raises:
-        NoSuchSnapshot: there is nothing to undo, or what it needs has been deleted.
+        NoSuchSnapshot: there is nothing to undo, or what it goes back to has been deleted.
     """
     undone = undoing.last_operation(store.catalog.snapshots) if of is None else _by_uuid(store, of)
     if undone is None or undone.operation is None:
         raise NoSuchSnapshot("nothing to undo: no restore and no 'statefs try' was made here")
-    before, scope = _undone(store, undone)
+    before, scope, until = yield from _undone(store, undone)
     operation = Operation(kind="undo", phase="before", other=undone.uuid)
-    return (yield from bring_back(store, before, scope, operation, force=force))
+    told = yield from bring_back(store, before, scope, operation, force=force, dry_run=dry_run)
+    return told | {"exact": until is None, "until": until}
 
 
-def _undone(store: Store, snapshot: Snapshot) -> tuple[Snapshot, Scope]:
-    """Return the snapshot that holds what an operation replaced, and what it changed."""
+def _undone(store: Store, snapshot: Snapshot) -> Steps[tuple[Snapshot, Scope, str | None]]:
+    """Return what holds what an operation replaced, what it changed, and None.
+
+    Where it is not known what it changed: what changed until a later moment, and that one's name.
+    """
     operation = snapshot.operation
     assert operation is not None
-    other = _by_uuid(store, operation.other)
-    if operation.kind == "undo":
-        return snapshot, _undone(store, other)[1]
-    if operation.kind == "try" and operation.phase == "after":
-        return other, _changed_between(store, other, snapshot, Scope())
     if operation.kind == "try":
-        raise UsageError(
-            f"'statefs try' has not come to its end: 'statefs restore' of {snapshot.name} goes"
-            " back to before its command"
-        )
-    scope = Scope(parsed_paths(map(unquoted, operation.paths)))
-    return snapshot, _changed_between(store, snapshot, other, scope)
+        before = _before_command(store, snapshot, operation)
+        return before, _changed_between(store, before, snapshot, Scope()), None
+    noted: ChangedPaths | None = yield lambda: store.read_changed(snapshot)
+    if noted is not None:
+        return snapshot, _scope_of(noted), None
+    # Noted by no version before this one, and not where the power failed at that moment.
+    scope = Scope(parsed_paths(map(unquoted, operation.paths)), may_be_missing=True)
+    other = _find(store, operation.other)
+    if other is not None and operation.kind == "restore":
+        return snapshot, _changed_between(store, snapshot, other, scope), None
+    if other is not None:
+        _, scope, until = yield from _undone(store, other)
+        return snapshot, scope, until
+    following = [each for each in store.catalog.snapshots if each.epoch > snapshot.epoch]
+    until = following[0].name if following else CURRENT
+    store.settle()
+    newer = following[0].epoch if following else NOW
+    planner = Planner(store.database, snapshot.epoch, newer, scope)
+    return snapshot, _changed(planner, planner.plan()), until
+
+
+def _before_command(store: Store, snapshot: Snapshot, operation: Operation) -> Snapshot:
+    """Return the snapshot before a command, of the one after it."""
+    if operation.phase == "after":
+        return _by_uuid(store, operation.other)
+    raise UsageError(
+        f"'statefs try' has not come to its end: 'statefs restore' of {snapshot.name} goes"
+        " back to before its command"
+    )
+
+
+def _find(store: Store, uuid: str | None) -> Snapshot | None:
+    return next((each for each in store.catalog.snapshots if each.uuid == uuid), None)
 
 
 def _by_uuid(store: Store, uuid: str | None) -> Snapshot:
-    for snapshot in store.catalog.snapshots:
-        if snapshot.uuid == uuid:
-            return snapshot
-    raise NoSuchSnapshot(
-        "the snapshot that the last operation goes back to is deleted: choose one by"
-        " 'statefs list' and restore it"
-    )
+    found = _find(store, uuid)
+    if found is None:
+        raise NoSuchSnapshot(
+            "a snapshot that was taken for this command is deleted: choose one by 'statefs list'"
+            " and restore it"
+        )
+    return found
 
 
 def _changed_between(store: Store, one: Snapshot, other: Snapshot, scope: Scope) -> Scope:
-    """Return what of a scope differs between two snapshots.
-
-    A folder that is the same in both changed when a name in it came or went: what else it holds is
-    not in the scope for that.
-    """
+    """Return what of a scope differs between two snapshots."""
     older, newer = sorted((one, other), key=lambda each: each.epoch)
     planner = Planner(store.database, older.epoch, newer.epoch, scope)
-    paths = planner.plan().paths
+    return _changed(planner, planner.plan())
+
+
+def _changed(planner: Planner, plan: Plan) -> Scope:
+    """Return what a plan changes; its changes are not made yet.
+
+    A folder that stays the same one changed when a name in it came or went: what else it holds is
+    not in the scope for that.
+    """
     alone = frozenset(
-        path for path, what in paths.items() if what == CHANGED and planner.is_same_folder(path)
+        path
+        for path, what in plan.paths.items()
+        if what == CHANGED and planner.is_same_folder(path)
     )
-    return Scope(frozenset(paths) - alone, alone, may_be_missing=True)
+    return Scope(frozenset(plan.paths) - alone, alone, may_be_missing=True)
+
+
+def _noted(changed: Scope) -> ChangedPaths:
+    paths, folders = (sorted(map(quoted, each or ())) for each in (changed.paths, changed.alone))
+    return ChangedPaths(paths=paths, folders=folders)
+
+
+def _scope_of(noted: ChangedPaths) -> Scope:
+    paths, folders = (
+        frozenset(unquoted(each).encode("utf-8", "surrogateescape") for each in words)
+        for words in (noted.paths, noted.folders)
+    )
+    return Scope(paths, folders, may_be_missing=True)

@@ -79,7 +79,7 @@ def abandon(store: Store, pending: Snapshot) -> None:
     store.owes_index = True  # it tells when the list of snapshots was touched last
     with suppress(OSError, PosixError):
         store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
-        store.document_path(pending).unlink(missing_ok=True)
+        store.remove_documents(pending)
 
 
 def delete(store: Store, snapshot: Snapshot) -> Steps[Snapshot]:
@@ -107,7 +107,7 @@ def delete_all(store: Store, snapshots: Sequence[Snapshot]) -> Steps[None]:
         store.owes_index = True  # until `publish` has come to its end
     yield store.database.sync
     for snapshot in snapshots:
-        store.document_path(snapshot).unlink(missing_ok=True)
+        store.remove_documents(snapshot)
     yield from publish(store)
     store.host.space_changed()
 

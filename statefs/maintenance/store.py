@@ -26,7 +26,7 @@ from statefs.config import ConfigFile
 from statefs.content.objects import FOLDERS, ObjectFiles
 from statefs.content.reserve import FULL, Reserve
 from statefs.durable import sync_folder, write_file
-from statefs.errors import InvalidConfig, NoSuchStore, PosixError
+from statefs.errors import CorruptStore, InvalidConfig, NoSuchStore, PosixError
 from statefs.ids import CLONES_ROOT, DELETED_CLONES, FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
 from statefs.locking import boot_id
@@ -41,7 +41,7 @@ from statefs.metadata.connection import Database, Reader, create_database
 from statefs.mounts import Writer
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.clones import Clones
-from statefs.snapshots.documents import encode
+from statefs.snapshots.documents import ChangedPaths, encode
 from statefs.snapshots.namespace import Namespace
 from statefs.snapshots.restore import Restored
 from statefs.snapshots.runtime import NEW_DOCUMENTS
@@ -340,6 +340,40 @@ class Store:
         """Write a snapshot's metadata.json; before it is complete, so that a listed one has it."""
         write_file(self.document_path(snapshot), encode(snapshot.document()))
 
+    def _changed_path(self, snapshot: Snapshot) -> Path:
+        return self.layout.snapshots / f"{snapshot.name}.changed"
+
+    def write_changed(self, snapshot: Snapshot, changed: ChangedPaths) -> None:
+        """Write beside a snapshot's document what was changed right after it was taken.
+
+        Where the disk is full it is not: then `undo` finds out by comparing.
+        """
+        try:
+            self.freeing(lambda: write_file(self._changed_path(snapshot), encode(changed)))
+        except OSError as error:
+            if error.errno not in FULL:
+                raise
+            log.warning("what the restore changed is not noted: %s", error)
+
+    def read_changed(self, snapshot: Snapshot) -> ChangedPaths | None:
+        """Return what was changed right after a snapshot was taken, None where nobody noted it.
+
+        Raises:
+            CorruptStore: the file cannot be read.
+        """
+        path = self._changed_path(snapshot)
+        try:
+            return msgspec.json.decode(path.read_bytes(), type=ChangedPaths)
+        except FileNotFoundError:
+            return None
+        except msgspec.MsgspecError as error:
+            raise CorruptStore(f"{path} is damaged: {error}") from error
+
+    def remove_documents(self, snapshot: Snapshot) -> None:
+        """Remove the plain files of a snapshot that is gone."""
+        for path in (self.document_path(snapshot), self._changed_path(snapshot)):
+            path.unlink(missing_ok=True)
+
     def write_index(self, data: bytes) -> None:
         """Write index.json; may run in a thread.
 
@@ -366,7 +400,8 @@ class Store:
         for path, snapshot in wanted.items():
             if not path.exists() or path.read_bytes() != encode(snapshot.document()):
                 self.write_document(snapshot)
-        for path in set(self.layout.snapshots.iterdir()) - wanted.keys():
+        kept = {*wanted, *map(self._changed_path, self.catalog.snapshots)}
+        for path in set(self.layout.snapshots.iterdir()) - kept:
             path.unlink()
         self.write_index(self.namespace.index_bytes())
 

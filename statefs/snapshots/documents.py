@@ -61,6 +61,18 @@ class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_
     exit_code: int | None = None
 
 
+class ChangedPaths(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """snapshots/NAME.changed: what the restore, or undo, changed that snapshot NAME was taken for.
+
+    Args:
+        paths: relative to current/, each with all below it, written as those of `Operation`.
+        folders: those that changed alone, without what they hold; the root's is empty.
+    """
+
+    paths: list[str]
+    folders: list[str]
+
+
 class Pin(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     """Why a snapshot may not be deleted, who says so, since when, until when (null: for good)."""
 

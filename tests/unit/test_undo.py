@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from statefs.durable import write_file
 from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT
-from statefs.maintenance import steps
+from statefs.maintenance import steps, store
 from statefs.maintenance.commands import Commands
 from statefs.snapshots import undoing
 from statefs.snapshots.restore_plan import parsed_paths, quoted, unquoted
@@ -181,3 +184,79 @@ def test_a_path_below_another_one_of_the_same_restore(engine: EngineStore) -> No
     assert names(engine, place) == [b"f"]
     assert engine.content(engine.names.lookup(place, b"f").ino) == b"old"
     assert engine.problems() == []
+
+
+def changed_files(engine: EngineStore) -> list[str]:
+    """Return the names of snapshots for which it is noted what was changed."""
+    return sorted(path.stem for path in engine.store.layout.snapshots.glob("*.changed"))
+
+
+def test_undo_needs_the_safety_snapshot_alone(engine: EngineStore) -> None:
+    """The one that was restored is deleted: just what the restore changed comes back all the same.
+
+    A second undo, and what is noted, likewise.
+    """
+    folder = engine.folder("d")
+    one, two = engine.file("one", b"old", folder), engine.file("two", b"old", folder)
+    name = save(engine)["name"]
+    engine.data.write(one, 0, b"new")
+    engine.file("m\xe4de", b"", folder)
+    saved = restore(engine, name)["saved"]
+    engine.data.write(two, 0, b"TWO")
+    engine.file("later", b"", folder)
+    save(engine)
+    ask(engine, "delete", snapshot=name)
+    shown = ask(engine, "undo", force=True, dry_run=True)
+    assert [each["path"] for each in shown["changes"]] == ["d", "d/m\xe4de", "d/one"]
+    told = ask(engine, "undo", force=True)
+    assert told == shown | {"saved": told["saved"]} and told["exact"] and told["until"] is None
+    assert names(engine, folder) == [b"later", "m\xe4de".encode(), b"one", b"two"]
+    assert (engine.content(one), engine.content(two)) == (b"new", b"TWO")
+    ask(engine, "delete", snapshot=saved)
+    assert changed_files(engine) == [told["saved"]]
+    ask(engine, "undo", force=True)
+    assert names(engine, folder) == [b"later", b"one", b"two"]
+    assert (engine.content(one), engine.content(two)) == (b"old", b"TWO")
+    assert engine.problems() == []
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_what_was_not_noted_is_found_by_comparing(engine: EngineStore, is_saved: bool) -> None:
+    """With what was restored; where that is gone, with what came next, and it is said."""
+    one, two = engine.file("one", b"old"), engine.file("two", b"old")
+    other = engine.file("other", b"old")
+    name = save(engine)["name"]
+    engine.data.write(one, 0, b"new")
+    saved = restore(engine, name, "one", "two")["saved"]
+    (engine.store.layout.snapshots / f"{saved}.changed").unlink()
+    for each in (two, other):
+        engine.data.write(each, 0, b"now")
+    shown = ask(engine, "undo", force=True, dry_run=True)
+    assert [each["path"] for each in shown["changes"]] == ["one"] and shown["exact"]
+    until = save(engine)["name"] if is_saved else "current"
+    ask(engine, "delete", snapshot=name)
+    told = ask(engine, "undo", force=True)
+    assert [each["path"] for each in told["changes"]] == ["one", "two"]
+    assert (told["exact"], told["until"]) == (False, until)
+    assert [engine.content(each) for each in (one, two, other)] == [b"new", b"old", b"now"]
+
+
+def test_a_full_disk_keeps_no_restore_from_being_done(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What it changed is not noted then, and the log says so; undo compares."""
+    file = engine.file("f", b"old")
+    name = save(engine)["name"]
+    engine.data.write(file, 0, b"new")
+
+    def refuse(path: Path, data: bytes) -> None:
+        if path.suffix == ".changed":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write_file(path, data)
+
+    monkeypatch.setattr(store, "write_file", refuse)
+    restore(engine, name)
+    assert "not noted" in caplog.text
+    assert engine.content(file) == b"old"
+    assert ask(engine, "undo", force=True)["exact"]
+    assert engine.content(file) == b"new"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 import msgspec
@@ -16,6 +17,7 @@ from statefs.maintenance.verify.reading import Reading
 from statefs.snapshots import naming
 from statefs.snapshots.catalog import COMPLETE, DELETING, PENDING, SLOTS, Snapshot
 from statefs.snapshots.documents import (
+    ChangedPaths,
     IndexDocument,
     IndexEntry,
     SnapshotDocument,
@@ -159,9 +161,19 @@ def check_documents(reading: Reading) -> Iterator[str]:
         else:
             if document != snapshot.document():
                 yield f"snapshots/{path.name} does not say what the database says"
-    wanted = {f"{snapshot.name}.json" for snapshot in reading.snapshots}
+        yield from _changed_troubles(folder / f"{snapshot.name}.changed")
+    wanted = {f"{each.name}{kind}" for each in reading.snapshots for kind in (".json", ".changed")}
     for name in sorted({path.name for path in folder.glob("*")} - wanted):
         yield f"snapshots/{name} belongs to no snapshot"
+
+
+def _changed_troubles(path: Path) -> Iterator[str]:
+    try:
+        msgspec.json.decode(path.read_bytes(), type=ChangedPaths)
+    except FileNotFoundError:
+        return  # of a snapshot that was taken for no restore
+    except (OSError, ValueError) as error:
+        yield f"snapshots/{path.name} cannot be read: {error}"
 
 
 def _index_troubles(reading: Reading, shown: list[Snapshot]) -> Iterator[str]:

@@ -7,13 +7,13 @@ statefs.toml is wrong nothing is saved or pruned by itself, and the log says so 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import apsw
 import trio
 
 from statefs.config import Config, Retention
+from statefs.daemon.tasks import Alone
 from statefs.errors import InvalidConfig, StatefsError
 from statefs.maintenance import pruning, saving, steps
 from statefs.maintenance.steps import Steps
@@ -34,7 +34,6 @@ ROOM_SECONDS: Final = 10.0
 ROOM_SHARE: Final = 50
 """Adding up what a large store takes may be slow: the pause after it is so many times as long."""
 
-Alone = Callable[[Steps[Any]], Awaitable[Any]]
 REFUSALS: Final = (StatefsError, OSError, apsw.Error)
 """What a save or a prune may end with; the mount goes on."""
 

@@ -108,24 +108,30 @@ class Scrubber:
         Returns:
             What was found; None when nobody waits for it any more.
         """
-        store, started_ns = self._store, self._store.clock.now_ns()
-        reading = Rereading(store)
         try:
-            while not reading.is_done:
-                rate = self._config().scrub.rate_bytes_per_second
-                limit = max(READ_BYTES, min(READ_BYTES_PER_STEP, rate // STEPS_A_SECOND))
-                before, began = reading.bytes_done, time.monotonic()
-                yield partial(reading.step, limit)
-                self.progress = reading.progress("scrubbing")
-                due = began + (reading.bytes_done - before) / rate
-                while (pause := due - time.monotonic()) > 0:
-                    yield partial(time.sleep, min(pause, PAUSE_SECONDS_MAX))
-                    if call is not None and not call.is_wanted:
-                        return None
-                if call is not None:
-                    call.report(self.progress)
+            return (yield from self._scrub(call))
+        except Exception:
+            self.failures += 1
+            raise
         finally:
             self.progress = {}
+
+    def _scrub(self, call: Call | None) -> Steps[ScrubReport | None]:
+        store, started_ns = self._store, self._store.clock.now_ns()
+        reading = Rereading(store)
+        while not reading.is_done:
+            rate = self._config().scrub.rate_bytes_per_second
+            limit = max(READ_BYTES, min(READ_BYTES_PER_STEP, rate // STEPS_A_SECOND))
+            before, began = reading.bytes_done, time.monotonic()
+            yield partial(reading.step, limit)
+            self.progress = reading.progress("scrubbing")
+            due = began + (reading.bytes_done - before) / rate
+            while (pause := due - time.monotonic()) > 0:
+                yield partial(time.sleep, min(pause, PAUSE_SECONDS_MAX))
+                if call is not None and not call.is_wanted:
+                    return None
+            if call is not None:
+                call.report(self.progress)
         unsealed = [each.name for each in store.catalog.snapshots if each.state_digest is None]
         ended_ns = store.clock.now_ns()
         report = ScrubReport(

@@ -212,7 +212,7 @@ class Handlers:
         await self._told(self.service._durability.sync_everything)
 
     async def _checkpoint(self) -> None:
-        await self._told(self.service._checkpoint)
+        await self._told(self.service._tasks.move_log)
 
     async def _collect(self) -> None:
         async def collecting() -> None:

@@ -7,11 +7,10 @@ databases can be read, those between are left out.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
-from typing import Any, Final
 
 import trio
 
+from statefs.daemon.tasks import Alone, Bell, in_threads
 from statefs.errors import InvalidConfig, StatefsError
 from statefs.maintenance import checking
 from statefs.maintenance.steps import Steps
@@ -20,25 +19,19 @@ from statefs.snapshots.catalog import Snapshot
 
 log = logging.getLogger(__name__)
 
-TICK_SECONDS: Final = 1.0
-"""How often it is looked whether there is a new snapshot."""
 
-Runs = Callable[[Steps[Any]], Awaitable[Any]]
-
-
-class Verifier:
+class Checker:
     """Checks the new snapshots of one mounted store.
 
     Args:
         store: opened under its lock.
-        beside: runs an operation while others go on.
-        alone: runs one while no other one changes the list of snapshots.
+        alone: runs an operation while no other one changes the list of snapshots.
     """
 
-    def __init__(self, store: Store, beside: Runs, alone: Runs) -> None:
+    def __init__(self, store: Store, alone: Alone) -> None:
         self._store = store
-        self._beside = beside
         self._alone = alone
+        self.news = Bell()
         self._is_wanted = True
         newest = self._newest()
         self._looked_at = newest.epoch if newest else 0
@@ -52,7 +45,7 @@ class Verifier:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._note_the_end)
             while True:
-                await trio.sleep(TICK_SECONDS)
+                await self.news.heard()
                 newest = self._newest()
                 if newest is not None and newest.epoch > self._looked_at:
                     self._looked_at = newest.epoch
@@ -79,7 +72,7 @@ class Verifier:
             return
         listener = checking.Listener(lambda _: None, lambda: self._is_wanted)
         try:
-            report = await self._beside(checking.check(self._store, snapshot, listener, folders))
+            report = await in_threads(checking.check(self._store, snapshot, listener, folders))
             for volume in report.volumes:
                 for note in volume.notes:
                     log.warning("volume %s of %s: %s", volume.name, snapshot.name, note)

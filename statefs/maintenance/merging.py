@@ -4,6 +4,7 @@ Neighbouring small extents of a file are copied into one object that nobody ever
 one extent takes their place. The file stays the same: no attribute changes, and snapshots go on
 reading the old objects, which are freed with the last of them. The copy is on stable storage before
 the row that shows it is committed, and the row is not written when the file changed meanwhile.
+Until then the copy is in `garbage`: nothing refers to it, however long the disk takes.
 """
 
 from __future__ import annotations
@@ -91,16 +92,18 @@ def merge(store: Store, ino: int) -> Steps[int]:
     node = table.node(ino)
     for start, end in runs(data.extents(node), data.current_object(node)):
         before = _within(store, ino, start, end)
-        number = ObjectId(table.reserved_id())
+        with table.change():
+            number = ObjectId(table.new_id())
+            table.discard_objects([number])
         try:
             plan = list(pieces(before, start, end))
-            with store.objects.being_read(plan):
+            with store.objects.being_read([*plan, (start, end, number)]):
                 yield partial(_copy, store, plan, number, start)
             if before and _within(store, ino, start, end) == before:
                 data.replace_extents(table.node(ino), start, end, number)
                 merged += 1
             else:
-                store.objects.remove(number)
+                store.objects.remove(number)  # and gc takes it off its list
         except BaseException:
             store.objects.remove(number)
             raise

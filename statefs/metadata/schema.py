@@ -101,7 +101,8 @@ _TABLES: Final = (
     "CREATE TABLE dirty (ino INTEGER PRIMARY KEY)",
     # Files without a name that a program may still have open, and the epoch that took the name.
     "CREATE TABLE orphans (ino INTEGER PRIMARY KEY, epoch INTEGER NOT NULL)",
-    # Object files that may hold ranges nothing refers to any more: looked at by gc, then removed.
+    # Object files that may hold ranges nothing refers to, any more or (a merge under way) yet:
+    # looked at by gc, then removed.
     "CREATE TABLE garbage (object INTEGER PRIMARY KEY)",
 )
 

@@ -293,13 +293,14 @@ class FileData:
         """Have an object that nobody may write stand for a range, with the same bytes.
 
         Args:
-            number: of an object that holds the range, durably.
+            number: of an object that holds the range, durably; in `garbage` until now.
         """
         table = self._table
         with table.rearrangement(node):
             self._database.execute(
                 "INSERT INTO objects VALUES (?, ?, ?)", (number, node.ino, NEVER_WRITTEN)
             )
+            self._database.execute("DELETE FROM garbage WHERE object = ?", (number,))
             extents = self.extents(node)
             self._apply(node, *overlay(extents, Extent(start, end, number, table.epoch)))
 

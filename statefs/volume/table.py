@@ -155,11 +155,6 @@ class InodeTable:
         self._next_id = number + 1
         return number
 
-    def reserved_id(self) -> int:
-        """Return a number as `new_id` does, in a transaction of its own."""
-        with self.change():
-            return self.new_id()
-
     def new_ino(self, folder: int) -> int:
         """Return a new number for an inode in a folder; as `new_id`."""
         return self.new_id() | folder & CLONE_BIT

@@ -14,6 +14,7 @@ from statefs.cli.options import (
     find_snapshot_and_paths,
     is_utf8,
     json_option,
+    split_state,
     store_option,
 )
 from statefs.cli.output import Column, print_json, print_line, print_table
@@ -22,7 +23,6 @@ from statefs.target import Target, find_target
 
 _USAGE: Final = "statefs clone STATE SNAPSHOT [PATH] NAME"
 _COLUMNS: Final = (Column("clone", style="bold"), Column("made of"), Column("made"))
-_STATE_AND_NAME: Final = 2
 
 
 @click.command(
@@ -97,9 +97,8 @@ def _list(words: tuple[str, ...], store: Path | None, *, as_json: bool) -> None:
 
 
 def _clone_named(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
-    if not 1 <= len(words) <= _STATE_AND_NAME or not all(words):
-        raise UsageError("give the name of one clone: statefs clone --delete STATE NAME")
-    *state, name = words
+    usage = "give the name of one clone: statefs clone --delete STATE NAME"
+    state, (name,) = split_state(words, 1, usage)
     if not is_utf8(name):
         raise UsageError("the name is not UTF-8: 'rmdir' in clones/ deletes any clone")
-    return find_target(Path(state[0]) if state else None, store), name
+    return find_target(state, store), name

@@ -116,23 +116,25 @@ def snapshot_usage(command: str) -> str:
     return f"statefs {command} STATE SNAPSHOT, where SNAPSHOT is latest or one of 'statefs list'"
 
 
-def split_snapshot(words: tuple[str, ...], command: str) -> tuple[Path | None, str]:
-    """Return the state (None: left out) and the snapshot of a `[STATE] SNAPSHOT` pair.
-
-    Args:
-        words: what stood on the command line.
-        command: the command's name, for the message.
+def split_state(
+    words: tuple[str, ...], count: int, usage: str
+) -> tuple[Path | None, tuple[str, ...]]:
+    """Return the state, None where it was left out, and the `count` words after it.
 
     Raises:
-        UsageError: there is no word, an empty one, or more than two; the snapshot is no UTF-8.
+        UsageError: with `usage`: the words are too few or too many, or one is empty.
     """
-    if len(words) not in (1, _PAIR) or not all(words):
-        which = "the snapshot is missing" if len(words) < _PAIR else "give one snapshot"
-        raise UsageError(f"{which}: {snapshot_usage(command)}")
-    *state, snapshot = words
-    if not is_utf8(snapshot):
-        raise UsageError(f"'{snapshot}' is not UTF-8, and names of snapshots are")
-    return (Path(state[0]) if state else None), snapshot
+    if len(words) not in (count, count + 1) or not all(words):
+        raise UsageError(usage)
+    has_state = len(words) > count
+    return (Path(words[0]) if has_state else None), words[has_state:]
+
+
+def check_moments(*names: str) -> None:
+    """Refuse what no snapshot can be called. Raises UsageError: one is no UTF-8."""
+    for name in names:
+        if not is_utf8(name):
+            raise UsageError(f"'{name}' is not UTF-8, and names of snapshots are")
 
 
 def find_snapshot(words: tuple[str, ...], store: Path | None, command: str) -> tuple[Target, str]:
@@ -144,31 +146,33 @@ def find_snapshot(words: tuple[str, ...], store: Path | None, command: str) -> t
         command: the command's name, for the message.
 
     Raises:
-        UsageError: the snapshot, or the state, is missing.
+        UsageError: the snapshot, or the state, is missing, or the snapshot is no UTF-8.
         NoSuchStore: there is no store where it should be.
     """
-    state, snapshot = split_snapshot(words, command)
+    usage = snapshot_usage(command)
+    missing = "the snapshot is missing" if len(words) < _PAIR else "give one snapshot"
+    state, (snapshot,) = split_state(words, 1, f"{missing}: {usage}")
+    check_moments(snapshot)
     if state is None and _is_state_alone(snapshot, store):
-        raise UsageError(
-            f"'{snapshot}' is the state, the snapshot is missing: {snapshot_usage(command)}"
-        )
+        raise UsageError(f"'{snapshot}' is the state, {missing}: {usage}")
     return find_target(state, store), snapshot
 
 
 def _is_state_alone(word: str, store: Path | None) -> bool:
     """Return whether the one word of a `[STATE] SNAPSHOT` pair is the state, not the snapshot."""
-    if "/" in word or word in (".", ".."):
-        return True  # no snapshot and no label can be called that
-    if store is not None or find_state(None) is not None:
-        return False  # the state is known already, and its snapshots may be called anything
-    return _is_state(word)
+    # Where the state is known already, its snapshots may be called anything but a path.
+    is_known = store is not None or find_state(None) is not None
+    return _is_path(word) if is_known else _is_state(word)
 
 
 def _is_state(word: str) -> bool:
     """Return whether a word names a state that is there, mounted or not."""
-    if "/" in word or word in (".", ".."):
-        return True
-    return names_state(Path(word))
+    return _is_path(word) or names_state(Path(word))
+
+
+def _is_path(word: str) -> bool:
+    """Return whether no snapshot and no label can be called so."""
+    return "/" in word or word in (".", "..")
 
 
 def find_moments(words: tuple[str, ...], store: Path | None) -> tuple[Target, str, str]:
@@ -185,12 +189,9 @@ def find_moments(words: tuple[str, ...], store: Path | None) -> tuple[Target, st
     if len(words) == 1 and _is_state_alone(words[0], store):
         raise UsageError(f"'{words[0]}' is the state, A is missing: {usage}")
     has_state = len(words) > _PAIR or (len(words) == _PAIR and _is_state(words[0]))
-    state = Path(words[0]) if has_state else None
     older, newer = [*words[has_state:], CURRENT][:2]
-    for moment in (older, newer):
-        if not is_utf8(moment):
-            raise UsageError(f"'{moment}' is not UTF-8, and names of snapshots are")
-    return find_target(state, store), older, newer
+    check_moments(older, newer)
+    return find_target(Path(words[0]) if has_state else None, store), older, newer
 
 
 def find_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
@@ -199,10 +200,9 @@ def find_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
     Raises:
         UsageError: the path or the state is missing, or there is too much. NoSuchStore.
     """
-    if len(words) not in (1, _PAIR) or not all(words):
-        raise UsageError("give one path, as it is below current/: statefs log STATE PATH")
-    *state, path = words
-    return find_target(Path(state[0]) if state else None, store), path
+    usage = "give one path, as it is below current/: statefs log STATE PATH"
+    state, (path,) = split_state(words, 1, usage)
+    return find_target(state, store), path
 
 
 def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str, str]:
@@ -211,14 +211,10 @@ def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Ta
     Raises:
         UsageError: something is missing, or there is too much. NoSuchStore.
     """
-    if len(words) not in (_PAIR, _PAIR + 1) or not all(words):
-        raise UsageError(
-            "give a snapshot and one path, as it is below current/: statefs cat STATE SNAPSHOT PATH"
-        )
-    *state, moment, path = words
-    if not is_utf8(moment):
-        raise UsageError(f"'{moment}' is not UTF-8, and names of snapshots are")
-    return find_target(Path(state[0]) if state else None, store), moment, path
+    usage = "give a snapshot and one path, as it is below current/: statefs cat STATE SNAPSHOT PATH"
+    state, (moment, path) = split_state(words, 2, usage)
+    check_moments(moment)
+    return find_target(state, store), moment, path
 
 
 def find_snapshot_and_paths(

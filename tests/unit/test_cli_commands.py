@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from statefs.cli.app import COMMANDS
-from statefs.cli.options import split_snapshot
+from statefs.cli.options import find_snapshot
 from statefs.errors import UsageError
 from statefs.snapshots.reasons import REASONS
 from tests.unit.cli_fakes import FIRST, FakeBackend, call, make_empty_store, pretend_mounts
@@ -166,7 +166,7 @@ def test_a_snapshot_alone_without_any_state_is_refused(
 def test_a_snapshot_takes_one_or_two_words(words: tuple[str, ...]) -> None:
     """Nothing, too much and empty words are refused with the usage."""
     with pytest.raises(UsageError, match="statefs delete STATE SNAPSHOT"):
-        split_snapshot(words, "delete")
+        find_snapshot(words, None, "delete")
 
 
 @pytest.mark.parametrize("command", ["show", "delete"])

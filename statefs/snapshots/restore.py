@@ -183,18 +183,11 @@ class _Restore:
                 node = self._revived[ino] = Node(change.before.row())
                 node.nlink = 2 if node.is_dir else 0
             else:
-                self._count(node, -1)
+                self._table.resize(node, change.before.size)
                 _take(node, change.before)
-                self._count(node, 1)
             for life in (XATTRS, EXTENTS, INLINE):
                 self._temporal.bring_back(life, ino, self._plan.epoch)
             self._database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
-
-    def _count(self, node: Node, sign: int) -> None:
-        """Count a regular file that has a name into the totals, or out of them."""
-        if node.is_file and node.nlink:
-            self._table.files += sign
-            self._table.bytes += sign * node.size
 
     # Names.
 
@@ -253,16 +246,18 @@ class _Restore:
         for ino, node in self._revived.items():
             self._settle(node, ino)
             self._table.insert(node)
-            self._count(node, 1)
+            if node.is_file:
+                self._table.count(ino, 1, node.size)
         for ino in sorted(self._links.keys() | self._plan.restored.keys()):
             if ino in self._revived:
                 continue
             node = living.get(ino) or self._table.node(ino)
-            had_name = node.nlink > 0
             self._settle(node, ino)
             has_lost_all = not node.nlink or (node.is_dir and ino in gone and ino not in come)
             if has_lost_all:
-                self._lose(node, had_name)
+                node.nlink = 0
+                self._table.abandon(node)
+                self._lost.append(node)
             else:
                 self._table.store(node)
 
@@ -275,24 +270,12 @@ class _Restore:
         if ino in self._touched and not (ino in self._plan.restored or ino in self._plan.kept):
             node.mtime_ns = self._now
 
-    def _lose(self, node: Node, had_name: bool) -> None:
-        """Do what an unlink of the last name does."""
-        if node.is_file and had_name:
-            self._table.files -= 1
-            self._table.bytes -= node.size
-        node.nlink = 0
-        if self._table.is_open(node):
-            self._table.make_orphan(node)
-        else:
-            self._table.destroy(node)
-        self._lost.append(node)
-
 
 def _take(node: Node, before: Inode) -> None:
     """Give a living node what an earlier version of it had, but for names and what follows them."""
-    for name in ("mode", "uid", "gid", "rdev", "size", "blocks", "atime_ns", "mtime_ns", "flags"):
-        setattr(node, name, getattr(before, name))
-    node.btime_ns = before.btime_ns
+    kept = node.valid_from, node.nlink, node.parent
+    node.load(before.row())
+    node.valid_from, node.nlink, node.parent = kept
     node.forget_content()
     node.durability = None
     node.is_stale = node.is_marked = False

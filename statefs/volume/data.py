@@ -126,13 +126,8 @@ class FileData:
             table.temporal.change(INLINE, found[0], (node.ino,), (data,))
         else:
             table.temporal.end(INLINE, found[0], node.ino)
-        self._resize(node, len(data))
+        self._table.resize(node, len(data))
         node.blocks = blocks_of(len(data))
-
-    def _resize(self, node: Node, size: int) -> None:
-        if node.nlink:
-            self._table.count(node.ino, 0, size - node.size)
-        node.size = size
 
     def _promote(self, node: Node) -> None:
         """Move inline content to an object file.
@@ -252,7 +247,7 @@ class FileData:
     def _grow(self, node: Node, end: int, now: int) -> None:
         node.mtime_ns = node.ctime_ns = now
         if end > node.size:
-            self._resize(node, end)
+            self._table.resize(node, end)
         node.reply = None
         self._table.mark_stale(node)
 
@@ -275,7 +270,7 @@ class FileData:
                 if Attributes.has_privileges(node):
                     self._attributes.drop_privileges(node)
                 if end > node.size:
-                    self._resize(node, end)
+                    self._table.resize(node, end)
                 node.mtime_ns = node.ctime_ns = table.clock.now_ns()
                 table.store(node)
                 table.mark_dirty(node)
@@ -391,7 +386,7 @@ class FileData:
                 self._database.execute("DELETE FROM objects WHERE id = ?", (number,))
                 table.discard_objects([number])
                 number = 0
-            self._resize(node, size)
+            self._table.resize(node, size)
             if size == 0:
                 node.flags &= ~InodeFlag.EXTENTS
                 node.blocks = 0

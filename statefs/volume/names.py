@@ -242,18 +242,12 @@ class Names:
 
     def _lose_name(self, node: Node, now: int) -> None:
         """Take one name from an inode; without any it is kept only as long as it is open."""
-        table = self._table
         node.nlink = 0 if node.is_dir else node.nlink - 1
         node.ctime_ns = now
         if node.nlink:
-            table.store(node)
-            return
-        if node.is_file:
-            table.count(node.ino, -1, -node.size)
-        if table.is_open(node):
-            table.make_orphan(node)
+            self._table.store(node)
         else:
-            table.destroy(node)
+            self._table.abandon(node)
 
     def _after_loss(self, node: Node) -> None:
         if node.nlink == 0 and not self._table.is_open(node):

@@ -288,6 +288,21 @@ class InodeTable:
         if node.is_marked:
             self.database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
 
+    def resize(self, node: Node, size: int) -> None:
+        """Give a node another size; inside a `Change` that stores it."""
+        if node.nlink:
+            self.count(node.ino, 0, size - node.size)
+        node.size = size
+
+    def abandon(self, node: Node) -> None:
+        """Destroy a node that lost its last name, once nobody has it open; inside a `Change`."""
+        if node.is_file:
+            self.count(node.ino, -1, -node.size)
+        if self.is_open(node):
+            self.make_orphan(node)
+        else:
+            self.destroy(node)
+
     def make_orphan(self, node: Node) -> None:
         """Keep an inode that lost its last name while it is open; inside a `Change`."""
         self.store(node)

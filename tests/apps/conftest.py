@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import pwd
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.apps.postgres_cluster import DATABASE, Cluster
-from tests.apps.programs import Account
+from tests.harness.accounts import make_private_folder, postgres_account
 from tests.harness.mounted_state import MountedState, mounted, open_folder
 
 
@@ -33,18 +32,10 @@ def app_state(disk: Path) -> Iterator[MountedState]:
 @pytest.fixture
 def cluster(app_state: MountedState, disk: Path) -> Cluster:
     """A new cluster in volumes/dbdata of a mounted state, with pgbench's tables; stopped."""
-    account = None
-    if os.geteuid() == 0:
-        try:
-            entry = pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL refuses to run as root and there is no user postgres")
-        account = Account(entry.pw_uid, entry.pw_gid)
+    account = postgres_account()
     made = Cluster(app_state.current / "volumes" / "dbdata", disk / "s", account)
     for folder in (made.data, made.disk):
-        folder.mkdir(mode=0o700)
-        if account:
-            os.chown(folder, account.uid, account.gid)
+        make_private_folder(folder, account)
     made.initialise()
     with made.serving():
         made.run("createdb", *made.server_options(), DATABASE)

@@ -13,7 +13,8 @@ from typing import Final
 
 import pytest
 
-from tests.apps.programs import Account, run, started, wait_until
+from statefs.hooks.commands import Account
+from tests.apps.programs import run, started, wait_until
 
 DATABASE: Final = "bench"
 ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}

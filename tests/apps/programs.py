@@ -9,11 +9,12 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Final
 
 import pytest
+
+from statefs.hooks.commands import Account
 
 RUN_SECONDS: Final = 60.0
 """What one program of a test may take; each takes a few seconds on an idle machine."""
@@ -21,14 +22,6 @@ STOP_SECONDS: Final = 20.0
 """A server that was asked to stop writes back what it holds first."""
 
 Word = str | Path
-
-
-@dataclass(frozen=True)
-class Account:
-    """The user that a program runs as, where that is not the user of the test."""
-
-    uid: int
-    gid: int
 
 
 def needs(*programs: str) -> pytest.MarkDecorator:

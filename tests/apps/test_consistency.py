@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import sqlite3
 import sys
 import time
@@ -20,6 +19,7 @@ from tests.apps.postgres_cluster import NEEDS_POSTGRES, Cluster
 from tests.apps.programs import reporting
 from tests.apps.test_postgres import BALANCES_OF_HISTORY, under_load
 from tests.apps.test_sqlite import check_bank, copy_database, make_bank
+from tests.harness.accounts import make_private_folder
 from tests.harness.mounted_state import MountedState
 from tests.harness.trees import capture
 
@@ -76,9 +76,7 @@ class TestPostgres:
     ) -> None:
         """Under load, with a tablespace in the mount; a cluster without WAL does not."""
         space = cluster.data.with_name("space")
-        space.mkdir(mode=0o700)
-        if cluster.account:
-            os.chown(space, cluster.account.uid, cluster.account.gid)
+        make_private_folder(space, cluster.account)
         with cluster.serving():
             cluster.psql(f"CREATE TABLESPACE beside LOCATION '{space}'")
             cluster.psql("CREATE TABLE t TABLESPACE beside AS SELECT generate_series(1, 99) AS n")

@@ -14,7 +14,8 @@ from typing import Any, Final
 
 import pytest
 
-from tests.apps.programs import RUN_SECONDS, Account, needs, reporting, run
+from statefs.hooks.commands import Account
+from tests.apps.programs import RUN_SECONDS, needs, reporting, run
 from tests.harness.mounted_state import MountedState
 
 BUSYBOX: Final = Path(shutil.which("busybox") or "/nonexistent")

@@ -4,23 +4,12 @@ from __future__ import annotations
 
 import random
 
-from statefs.ids import NOW, TREE_ROOT, Epoch
+from statefs.ids import NOW, TREE_ROOT
 from statefs.snapshots.changes import changed_inodes, changes, content_of, names_of
 from tests.unit.engine_store import EngineStore, tree_of
+from tests.unit.moments import now, then
 
 BIG = 20_000
-
-
-def now(engine: EngineStore) -> Epoch:
-    """Return the present as a moment, settled."""
-    engine.store.settle()
-    return NOW
-
-
-def then(engine: EngineStore, name: str) -> Epoch:
-    """Return the moment of a snapshot."""
-    snapshot = engine.store.catalog.choose(name)
-    return snapshot.epoch
 
 
 def test_nothing_differs_right_after_a_save(engine: EngineStore) -> None:

@@ -15,32 +15,17 @@ from statefs.snapshots.diff import Pair, compare, document_of
 from statefs.volume.attributes import AttributeChange
 from statefs.volume.names import RENAME_EXCHANGE
 from tests.unit.engine_store import FILE, ME, EngineStore, tree_of
+from tests.unit.moments import line, now, then
 from tests.unit.random_histories import RandomHistory
 
 BIG = 20_000
 Tree = dict[str, Any]
 
 
-def now(engine: EngineStore) -> Epoch:
-    """Return the present as a moment, settled."""
-    engine.store.settle()
-    return NOW
-
-
-def then(engine: EngineStore, name: str = "a") -> Epoch:
-    """Return the moment of a snapshot."""
-    snapshot = engine.store.catalog.choose(name)
-    return snapshot.epoch
-
-
 def told(engine: EngineStore, older: Epoch | None = None) -> list[str]:
     """Return what changed since the snapshot `a`, each on one line."""
-    lines = []
-    for pair in compare(engine.database, older or then(engine), now(engine)):
-        each = document_of(pair)
-        path = each.path if each.path_before is None else f"{each.path_before} -> {each.path}"
-        lines.append(" ".join([each.kind, path, *each.changed]))
-    return lines
+    pairs = compare(engine.database, older or then(engine), now(engine))
+    return [line(document_of(pair)) for pair in pairs]
 
 
 def test_nothing_differs_after_a_save(engine: EngineStore) -> None:

@@ -10,6 +10,7 @@ from statefs.snapshots.diff import compare, document_of
 from statefs.snapshots.history import History
 from statefs.volume.attributes import AttributeChange
 from tests.unit.engine_store import EngineStore, tree_of
+from tests.unit.moments import line, now
 from tests.unit.random_histories import RandomHistory
 
 BIG = 20_000
@@ -17,18 +18,11 @@ BIG = 20_000
 
 def log(engine: EngineStore, path: str) -> list[str]:
     """Return the versions of a path, one line each: moment, change, path, aspects."""
-    engine.store.settle()
     snapshots = engine.store.catalog.snapshots
     names = [*(each.label for each in snapshots), "current"]
-    versions = History(engine.database, [*(each.epoch for each in snapshots), NOW]).versions(
-        os.fsencode(path)
-    )
-    lines = []
-    for version in versions:
-        told = document_of(version.pair)
-        path = told.path if told.path_before is None else f"{told.path_before} -> {told.path}"
-        lines.append(" ".join([str(names[version.index]), told.kind, path, *told.changed]))
-    return lines
+    moments = [*(each.epoch for each in snapshots), now(engine)]
+    versions = History(engine.database, moments).versions(os.fsencode(path))
+    return [f"{names[each.index]} {line(document_of(each.pair))}" for each in versions]
 
 
 def test_each_version_is_told_once(engine: EngineStore) -> None:

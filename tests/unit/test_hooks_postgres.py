@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -21,6 +20,7 @@ from statefs.hooks import postgres
 from statefs.hooks.commands import Account, Deadline, end_group, run, start
 from statefs.hooks.postgres_copy import ClusterDamaged, check_cluster
 from statefs.hooks.quiesce import Preparation
+from tests.harness.accounts import make_private_folder, postgres_account
 from tests.harness.mounted_state import open_folder
 
 VERSIONS = sorted(
@@ -79,19 +79,12 @@ class Server:
 @pytest.fixture
 def server() -> Iterator[Server]:
     """A new cluster with a table of a thousand rows; stopped."""
-    account = None
-    if os.geteuid() == 0:
-        try:
-            entry = pwd.getpwnam("postgres")
-        except KeyError:
-            pytest.skip("PostgreSQL refuses to run as root and there is no user postgres")
-        account = Account(entry.pw_uid, entry.pw_gid)
+    account = postgres_account()
     with open_folder("pg") as folder:
         made = Server(folder / "current", account)
-        made.data.mkdir(parents=True, mode=0o700)
+        make_private_folder(made.data, account)
         if account:
-            for path in (folder, made.data):
-                os.chown(path, account.uid, account.gid)
+            os.chown(folder, account.uid, account.gid)
         initdb = postgres.program("initdb", VERSIONS[-1])
         options = ["-U", SUPERUSER, "-A", "trust", "-N", "-E", "UTF8", "--locale=C"]
         run([initdb, "-D", str(made.data), *options], Deadline(60), account=account)
@@ -180,9 +173,7 @@ def test_a_copy_without_its_log_is_damaged(server: Server) -> None:
 def test_tablespaces_of_a_copy_are_its_own(server: Server) -> None:
     """Links into current/ lead into the copy; one that leads elsewhere makes no backup."""
     space = server.current / "volumes" / "space"
-    space.mkdir(mode=0o700)
-    if server.account:
-        os.chown(space, server.account.uid, server.account.gid)
+    make_private_folder(space, server.account)
     with server.serving():
         server.sql(f"CREATE TABLESPACE s LOCATION '{space}'")
         server.sql("CREATE TABLE t TABLESPACE s AS SELECT generate_series(1, 10) AS n")

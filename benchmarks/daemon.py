@@ -1,4 +1,4 @@
-"""`python -m benchmarks.daemon MODE STATE STORE OPTIONS FILE`: a daemon that is looked at.
+"""`python -m benchmarks.daemon MODE STATE STORE OPTIONS FILE`: a daemon whose worker is looked at.
 
 MODE is `plain` (as it is), `count` (raises the counters in FILE for every request and statement),
 `profile` (writes cProfile's statistics of the loop's thread to FILE when it ends) or `steps`
@@ -8,22 +8,29 @@ MODE is `plain` (as it is), `count` (raises the counters in FILE for every reque
 from __future__ import annotations
 
 import cProfile
+import os
+import socket
 import sys
 import types
 from collections.abc import Awaitable, Callable, Generator
+from functools import partial
 from pathlib import Path
 from time import thread_time_ns
-from typing import Any
+from typing import Any, Final
 
 import apsw
 import trio
 
 from benchmarks import steps
 from benchmarks.counters import REQUESTS, Counters
-from statefs.daemon.lifecycle import run_foreground
+from statefs.daemon import worker
+from statefs.daemon.supervisor import run_foreground
 from statefs.fuse.operations import Operations
 from statefs.fuse.session_loop import SessionLoop
 from statefs.mounts import MountOptions
+
+WORKER: Final = "worker"
+"""In the place of MODE: what the supervisor starts."""
 
 
 @types.coroutine
@@ -111,20 +118,37 @@ def _profile(file: Path) -> None:
     trio.run = profiled  # type: ignore[assignment]  # lifecycle calls it with its own arguments
 
 
-def main() -> None:
-    """Serve until unmounted."""
-    mode, state, store, options, file = sys.argv[1:6]
+def _spawn(mode: str, file: str, end: socket.socket) -> int:
+    """Start a worker that is looked at."""
+    end.set_inheritable(True)
+    command = [sys.executable, "-m", "benchmarks.daemon", WORKER, mode, file, str(end.fileno())]
+    return os.posix_spawn(command[0], command, os.environ, setsid=True)
+
+
+def _serve(mode: str, file: Path, end: socket.socket) -> int:
+    """Be the worker."""
     if mode == "count":
-        counters = Counters(Path(file))
+        counters = Counters(file)
         _count_statements(counters)
         _count_requests(counters)
         _count_waiting(counters)
     elif mode == "profile":
-        _profile(Path(file))
+        _profile(file)
     elif mode == "steps":
-        steps.watch(Path(file))
-    run_foreground(Path(state), Path(store), MountOptions.parse(options))
+        steps.watch(file)
+    return worker.main(end)
+
+
+def main() -> int:
+    """Serve until unmounted."""
+    if sys.argv[1] == WORKER:
+        mode, file, fd = sys.argv[2:5]
+        return _serve(mode, Path(file), socket.socket(fileno=int(fd)))
+    mode, state, store, options, file = sys.argv[1:6]
+    spawn = partial(_spawn, mode, file)
+    run_foreground(Path(state), Path(store), MountOptions.parse(options), spawn)
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -132,6 +132,11 @@ class StoreLock:
                     ) from None
                 raise
 
+    def fileno(self) -> int:
+        """Return the descriptor of the lock, which is held: whoever has a copy holds it, too."""
+        assert self._fd is not None
+        return self._fd
+
     def release(self) -> None:
         """Let go of the lock; harmless when it is not held."""
         if self._fd is None:

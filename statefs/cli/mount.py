@@ -82,7 +82,7 @@ def command(
         return
     chosen = prepare(mount_point, store, options, app_id)
     if foreground:
-        from statefs.daemon.lifecycle import run_foreground
+        from statefs.daemon.supervisor import run_foreground
 
         run_foreground(mount_point, chosen, options)
         return

@@ -63,6 +63,7 @@ def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) 
             ("Mounted", mounted_text(status, target)),
             ("Since", since_facts),
             ("Daemon", f"pid {daemon}" if daemon else ""),
+            ("Restarts", count_text(status["restarts"]) if status["restarts"] else ""),
             ("Durability", str(status["durability"] or "")),
             ("Options", str(status["mount_options"] or "")),
             ("Store", str(status["store"])),

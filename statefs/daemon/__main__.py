@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from statefs.daemon.lifecycle import run_foreground
+from statefs.daemon.supervisor import run_foreground
 from statefs.errors import StatefsError
 from statefs.mounts import MountOptions
 

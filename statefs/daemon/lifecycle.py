@@ -1,7 +1,8 @@
-"""The life of a mount: lock, open, mount, serve, unmount, close, unlock. The only wiring there is.
+"""Serving a mount: open the store, answer the kernel and the control socket, close the store.
 
-run_foreground() is that life. Whatever ends it - umount, a signal, `stop` over the control socket,
-an exception - the mount does not stay behind and the lock is let go last.
+serve_for() is all of it, in a worker. The mount itself is the supervisor's
+(statefs/daemon/supervisor.py): whatever ends this process, programs that use the mount wait for the
+next one.
 """
 
 from __future__ import annotations
@@ -9,11 +10,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import resource
 import signal
-import sys
-import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,33 +22,16 @@ import trio
 
 from statefs.control.server import Call, ControlServer
 from statefs.daemon.adopt import CoveredFiles
-from statefs.daemon.background import ReadyNotice, start_background
-from statefs.errors import (
-    AlreadyMounted,
-    MountBusy,
-    NotMounted,
-    StaleMount,
-    StatefsError,
-)
+from statefs.daemon.handover import Begin, Channel, Opened, Ready, Serve
+from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, undisturbed
+from statefs.errors import MountBusy, StatefsError
 from statefs.fuse import session_loop
+from statefs.fuse.handshake import Greeting
 from statefs.layout import StoreLayout
-from statefs.locking import StoreLock
-from statefs.mounts import (
-    MountInfo,
-    MountOptions,
-    call_outside,
-    find_mount,
-    is_stale,
-    mount_fuse,
-    require_empty,
-    unmount,
-    write_back,
-)
+from statefs.mounts import MountOptions, call_outside, unmount, write_back
 
 if TYPE_CHECKING:
     from statefs.fuse.operations import Operations
-
-__all__ = ["run_foreground", "start_background"]
 
 log = logging.getLogger(__name__)
 
@@ -58,12 +39,8 @@ FIRST_ANSWER_SECONDS: Final = 50.0
 """How long the first stat of current/ may take; a little less than start_background() waits."""
 LAST_REPLIES_SECONDS: Final = 5.0
 """How long requests on the control socket may go on after the mount has ended."""
-ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-SAVING_SIGNAL: Final = signal.SIGUSR1
-"""Asks for a snapshot; ignored while nothing is mounted yet, or any more."""
-SWITCH_SECONDS: Final = 0.0002
-"""A thread that computes in Python lets the mount's loop in after this; Python's own 5 ms would
-be added to every request (measured with a busy thread beside: 5.3 ms; at 0.1 ms: 0.25 ms)."""
+ORPHAN_SECONDS: Final = 1.0
+"""A worker whose supervisor is gone says so after this, unless it is ended, too."""
 
 
 class Service(Protocol):
@@ -72,6 +49,12 @@ class Service(Protocol):
     @property
     def operations(self) -> Operations:
         """The filesystem."""
+
+    def follow(self, fuse_fd: int, dead: tuple[int, ...]) -> None:
+        """Settle what the kernel had asked an earlier process, before any other request."""
+
+    def answered(self) -> None:
+        """Note that what was asked so far has been answered."""
 
     async def run(self) -> None:
         """Do what is to be done in the background, until cancelled."""
@@ -86,146 +69,52 @@ class Service(Protocol):
         """Close the store; `clean` says that nothing went wrong."""
 
 
-def run_foreground(state: Path, store: Path, options: MountOptions) -> None:
-    """Mount `store` at `state` and serve it until it is unmounted.
+def serve_for(channel: Channel, begin: Begin, page: int) -> None:
+    """Open a store and serve its mount until that ends, for a supervisor that says when.
 
     Args:
-        state: the mount point, an existing folder.
-        store: an existing store.
-        options: of the mount.
+        channel: to the supervisor.
+        begin: what it has said first.
+        page: where the change under way is noted.
 
     Raises:
-        AlreadyMounted: the state or the store is mounted.
-        StaleMount: a daemon has died at `state`.
-        StoreLocked: another process has the store open.
-        MountPointNotEmpty: files lie in `state` and are not to be adopted.
-        FuseUnavailable: this machine or this user cannot mount.
         StatefsError: the engine's reasons; or something broke while serving.
     """
-    notice = ReadyNotice.from_environment()
-    try:
-        _prepare_process()
-        _run(state.absolute(), StoreLayout(store.absolute()), options, notice)
-    except StatefsError as error:
-        notice.fail(error)
-        raise
-    except BaseException as error:
-        notice.fail(StatefsError(f"internal error: {type(error).__name__}: {error}"))
-        raise
-
-
-def _prepare_process() -> None:
-    """Make this process fit to live long: no folder held, no signal of a terminal, a log."""
-    logging.Formatter.converter = time.gmtime
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s.%(msecs)03dZ %(levelname)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%dT%H:%M:%S",
-    )
-    os.umask(0o077)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    signal.signal(SAVING_SIGNAL, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, _leave)
-    sys.setswitchinterval(SWITCH_SECONDS)
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _leave(number: int, _frame: object) -> NoReturn:
-    """End on a signal that comes while the mount is not served, past every clean-up there is."""
-    raise SystemExit(128 + number)
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Let no signal of a terminal or an init system cut short what is in the `with` block."""
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in ENDING_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _run(state: Path, layout: StoreLayout, options: MountOptions, notice: ReadyNotice) -> None:
-    os.chdir("/")
-    _refuse_mounted(state)
-    if not options.adopt:
-        require_empty(state)
-    lock = StoreLock(layout, role="daemon", mount_point=state)
-    lock.acquire_for_mount()
-    try:
-        service = _open_service(layout, options)
+    state, layout = Path(begin.state), StoreLayout(Path(begin.store))
+    options = MountOptions.parse(begin.options)
+    with contextlib.ExitStack() as stack:
+        service = _open_service(layout, options, page, begin)
         is_clean = False
         try:
-            _mount_and_serve(state, layout, options, service, notice)
+            covered = stack.enter_context(CoveredFiles(state)) if options.adopt else None
+            channel.send(Opened())
+            received = channel.receive()
+            if received is None:
+                return  # there is nothing to be mounted after all
+            serve, (fuse_fd,) = received
+            assert isinstance(serve, Serve)
+            greeting = Greeting(serve.init_request, serve.init_reply)
+            daemon = MountDaemon(state, layout, options, service, channel, begin, covered)
+            try:
+                trio.run(daemon.run, fuse_fd, greeting)
+            except BaseExceptionGroup as group:
+                _raise_cause(group)
             is_clean = True
         finally:
-            with _undisturbed():
+            with undisturbed():
                 service.close(clean=is_clean)
-    finally:
-        lock.release()
 
 
-def _refuse_mounted(state: Path) -> None:
-    mount = find_mount(state)
-    if mount is None:
-        return
-    if is_stale(mount):
-        raise StaleMount(
-            f"a crashed daemon left {state} mounted: 'statefs mount --repair {state}' mounts it "
-            f"again, 'statefs umount {state}' frees it"
-        )
-    raise AlreadyMounted(f"{state} is mounted already, and shows {mount.source}")
-
-
-def _open_service(layout: StoreLayout, options: MountOptions) -> Service:
+def _open_service(layout: StoreLayout, options: MountOptions, page: int, begin: Begin) -> Service:
     from statefs.clock import SystemClock
     from statefs.daemon.service import Service as Engine
     from statefs.maintenance.store import open_store
+    from statefs.volume.underway import Underway
 
-    return Engine(open_store(layout.root, clock=SystemClock()), durability=options.durability)
-
-
-def _mount_and_serve(
-    state: Path, layout: StoreLayout, options: MountOptions, service: Service, notice: ReadyNotice
-) -> None:
-    with contextlib.ExitStack() as stack:
-        covered = stack.enter_context(CoveredFiles(state)) if options.adopt else None
-        fuse_fd = stack.enter_context(_mounted(state, layout, options))
-        daemon = MountDaemon(state, layout, options, service, notice, covered)
-        try:
-            trio.run(daemon.run, fuse_fd)
-        except BaseExceptionGroup as group:
-            _raise_cause(group)
-
-
-@contextlib.contextmanager
-def _mounted(state: Path, layout: StoreLayout, options: MountOptions) -> Iterator[int]:
-    """Mount, yield the descriptor, and leave no mount behind."""
-    fuse_fd = mount_fuse(layout.root, state, options)
-    mount = find_mount(state)
-    try:
-        yield fuse_fd
-    finally:
-        with _undisturbed():
-            # With its descriptor closed the mount answers with errors: nothing hangs.
-            os.close(fuse_fd)
-            _unmount_leftover(mount)
-
-
-def _unmount_leftover(mount: MountInfo | None) -> None:
-    """Unmount what is still mounted of `mount`; not another mount that has taken its place."""
-    if mount is None:
-        return
-    now = find_mount(mount.mount_point)
-    if now is None or now.device != mount.device:
-        return
-    try:
-        unmount(mount.mount_point, is_dead=True)
-    except NotMounted:
-        pass  # somebody else was faster
+    follows = bool(begin.restarts)
+    store = open_store(layout.root, clock=SystemClock(), follows_another=follows)
+    store.volume.table.underway = Underway.in_file(page)
+    return Engine(store, durability=options.durability)
 
 
 def _raise_cause(group: BaseExceptionGroup[BaseException]) -> NoReturn:
@@ -252,7 +141,8 @@ class MountDaemon:
         layout: of the store.
         options: of the mount.
         service: the engine.
-        notice: told when the mount is usable.
+        channel: to the supervisor, which is told when the mount is usable.
+        begin: what the supervisor has said of itself and of earlier workers.
         covered: the files that the mount hides, to be brought in first.
     """
 
@@ -262,30 +152,48 @@ class MountDaemon:
         layout: StoreLayout,
         options: MountOptions,
         service: Service,
-        notice: ReadyNotice,
+        channel: Channel,
+        begin: Begin,
         covered: CoveredFiles | None = None,
     ) -> None:
         self._state = state
         self._options = options
         self._service = service
-        self._notice = notice
+        self._channel = channel
+        self._begin = begin
+        self._has_supervisor = True
+        self._greeting = Greeting(b"")
         self._covered = covered
         self._control = ControlServer(layout, self._handle)
         self._kernel_is_ready = trio.Event()
         self._control_has_ended = trio.Event()
-        self._since = datetime.now(UTC)
+        self._since = begin.since
 
-    async def run(self, fuse_fd: int) -> None:
-        """Serve the mounted connection `fuse_fd` until it ends."""
+    async def run(self, fuse_fd: int, greeting: Greeting) -> None:
+        """Serve the mounted connection `fuse_fd` until it ends.
+
+        Args:
+            greeting: how the connection began.
+        """
+
+        def begin(greeting: Greeting) -> None:
+            self._greeting = greeting
+            if self._begin.restarts:
+                self._service.follow(fuse_fd, self._begin.dead)
+            self._kernel_is_ready.set()
+
         async with trio.open_nursery() as nursery:
             await nursery.start(self._serve_control)
             await nursery.start(self._obey_signals)
             nursery.start_soon(self._announce)
             nursery.start_soon(self._service.run)
+            nursery.start_soon(self._miss_supervisor)
             await session_loop.serve(
                 self._service.operations,
                 fuse_fd,
-                self._kernel_is_ready.set,
+                begin,
+                greeting=greeting,
+                on_answered=self._service.answered,
                 only_owner_and_root=self._options.allow_root,
             )
             log.info("the mount at %s has ended", self._state)
@@ -309,9 +217,22 @@ class MountDaemon:
             raise StatefsError(f"the mount at {self._state} does not answer")
         if self._covered is not None:
             await _in_thread(self._covered.bring_in, self._covered.descriptors)
-        self._since = datetime.now(UTC)
-        log.info("mounted %s", self._state)
-        self._notice.succeed()
+        if not self._since:
+            self._since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+            log.info("mounted %s", self._state)
+        with contextlib.suppress(BrokenPipeError):  # `_miss_supervisor` will tell
+            self._channel.send(Ready(self._since, self._greeting.reply))
+
+    async def _miss_supervisor(self) -> None:
+        """Say so when the supervisor has gone: this process serves on, the last to do so."""
+        await trio.lowlevel.wait_readable(self._channel.fileno())
+        self._has_supervisor = False
+        await trio.sleep(ORPHAN_SECONDS)
+        log.warning(
+            "the supervisor %d is gone: %s is served on, but not after the end of this process",
+            self._begin.supervisor_pid,
+            self._state,
+        )
 
     async def _obey_signals(self, *, task_status: trio.TaskStatus[None]) -> None:
         with trio.open_signal_receiver(*ENDING_SIGNALS, SAVING_SIGNAL) as signals:
@@ -363,8 +284,9 @@ class MountDaemon:
             "mounted": True,
             "mount_point": str(self._state),
             "worker_pid": os.getpid(),
-            "supervisor_pid": os.getpid(),
-            "since": self._since.strftime("%Y-%m-%dT%H:%M:%SZ"),
+            "supervisor_pid": self._begin.supervisor_pid if self._has_supervisor else None,
+            "restarts": self._begin.restarts,
+            "since": self._since,
             "durability": self._options.durability,
             "mount_options": replace(self._options, adopt=False).text(),
         }

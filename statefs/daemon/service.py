@@ -24,6 +24,7 @@ from statefs.errors import NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
 from statefs.fuse.invalidation import forget_attributes, visit
 from statefs.fuse.operations import Operations
+from statefs.fuse.resent import Resent
 from statefs.fuse.session_loop import held
 from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR
 from statefs.maintenance import cloning, saving
@@ -35,6 +36,7 @@ from statefs.mounts import (
     call_outside,
     find_mount,
     statefs_mounts,
+    threads_of,
     write_back,
     writers,
 )
@@ -60,6 +62,7 @@ class Service:
         self.operations = Operations(
             store.volume, store.namespace, self._durability, self, store.layout.root
         )
+        self.answered = store.volume.table.underway.clear
         self._commands = Commands(store)
         self._keeper = Keeper(store, self._alone)
         self._checker = Checker(store, self._alone)
@@ -114,6 +117,20 @@ class Service:
     def scrub_now(self) -> None:
         """Begin a scrub, unless one runs."""
         self._tasks.scrubs.ring()
+
+    # What the session needs of it.
+
+    def follow(self, fuse_fd: int, dead: tuple[int, ...]) -> None:
+        """Settle what the kernel had asked an earlier process, before any other request.
+
+        Args:
+            fuse_fd: the connection; the kernel has been told to ask again.
+            dead: earlier processes that the kernel may not have let go of.
+        """
+        threads = {thread for pid in dead for thread in threads_of(pid)}
+        underway, database = self._store.volume.table.underway, self._store.database
+        answered = Resent(fuse_fd, underway, database, self.operations, threads).settle()
+        log.info("%d requests were applied already and are answered now", answered)
 
     # Operations.
 

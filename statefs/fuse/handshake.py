@@ -3,14 +3,19 @@
     kernel --FUSE_INIT--> start() --> socket pair --> libfuse
     kernel <-- complete(), adjusted <-- socket pair <-- libfuse's reply
 
-libfuse is given one end of a socket pair as its descriptor. start() reads the kernel's FUSE_INIT
-and puts it into the other end; libfuse answers; complete() takes the answer, adds what statefs
-wants, writes it to the kernel and puts the real connection under libfuse's descriptor number.
-Everything after that goes between libfuse and the kernel directly. Does not mount or unmount.
+libfuse is given one end of a socket pair as its descriptor. start() puts the kernel's FUSE_INIT
+into the other end; libfuse answers; complete() takes the answer, adds what statefs wants, writes it
+to the kernel and puts the real connection under libfuse's descriptor number. Everything after that
+goes between libfuse and the kernel directly. Does not mount or unmount.
+
+The kernel shakes hands once. A process that takes a connection over from one that died is led
+through the same exchange with the FUSE_INIT that was kept; its answer must be what the kernel has
+been told then, and goes nowhere.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 import socket
@@ -51,6 +56,9 @@ HANDSHAKE_SECONDS: Final = 10.0
 """The kernel queues FUSE_INIT inside mount(2), so this only ends a wait that cannot succeed."""
 
 FUSE_INIT: Final = 26
+NOTIFY_RESEND: Final = 7
+"""A notice to the kernel (Linux 6.9): send again what was read and not answered.
+Source: linux/fuse.h, fuse_notify_code."""
 _IN_HEADER: Final = struct.Struct("<IIQQIIIHH")
 """fuse_in_header: len, opcode, unique, nodeid, uid, gid, pid, extension length, padding."""
 _INIT_IN: Final = struct.Struct("<IIII")
@@ -134,18 +142,77 @@ def _offer(init_request: bytes) -> tuple[int, int]:
     return flags, max_readahead
 
 
+def read_init_request(fuse_fd: int) -> bytes:
+    """Return the kernel's FUSE_INIT, the first request of a connection.
+
+    Raises:
+        FuseUnavailable: the kernel sent none in time, or the mount is gone.
+    """
+    poller = select.poll()
+    poller.register(fuse_fd, select.POLLIN)
+    if not poller.poll(HANDSHAKE_SECONDS * 1000):
+        raise FuseUnavailable("the kernel did not begin the FUSE handshake")
+    try:
+        request = os.read(fuse_fd, REQUEST_BYTES)
+    except OSError as error:
+        raise FuseUnavailable(f"the mount ended in its handshake: {error.strerror}") from error
+    _offer(request)
+    return request
+
+
+def ask_again(fuse_fd: int) -> bool:
+    """Have the kernel send the requests again that were read and not answered.
+
+    They come before all others, marked by the highest bit of their number.
+
+    Returns:
+        False when this kernel cannot (before Linux 6.9).
+
+    Raises:
+        OSError: the connection has ended.
+    """
+    try:
+        os.write(fuse_fd, _OUT_HEADER.pack(_OUT_HEADER.size, NOTIFY_RESEND, 0))
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        return False
+    return True
+
+
+def is_connected(fuse_fd: int) -> bool:
+    """Return whether a connection still leads to a mounted filesystem."""
+    poller = select.poll()
+    poller.register(fuse_fd, select.POLLIN)
+    return not any(events & select.POLLERR for _, events in poller.poll(0))
+
+
+@dataclass(frozen=True)
+class Greeting:
+    """What kernel and libfuse have said to each other when the connection began.
+
+    Args:
+        request: the kernel's FUSE_INIT.
+        reply: what the kernel was told; empty before it was told anything.
+    """
+
+    request: bytes
+    reply: bytes = b""
+
+
 class Handshake:
     """One exchange of FUSE_INIT for one session of libfuse.
 
     Args:
         fuse_fd: the connection, from mount_fuse(). It stays the caller's and becomes
             non-blocking: poll(2) may announce a request that is withdrawn before it is read.
+        greeting: what has been read from the connection before; None to read it here.
     """
 
-    def __init__(self, fuse_fd: int) -> None:
+    def __init__(self, fuse_fd: int, greeting: Greeting | None = None) -> None:
         os.set_blocking(fuse_fd, False)
         self._fuse_fd = fuse_fd
-        self._init_request = b""
+        self._greeting = greeting
         self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         # libfuse owns this number from now on, and closes it with its session.
         self.session_fd = theirs.detach()
@@ -158,41 +225,49 @@ class Handshake:
         return f"/dev/fd/{self.session_fd}"
 
     def start(self) -> None:
-        """Read the kernel's FUSE_INIT and queue it for libfuse.
+        """Queue the kernel's FUSE_INIT for libfuse.
 
         Raises:
             FuseUnavailable: the kernel sent none in time, or the mount is gone.
         """
-        poller = select.poll()
-        poller.register(self._fuse_fd, select.POLLIN)
-        if not poller.poll(HANDSHAKE_SECONDS * 1000):
-            raise FuseUnavailable("the kernel did not begin the FUSE handshake")
-        try:
-            self._init_request = os.read(self._fuse_fd, REQUEST_BYTES)
-        except OSError as error:
-            raise FuseUnavailable(f"the mount ended in its handshake: {error.strerror}") from error
-        _offer(self._init_request)
-        self._ours.send(self._init_request)
+        if self._greeting is None:
+            self._greeting = Greeting(read_init_request(self._fuse_fd))
+        self._ours.send(self._greeting.request)
 
-    def complete(self) -> None:
+    def complete(self) -> Greeting:
         """Hand libfuse's answer on to the kernel and give libfuse the real connection.
 
         To be called when libfuse has processed the request that start() queued.
 
+        Returns:
+            What a successor needs to take the connection over.
+
         Raises:
-            FuseUnavailable: libfuse gave no answer or refused, or the kernel did not take it.
+            FuseUnavailable: libfuse gave no answer or refused, or the kernel did not take it, or
+                the kernel was told something else by an earlier process.
         """
+        assert self._greeting is not None
         try:
             reply = self._ours.recv(REQUEST_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
             raise FuseUnavailable("libfuse gave no answer to FUSE_INIT") from None
-        reply = adjusted_reply(self._init_request, reply)
+        reply = adjusted_reply(self._greeting.request, reply)
+        if not self._greeting.reply:
+            self._tell_kernel(reply)
+        elif self._greeting.reply != reply:
+            raise FuseUnavailable(
+                "the mount was made by another statefs or libfuse, and this one cannot go on with "
+                "it: unmount it and mount it again"
+            )
+        os.dup2(self._fuse_fd, self.session_fd, inheritable=False)
+        self.close()
+        return Greeting(self._greeting.request, reply)
+
+    def _tell_kernel(self, reply: bytes) -> None:
         try:
             os.write(self._fuse_fd, reply)
         except OSError as error:
             raise FuseUnavailable(f"the kernel refused the handshake: {error.strerror}") from error
-        os.dup2(self._fuse_fd, self.session_fd, inheritable=False)
-        self.close()
 
     def close(self) -> None:
         """Close this side of the socket pair; harmless twice."""

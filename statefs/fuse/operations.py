@@ -8,12 +8,14 @@ section (docs/concurrency.md).
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+import apsw
 import pyfuse3
 import trio
 
@@ -44,6 +46,8 @@ from statefs.volume.attributes import AttributeChange, storable_time
 from statefs.volume.names import Creator
 from statefs.volume.table import Node
 from statefs.volume.volume import Volume
+
+log = logging.getLogger(__name__)
 
 LISTING_BATCH: Final = 64
 """Entries read from the database at a time; a reply of one page holds about 25."""
@@ -154,6 +158,9 @@ class Operations(pyfuse3.Operations):
     @answers
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         """Answer LOOKUP; "there is no such name" is an answer that the kernel may keep."""
+        return self._found(parent, name)
+
+    def _found(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
         if _is_current(parent):
             entry = living_entry(self._table.database, parent, name)
             if entry is not None:
@@ -198,8 +205,40 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         """Note which inodes the kernel dropped. Never fails: nobody would hear of it."""
         for inode, _ in inode_list:
-            if _is_current(inode):
-                self._table.forget(inode)
+            self.dropped(inode)
+
+    def dropped(self, node: int) -> None:
+        """Note that the kernel dropped an inode. Never fails."""
+        if not _is_current(node):
+            return
+        try:
+            self._keeper.freeing(lambda: self._table.forget(node))
+        except (OSError, PosixError, apsw.Error) as error:
+            log.warning("inode %d cannot be freed before the end of the mount: %s", node, error)
+
+    # What answers requests that an earlier process has applied (fuse/resent.py).
+
+    def found(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        """Return what the kernel is told of a name; `st_ino` is 0 where there is none."""
+        try:
+            return self._found(parent, name)
+        except PosixError as error:
+            if error.errno != errno.ENOENT:
+                raise
+            return absent(0.0)
+
+    def opened(self, parent: int, name: bytes, flags: int) -> int:
+        """Count an open descriptor of a file that CREATE has made, and return its handle."""
+        node = self._names.lookup(parent, name)
+        self._table.opened(node.ino)
+        return handle(node.ino, flags) | WRITABLE
+
+    def set_attribute(self, node: int, name: bytes, value: bytes, uid: int, gid: int) -> None:
+        """Set an extended attribute for a caller that was allowed to."""
+        self._keeper.require_space()
+        # A stranger is neither root nor, as far as is known, in the file's group.
+        by_stranger = uid != 0 and gid != self._table.node(node).gid
+        self._attributes.set_xattr(node, name, value, by_stranger)
 
     @answers
     async def readlink(self, inode: int, ctx: Any) -> bytes:
@@ -508,12 +547,7 @@ class Operations(pyfuse3.Operations):
             raise PosixError(errno.EOPNOTSUPP)
         if name in _XATTR_SPACES and name.endswith(b"."):
             raise PosixError(errno.EINVAL)
-        self._keeper.require_space()
-        self._attributes.set_xattr(_current(inode), name, value, self._is_stranger(inode, ctx))
-
-    def _is_stranger(self, ino: int, ctx: Any) -> bool:
-        """Whether a caller is neither root nor, as far as is known, in the file's group."""
-        return bool(ctx.uid != 0 and ctx.gid != self._table.node(ino).gid)
+        self.set_attribute(_current(inode), name, value, ctx.uid, ctx.gid)
 
     @answers
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:

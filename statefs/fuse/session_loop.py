@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyfuse3
 import trio
 
-from statefs.fuse.handshake import Handshake
+from statefs.fuse.handshake import Greeting, Handshake
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -100,18 +100,30 @@ class ReaderLock:
             self._lot.unpark()
 
 
+def _do_nothing() -> None:
+    """Stand in for a listener that nobody needs."""
+
+
 class SessionLoop:
     """Stands in for the module `trio` inside pyfuse3, with what pyfuse3 uses of it.
 
     Args:
         handshake: started; completed here, after libfuse has processed FUSE_INIT.
-        on_ready: called once, right after that.
+        on_ready: called once, right after that, before the first request is taken.
+        on_answered: called before each request is taken: what was taken before has been answered,
+            but for handlers that are suspended.
     """
 
     ClosedResourceError: Final = trio.ClosedResourceError
 
-    def __init__(self, handshake: Handshake, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        handshake: Handshake,
+        on_ready: Callable[[Greeting], None],
+        on_answered: Callable[[], None] = _do_nothing,
+    ) -> None:
         self.lowlevel = self
+        self._on_answered = on_answered
         self._handshake: Handshake | None = handshake
         self._init_is_read = False
         self._on_ready = on_ready
@@ -161,6 +173,7 @@ class SessionLoop:
         while not self._may_read.is_set():
             await self._may_read.wait()
             await self._wait_for_request(fd)
+        self._on_answered()
 
     # The rest is this module's own.
 
@@ -194,10 +207,10 @@ class SessionLoop:
         if not self._init_is_read:
             self._init_is_read = True
             return True
-        self._handshake.complete()
+        greeting = self._handshake.complete()
         self._handshake = None
         self._poller.register(fd, select.POLLIN)
-        self._on_ready()
+        self._on_ready(greeting)
         return False
 
     async def _wait(self, fd: int, started: float) -> None:
@@ -292,8 +305,10 @@ def _watched(
 async def serve(
     operations: pyfuse3.Operations,
     fuse_fd: int,
-    on_ready: Callable[[], None],
+    on_ready: Callable[[Greeting], None],
     *,
+    greeting: Greeting | None = None,
+    on_answered: Callable[[], None] = _do_nothing,
     only_owner_and_root: bool = False,
 ) -> None:
     """Answer the requests of a mounted connection until it ends.
@@ -303,17 +318,19 @@ async def serve(
     Args:
         operations: the filesystem.
         fuse_fd: from mount_fuse(); stays the caller's.
-        on_ready: called once the kernel has what it needs to send requests.
+        on_ready: called once the kernel has what it needs to send requests, before any is taken.
+        greeting: what has been read from the connection already, and perhaps been answered.
+        on_answered: called before each request is taken (`SessionLoop`).
         only_owner_and_root: libfuse refuses everyone else (the mount option allow_root).
 
     Raises:
         FuseUnavailable: the handshake failed.
         ExceptionGroup: a handler raised something other than FUSEError.
     """
-    handshake = Handshake(fuse_fd)
+    handshake = Handshake(fuse_fd, greeting)
     handshake.start()
     before = pyfuse3.trio  # type: ignore[attr-defined]  # not in the stubs; pyfuse3.asyncio sets it
-    pyfuse3.trio = SessionLoop(handshake, on_ready)  # type: ignore[attr-defined]
+    pyfuse3.trio = SessionLoop(handshake, on_ready, on_answered)  # type: ignore[attr-defined]
     try:
         # default_permissions is an option of the mount, which exists; libfuse needs none of it.
         pyfuse3.init(

@@ -29,7 +29,12 @@ _TAIL: Final = (
 
 
 def recover(
-    database: Database, objects: ObjectFiles, root: Path, *, may_have_lost_power: bool
+    database: Database,
+    objects: ObjectFiles,
+    root: Path,
+    *,
+    may_have_lost_power: bool,
+    keeps_orphans: bool = False,
 ) -> None:
     """Repair what an unclean end may have left; harmless after a clean one.
 
@@ -38,6 +43,7 @@ def recover(
             not have been, and nobody knows any more for which files.
         may_have_lost_power: since the store was opened; then an object that was not synced may be
             short or missing without being damaged.
+        keeps_orphans: the mount goes on, and programs still have files without a name open.
 
     Raises:
         OSError: an object file cannot be read, or the disk refuses a sync.
@@ -49,7 +55,8 @@ def recover(
             "UPDATE snapshots SET state = ?, label = NULL WHERE state = ?", (DELETING, PENDING)
         )
     _recover_sizes(database, objects, may_have_lost_power)
-    _drop_orphans(database)
+    if not keeps_orphans:
+        _drop_orphans(database)
     _remove_strays(database, objects)
     files, size = living_totals(database)
     with database.transaction():

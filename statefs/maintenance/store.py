@@ -140,8 +140,11 @@ def _fill(
         store.close()
 
 
-def open_store(root: Path, clock: Clock | None = None) -> Store:
+def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool = False) -> Store:
     """Open a store, recovering it if it was not closed cleanly.
+
+    Args:
+        follows_another: its mount goes on, which an earlier process has served until now.
 
     Raises:
         NoSuchStore: nothing is there. NewerStore: it needs a newer statefs. CorruptStore: its
@@ -150,7 +153,7 @@ def open_store(root: Path, clock: Clock | None = None) -> Store:
     layout = StoreLayout(root)
     if not layout.meta_db.exists():
         raise NoSuchStore(f"no store at {root}: make one with `statefs init`")
-    return Store(layout, clock or SystemClock())
+    return Store(layout, clock or SystemClock(), follows_another)
 
 
 class Host(Protocol):
@@ -225,7 +228,7 @@ class Store:
     knows of it: the daemon puts its mount there.
     """
 
-    def __init__(self, layout: StoreLayout, clock: Clock) -> None:
+    def __init__(self, layout: StoreLayout, clock: Clock, follows_another: bool = False) -> None:
         self.layout = layout
         self.clock = clock
         self.reserve = Reserve(layout.reserve)
@@ -240,12 +243,16 @@ class Store:
             is_other_boot = self._value("boot_id") != boot_id()
             self.freeing(
                 lambda: recover(
-                    self.database, self.objects, layout.root, may_have_lost_power=is_other_boot
+                    self.database,
+                    self.objects,
+                    layout.root,
+                    may_have_lost_power=is_other_boot,
+                    keeps_orphans=follows_another,
                 )
             )
         self.freeing(self._mark_open)
         self.database.sync()  # or after a loss of power nobody would recover what comes now
-        self.volume = Volume(self.database, self.objects, clock)
+        self.volume = Volume(self.database, self.objects, clock, follows_another)
         self.catalog = Catalog(self.volume)
         self.settings = ConfigFile(layout.config)
         self.refresh_policy()
@@ -443,6 +450,7 @@ class Store:
             "latest": newest,
             "worker_pid": None,
             "supervisor_pid": None,
+            "restarts": None,
             "since": None,
             "files": table.files,
             "bytes": table.bytes,

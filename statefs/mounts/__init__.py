@@ -10,7 +10,7 @@ from statefs.mounts.attach import (
 )
 from statefs.mounts.options import Durability, MountOptions
 from statefs.mounts.outside import call_outside
-from statefs.mounts.processes import Writer, processes_using, writers
+from statefs.mounts.processes import Writer, processes_using, threads_of, writers
 from statefs.mounts.table import (
     FSTYPE,
     MountInfo,
@@ -36,6 +36,7 @@ __all__ = [
     "require_fuse",
     "require_mount_point",
     "statefs_mounts",
+    "threads_of",
     "unmount",
     "write_back",
     "writers",

@@ -126,6 +126,11 @@ def _written_mappings(process: Path, device: tuple[int, int]) -> set[int]:
     return numbers
 
 
+def threads_of(pid: int) -> set[int]:
+    """Return the threads of a process that the kernel has not let go of; empty if it is gone."""
+    return {int(name) for name in _listing(Path("/proc") / str(pid) / "task")}
+
+
 def callers() -> list[int]:
     """Return the pids of this process's parent, its parent and so on, the nearest first."""
     pids: list[int] = []

@@ -13,6 +13,7 @@ from statefs.metadata.inodes import InodeFlag
 from statefs.metadata.temporal import XATTRS
 from statefs.volume import acl
 from statefs.volume.table import InodeTable, Node
+from statefs.volume.underway import Kind
 
 CAPABILITY: Final = b"security.capability"
 DURABILITY: Final = b"user.statefs.durability"
@@ -155,6 +156,7 @@ class Attributes:
         if node.nlink == 0 and not table.is_open(node):
             raise PosixError(errno.ENOENT)  # its rows are gone: another one would never go
         with table.change(node):
+            table.underway.note(Kind.SET, ino, name)
             node.ctime_ns = table.clock.now_ns()
             if name in (acl.ACCESS, acl.DEFAULT):
                 self._set_acl(node, name, value)
@@ -197,6 +199,7 @@ class Attributes:
             node.ctime_ns = table.clock.now_ns()
             if not self._take(node, name) and name not in (acl.ACCESS, acl.DEFAULT):
                 raise PosixError(errno.ENODATA)
+            table.underway.note(Kind.UNSET, ino, name)
             table.store(node)
         self._note_durability(name)
         return node

@@ -17,6 +17,7 @@ from statefs.metadata.temporal import ENTRIES, INLINE, XATTRS
 from statefs.metadata.xattrs import xattr
 from statefs.volume import acl
 from statefs.volume.table import InodeTable, Node
+from statefs.volume.underway import Kind
 
 NAME_MAX: Final = 255
 """The longest name in bytes, as on Linux's own filesystems."""
@@ -105,6 +106,7 @@ class Names:
         is_dir = stat.S_ISDIR(mode)
         mode, gid, xattrs = self._inherit(folder, mode, creator)
         with table.change(folder):
+            table.underway.note(Kind.MAKE, parent, name, table.next_id)
             ino = table.new_ino(parent)
             size = len(target) if target is not None else 0
             flags = InodeFlag.XATTRS if xattrs else 0
@@ -177,6 +179,7 @@ class Names:
             raise PosixError(errno.EEXIST)
         now = table.clock.now_ns()
         with table.change(folder, node):
+            table.underway.note(Kind.MAKE, parent, name, table.next_id)
             self._temporal.born(ENTRIES, parent, name, ino, table.new_id())
             node.nlink += 1
             node.ctime_ns = now
@@ -200,6 +203,7 @@ class Names:
             raise PosixError(errno.EISDIR)
         now = table.clock.now_ns()
         with table.change(folder, node):
+            table.underway.note(Kind.REMOVE, parent, name)
             self._temporal.end(ENTRIES, entry.valid_from, parent, name)
             self._leave(node, parent)
             self._lose_name(node, now)
@@ -227,6 +231,7 @@ class Names:
         self._check_empty_folder(node)
         now = table.clock.now_ns()
         with table.change(folder, node):
+            table.underway.note(Kind.REMOVE, parent, name)
             self._temporal.end(ENTRIES, entry.valid_from, parent, name)
             self._lose_name(node, now)
             folder.nlink -= 1
@@ -332,6 +337,7 @@ class Names:
         now = table.clock.now_ns()
         touched = {n.ino: n for n in (old, new, node, replaced) if n is not None}
         with table.change(*touched.values()):
+            table.underway.note(Kind.MOVE, old.ino, old_name, node.ino, new.ino, new_name)
             temporal.end(ENTRIES, source.valid_from, old.ino, old_name)
             if target is None or replaced is None:
                 cookie = source.cookie if old is new else table.new_id()
@@ -371,6 +377,7 @@ class Names:
         now = table.clock.now_ns()
         touched = {n.ino: n for n in (*folders, *nodes)}
         with table.change(*touched.values()):
+            table.underway.note(Kind.MOVE, old.ino, names[0], node.ino, new.ino, names[1])
             for folder, name, entry, content in (
                 (old, names[0], entries[0], other),
                 (new, names[1], entries[1], node),

@@ -22,6 +22,7 @@ from statefs.ids import CLONE_BIT, Epoch, in_clones
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import Inode, InodeFlag, living_row
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
+from statefs.volume.underway import Underway
 
 EXTENTS_KEPT: Final = 64
 """Extents that a file which nobody has open may keep in memory; more are read again."""
@@ -81,7 +82,11 @@ class InodeTable:
         database: the store's database.
         objects: the store's object files.
         clock: where times come from.
-        assumes_open: take every file for open, because an earlier process may have opened it.
+        follows_another: an earlier process served the mount, which goes on. Programs may have open
+            whatever existed then: of such files it is known that they are closed only when the
+            kernel drops them (`forget`).
+
+    `underway` is told of each change of a name before it is committed.
 
     `fragmented` has the files of many extents, with the epoch in which they were last merged and
     the number of extents from which that is worth it again.
@@ -91,12 +96,12 @@ class InodeTable:
     """
 
     def __init__(
-        self, database: Database, objects: ObjectFiles, clock: Clock, assumes_open: bool = False
+        self, database: Database, objects: ObjectFiles, clock: Clock, follows_another: bool = False
     ) -> None:
         self.database = database
         self.objects = objects
         self.clock = clock
-        self.assumes_open = assumes_open
+        self.underway = Underway()
         self.temporal = Temporal(
             database,
             Epoch(self._store_value("epoch")),
@@ -113,6 +118,7 @@ class InodeTable:
         self.durability_generation = 0
         self._next_id = self._store_value("next_id")
         self._reserved_until = self._next_id
+        self._known_from = self._next_id if follows_another else 0
 
     @property
     def epoch(self) -> Epoch:
@@ -212,6 +218,8 @@ class InodeTable:
 
     def forget(self, ino: int) -> None:
         """The kernel dropped an inode: nothing without a name needs to be kept for it."""
+        if self._may_be_open_since_before(ino) and ino not in self.opens:
+            self.reap(ino)
         node = self.nodes.get(ino)
         if node is not None and node.nlink == 0 and ino not in self.opens:
             del self.nodes[ino]
@@ -312,7 +320,11 @@ class InodeTable:
 
     def is_open(self, node: Node) -> bool:
         """Whether a program may have the inode open."""
-        return self.assumes_open or node.ino in self.opens
+        return node.ino in self.opens or self._may_be_open_since_before(node.ino)
+
+    def _may_be_open_since_before(self, ino: int) -> bool:
+        """Whether an earlier process may have opened an inode for a program that still has it."""
+        return ino & ~CLONE_BIT < self._known_from
 
     def opened(self, ino: int) -> None:
         """Count one more open descriptor of an inode."""
@@ -331,15 +343,13 @@ class InodeTable:
         node.data = None  # the kernel's cache serves readers; all files' contents are too much
         if node.extents is not None and len(node.extents) > EXTENTS_KEPT:
             node.extents = None
-        if node.nlink == 0 and not self.assumes_open:
+        if node.nlink == 0 and not self.is_open(node):
             self.reap(ino)
 
     def reap_closed(self) -> None:
         """Destroy the orphans that nobody has open, which a full disk may have left."""
-        if self.assumes_open:
-            return
         for (ino,) in self.database.rows("SELECT ino FROM orphans"):
-            if ino not in self.opens:
+            if ino not in self.opens and not self._may_be_open_since_before(ino):
                 self.reap(ino)
 
     def reap(self, ino: int) -> None:

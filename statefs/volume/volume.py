@@ -18,13 +18,13 @@ class Volume:
         database: the store's database, recovered.
         objects: the store's object files.
         clock: where times come from.
-        assumes_open: take every file for open, because an earlier process may have opened it.
+        follows_another: an earlier process served the mount, which goes on (`InodeTable`).
     """
 
     def __init__(
-        self, database: Database, objects: ObjectFiles, clock: Clock, assumes_open: bool = False
+        self, database: Database, objects: ObjectFiles, clock: Clock, follows_another: bool = False
     ) -> None:
-        self.table = InodeTable(database, objects, clock, assumes_open)
+        self.table = InodeTable(database, objects, clock, follows_another)
         self.attributes = Attributes(self.table)
         self.names = Names(self.table)
         self.data = FileData(self.table, self.attributes)

@@ -1,8 +1,9 @@
 """Daemons for crash tests, forked from a process that has imported everything.
 
 A daemon started by the command line spends most of its start importing. One from here is ready in
-a tenth of that, so that a minute has many more kills. It is the daemon of the product but for two
-things: it moves its log into meta.db much more often, and keeps a marker file while it does.
+a tenth of that, so that a minute has many more kills. It is the daemon of the product, a supervisor
+and its worker, but for two things: it moves its log into meta.db much more often, and keeps a
+marker file while it does. Both processes are one group, and so can be killed at the same instant.
 
 `python -m tests.crash.fork_server` reads requests from standard input, one JSON line each, and
 answers each with two lines: the daemon's pid, and what the daemon says of its readiness.
@@ -13,16 +14,18 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any, Final, Self
 
 import apsw
+import psutil
 
-from statefs.daemon import service
+from statefs.daemon import service, worker
 from statefs.daemon.background import READY_VARIABLE
-from statefs.daemon.lifecycle import run_foreground
+from statefs.daemon.supervisor import run_foreground
 from statefs.errors import StatefsError
 from statefs.layout import StoreLayout
 from statefs.maintenance.store import init_store
@@ -35,6 +38,8 @@ LOG_PAGES: Final = 24
 LOG_PAGES_RESTART: Final = 96
 LOG_PAUSE_SECONDS: Final = 0.01
 END_SECONDS: Final = 10.0
+DESCRIPTORS_MAX: Final = 1024
+"""More than a supervisor has open."""
 
 
 def marker_of(store: Path) -> Path:
@@ -93,14 +98,14 @@ class ForkedState(MountedState):
     def __init__(self, server: ForkServer, state: Path, store: Path, options: str = "") -> None:
         super().__init__(state, store, options)
         self._server = server
-        self._pid = 0
+        self._group = 0
 
     def begin_mount(self) -> int:
         """Start a daemon and return its pid; `end_mount` must follow."""
         if not self.store.exists():
             init_store(self.store)
-        self._pid = self._server.start(self.state, self.store, self.options)
-        return self._pid
+        self._group = self._server.start(self.state, self.store, self.options)
+        return self._group
 
     def end_mount(self) -> str:
         """Return why the daemon does not serve the mount, "" when it does."""
@@ -113,8 +118,12 @@ class ForkedState(MountedState):
         assert not trouble, trouble
 
     def daemon_pid(self) -> int:
-        """Return the pid of the daemon started last."""
-        return self._pid
+        """Return the pid, and process group, of the supervisor started last."""
+        return self._group
+
+    def worker_pid(self) -> int:
+        """Return the pid of the process that serves the mount."""
+        return int(psutil.Process(self._group).children()[0].pid)
 
 
 class MarkingConnection(apsw.Connection):
@@ -151,6 +160,24 @@ def _say(line: str) -> None:
     sys.stdout.flush()
 
 
+def _fork_worker(end: socket.socket) -> int:
+    """Be the worker in a child, in the supervisor's process group, so that both can be killed."""
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 1
+    try:
+        fd = end.detach()
+        os.closerange(3, fd)
+        os.closerange(fd + 1, DESCRIPTORS_MAX)
+        code = worker.main(socket.socket(fileno=fd))
+    except BaseException as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
 def _run_daemon(state: Path, store: Path, options: str, ready: int) -> None:
     """Be the daemon; end the process with its exit code."""
     code = 1
@@ -171,7 +198,7 @@ def _run_daemon(state: Path, store: Path, options: str, ready: int) -> None:
             ("CHECKPOINT_PAUSE_SECONDS", LOG_PAUSE_SECONDS),
         ):
             setattr(service, name, value)
-        run_foreground(state, store, MountOptions.parse(options))
+        run_foreground(state, store, MountOptions.parse(options), _fork_worker)
         code = 0
     except StatefsError as error:
         code = error.exit_code

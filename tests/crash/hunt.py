@@ -10,11 +10,11 @@ from __future__ import annotations
 import json
 import os
 import random
-import select
 import shutil
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -256,21 +256,22 @@ class CrashHunt:
             self._tally.count_cut("mount")
         self._marker.unlink(missing_ok=True)
 
-    def _kill(self, pid: int) -> None:
-        """Kill a daemon and take its mount away.
+    def _kill(self, group: int) -> None:
+        """Kill a supervisor and its worker at once, and take their mount away.
 
-        One that has just asked its own mount for something ends when the mount's connection is
-        aborted only, as `statefs mount --repair` does: a system call that waits for an answer
+        A worker that has just asked its own mount for something ends when the mount's connection
+        is aborted only, as `statefs mount --repair` does: a system call that waits for an answer
         cannot be killed.
         """
-        descriptor = os.pidfd_open(pid)
-        os.kill(pid, signal.SIGKILL)
-        is_gone = select.select([descriptor], [], [], DEATH_SECONDS)[0]
-        os.close(descriptor)
-        if not is_gone:
+        os.killpg(group, signal.SIGKILL)
+        end = time.monotonic() + DEATH_SECONDS
+        while (left := _members(group)) and time.monotonic() < end:
+            time.sleep(0.001)
+        if left:
             self._tally.count_cut("own request")
         detach(self._state.state)
-        wait_until_gone(pid)
+        for pid in left:
+            wait_until_gone(pid)
 
     def _check_previous(self) -> None:
         """What the round before last left in current was not touched by anybody since."""
@@ -352,6 +353,19 @@ def _begun(journal: Path) -> str:
     if not (line.endswith(b"\n") and line.startswith(b'["I"')):
         return ""
     return str(json.loads(line)[2])
+
+
+def _members(group: int) -> list[int]:
+    """Return the processes of a group that are not dead."""
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with suppress(OSError):
+                # After the name in brackets, which may hold anything: state, parent, group.
+                words = (folder / "stat").read_text().rpartition(")")[2].split()
+                if int(words[2]) == group and words[0] != "Z":
+                    found.append(int(folder.name))
+    return found
 
 
 def _ended(pid: int) -> int:

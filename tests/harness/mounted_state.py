@@ -123,14 +123,28 @@ class MountedState:
 
     def kill(self) -> None:
         """Kill the daemon with SIGKILL and take its dead mount away."""
-        pid = self.daemon_pid()
-        os.kill(pid, signal.SIGKILL)
-        wait_until_gone(pid)
+        self.kill_daemon()
         detach(self.state)
 
+    def kill_daemon(self) -> None:
+        """Kill supervisor and worker with SIGKILL; nobody answers for the mount any more."""
+        status = self.status()
+        pids = [status["supervisor_pid"], status["worker_pid"]]
+        for pid in pids:  # the supervisor first, or it would start another worker
+            os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            wait_until_gone(pid)
+
     def daemon_pid(self) -> int:
+        """Return the pid of the supervisor, which ends with the mount."""
+        return self._pid("supervisor_pid")
+
+    def worker_pid(self) -> int:
         """Return the pid of the process that serves the mount."""
-        pid = self.status()["worker_pid"]
+        return self._pid("worker_pid")
+
+    def _pid(self, which: str) -> int:
+        pid = self.status()[which]
         assert isinstance(pid, int) and pid > 1, pid
         return pid
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness.mounted_state import MountedState, mounted, open_folder, wait_until_gone
+from tests.harness.mounted_state import MountedState, mounted, open_folder
 from tests.leftovers import COMMAND_SECONDS, mounts_below
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -199,9 +199,7 @@ def test_files_under_the_mount_point_are_not_hidden(tmp_path: Path, statefs_cli:
 def crashed(own_state: MountedState) -> MountedState:
     """A state whose daemon was killed; its mount is still there and answers to nobody."""
     (own_state.files / "a").write_text("kept")
-    pid = own_state.daemon_pid()
-    os.kill(pid, signal.SIGKILL)
-    wait_until_gone(pid)
+    own_state.kill_daemon()
     return own_state
 
 
@@ -288,7 +286,7 @@ def test_the_foreground_serves_until_it_is_interrupted(tmp_path: Path, statefs_c
         with os.fdopen(reader) as ready:
             assert json.loads(ready.readline()) == {}
         status = json.loads(statefs_cli("status", state, "--json").stdout)
-        assert status["worker_pid"] == process.pid
+        assert status["supervisor_pid"] == process.pid
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=COMMAND_SECONDS)
     assert process.returncode == 0, said

@@ -45,3 +45,13 @@ def test_the_command_line_starts_without_the_engine(module: str) -> None:
     loaded = done.stdout.split()
     assert module in loaded
     assert [name for name in loaded if name.startswith(ENGINE)] == []
+
+
+def test_the_supervisor_is_small() -> None:
+    """Of all that serves a mount it loads what it says to the kernel at the beginning, no more."""
+    program = "import sys, statefs.daemon.supervisor; print(*sys.modules, sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    found = {name for name in done.stdout.split() if name.startswith(ENGINE)}
+    assert found == {"statefs.fuse", "statefs.fuse.handshake"}

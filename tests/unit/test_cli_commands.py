@@ -257,8 +257,8 @@ def test_status_json_has_what_is_promised(backend: FakeBackend, capsys: Capture)
     """Scripts rely on these keys."""
     status = json.loads(call(capsys, "status", "state", "--json").out)
     assert status.keys() >= {
-        "mounted", "store", "epoch", "snapshots", "worker_pid", "supervisor_pid", "since",
-        "bytes", "files", "stale",
+        "mounted", "store", "epoch", "snapshots", "worker_pid", "supervisor_pid", "restarts",
+        "since", "bytes", "files", "stale",
     }  # fmt: skip
     assert status["mounted"] is False
 

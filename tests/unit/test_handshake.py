@@ -15,6 +15,7 @@ from statefs.fuse.handshake import (
     FUSE_INIT,
     HANDLE_KILLPRIV_V2,
     WANTED,
+    Greeting,
     Handshake,
     InitReply,
     adjusted_reply,
@@ -119,8 +120,10 @@ def test_the_two_halves_lead_from_kernel_to_libfuse_and_back() -> None:
         assert exchange.session_mount_point == f"/dev/fd/{exchange.session_fd}"
         assert os.read(exchange.session_fd, 4096) == init_request(ALL)
         os.write(exchange.session_fd, libfuse_reply(POSIX_ACL))
-        exchange.complete()
-        assert flags_of(kernel.recv(4096)) == WANTED | POSIX_ACL
+        greeting = exchange.complete()
+        told = kernel.recv(4096)
+        assert flags_of(told) == WANTED | POSIX_ACL
+        assert greeting == Greeting(init_request(ALL), told)
         kernel.send(b"the first real request")
         assert os.read(exchange.session_fd, 4096) == b"the first real request"
         os.close(exchange.session_fd)
@@ -149,3 +152,35 @@ def test_a_silent_kernel_ends_the_handshake(monkeypatch: pytest.MonkeyPatch) -> 
             exchange.start()
         exchange.close()
         os.close(exchange.session_fd)
+
+
+def take_over(reply_of_libfuse: bytes, told_before: bytes) -> None:
+    """Lead a successor's libfuse through the handshake that the kernel had with another process."""
+    kernel, device = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with kernel, device:
+        exchange = Handshake(device.fileno(), Greeting(init_request(ALL), told_before))
+        try:
+            exchange.start()
+            assert os.read(exchange.session_fd, 4096) == init_request(ALL)
+            os.write(exchange.session_fd, reply_of_libfuse)
+            exchange.complete()
+            kernel.send(b"the next request")
+            assert os.read(exchange.session_fd, 4096) == b"the next request"
+            with pytest.raises(BlockingIOError):
+                kernel.recv(4096, socket.MSG_DONTWAIT)
+        finally:
+            exchange.close()
+            os.close(exchange.session_fd)
+
+
+def test_a_successor_shakes_hands_with_libfuse_alone() -> None:
+    """The kernel is told nothing twice."""
+    told = adjusted_reply(init_request(ALL), libfuse_reply(POSIX_ACL))
+    take_over(libfuse_reply(POSIX_ACL), told)
+
+
+def test_a_successor_that_would_say_something_else_is_refused() -> None:
+    """The kernel goes on as it was told; another version must not serve it in another way."""
+    told = adjusted_reply(init_request(ALL), libfuse_reply(POSIX_ACL))
+    with pytest.raises(FuseUnavailable, match="another statefs or libfuse"):
+        take_over(libfuse_reply(0), told)

@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -19,20 +19,18 @@ from statefs.daemon import adopt as adopt_module
 from statefs.daemon import background, lifecycle
 from statefs.daemon.adopt import CoveredFiles
 from statefs.daemon.background import READY_VARIABLE, ReadyNotice, start_background
+from statefs.daemon.handover import Begin, Channel, Ready, make_channels
 from statefs.daemon.lifecycle import MountDaemon
 from statefs.errors import (
-    AlreadyMounted,
-    FuseUnavailable,
     MountBusy,
     NewerStore,
-    NotMounted,
-    StaleMount,
     StatefsError,
 )
 from statefs.fuse import session_loop
+from statefs.fuse.handshake import Greeting, InitReply, read_init_request
 from statefs.layout import StoreLayout
 from statefs.locking import StoreLock
-from statefs.mounts import MountInfo, MountOptions
+from statefs.mounts import MountOptions
 from tests.unit.fake_kernel import FUSE_STATFS, FakeKernel
 
 if TYPE_CHECKING:
@@ -179,6 +177,15 @@ class FakeService:
         self.background_failure: Exception | None = None
         self.was_cancelled = False
         self.saves_on_request = 0
+        self.requests_answered = 0
+
+    def follow(self, _fuse_fd: int, _dead: tuple[int, ...]) -> None:
+        """Never called: nobody served the mount before."""
+        pytest.fail("there is nobody to follow")
+
+    def answered(self) -> None:
+        """Count the turns of the session."""
+        self.requests_answered += 1
 
     async def run(self) -> None:
         """Wait to be cancelled, or fail."""
@@ -201,16 +208,7 @@ class FakeService:
         """Nothing to close."""
 
 
-class RecordingNotice(ReadyNotice):
-    """Lets a test wait for the mount to be usable."""
-
-    def __init__(self) -> None:
-        super().__init__(None)
-        self.is_ready = trio.Event()
-
-    def succeed(self) -> None:
-        """Let the test go on."""
-        self.is_ready.set()
+SUPERVISOR_PID = 4711
 
 
 @asynccontextmanager
@@ -218,17 +216,24 @@ async def running(
     mount_point: Path, layout: StoreLayout, service: FakeService
 ) -> AsyncIterator[FakeKernel]:
     """Run the tasks of a mount on a fake kernel until they end by themselves."""
-    kernel, notice = FakeKernel(), RecordingNotice()
-    daemon = MountDaemon(mount_point, layout, MountOptions(), service, notice)
+    kernel, (supervisor, end) = FakeKernel(), make_channels()
+    greeting = Greeting(read_init_request(kernel.device.fileno()))
+    begin = Begin(state="", store="", options="", supervisor_pid=SUPERVISOR_PID, oom_score_adj=0)
+    daemon = MountDaemon(mount_point, layout, MountOptions(), service, Channel(end), begin)
     try:
         with trio.fail_after(LONG_SECONDS), StoreLock(layout, "daemon", mount_point):
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(daemon.run, kernel.device.fileno())
-                await kernel.handshake()
-                await notice.is_ready.wait()
+                nursery.start_soon(daemon.run, kernel.device.fileno(), greeting)
+                told = await kernel.handshake()
+                await trio.lowlevel.wait_readable(supervisor.fileno())
+                received = supervisor.receive()
+                assert received is not None and isinstance(received[0], Ready)
+                assert InitReply.unpack(received[0].init_reply) == told
                 yield kernel
     finally:
         kernel.close()
+        supervisor.close()
+        end.close()
 
 
 @pytest.fixture(autouse=True)
@@ -269,7 +274,8 @@ async def test_the_status_knows_the_process(
         await trio.to_thread.run_sync(ask, layout, "stop")
     assert status["op"] == "status" and status["mounted"] is True
     assert status["mount_point"] == str(mount_point) and status["durability"] == "close"
-    assert status["worker_pid"] == status["supervisor_pid"] == os.getpid()
+    assert (status["worker_pid"], status["supervisor_pid"]) == (os.getpid(), SUPERVISOR_PID)
+    assert status["restarts"] == 0
     assert status["since"].endswith("Z")
 
 
@@ -364,88 +370,6 @@ async def test_background_work_that_breaks_ends_the_mount(
 
 
 # --- before and after -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("is_stale", "kind", "match"),
-    [(True, StaleMount, "--repair"), (False, AlreadyMounted, "shows /srv/x.store")],
-)
-def test_a_mount_point_that_is_mounted_is_refused(
-    monkeypatch: pytest.MonkeyPatch,
-    mount_point: Path,
-    layout: StoreLayout,
-    is_stale: bool,
-    kind: type[StatefsError],
-    match: str,
-) -> None:
-    """A dead mount and a living one have different cures."""
-    mount = MountInfo(mount_point, "/srv/x.store", "fuse.statefs")
-    monkeypatch.setattr(lifecycle, "find_mount", lambda _state: mount)
-    monkeypatch.setattr(lifecycle, "is_stale", lambda _mount: is_stale)
-    with pytest.raises(kind, match=match):
-        lifecycle._refuse_mounted(mount_point)
-
-
-@pytest.mark.parametrize(
-    ("now", "is_unmounted"),
-    [((0, 40), True), ((0, 41), False), (None, False)],
-    ids=["ours", "another's", "gone"],
-)
-def test_only_our_own_mount_is_cleared_away_at_the_end(
-    monkeypatch: pytest.MonkeyPatch,
-    mount_point: Path,
-    now: tuple[int, int] | None,
-    is_unmounted: bool,
-) -> None:
-    """Somebody may have unmounted ours and mounted another in its place."""
-    ours = MountInfo(mount_point, "/s", "fuse.statefs", device=(0, 40))
-    there = None if now is None else MountInfo(mount_point, "/s", "fuse.statefs", device=now)
-    unmounted: list[Path] = []
-
-    def unmount(mount_point: Path, *, is_dead: bool) -> None:
-        assert is_dead
-        unmounted.append(mount_point)
-        raise NotMounted("somebody was faster")
-
-    monkeypatch.setattr(lifecycle, "find_mount", lambda _state: there)
-    monkeypatch.setattr(lifecycle, "unmount", unmount)
-    lifecycle._unmount_leftover(ours)
-    assert unmounted == ([mount_point] if is_unmounted else [])
-
-
-def test_the_lock_is_let_go_last_and_the_mount_always(
-    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
-) -> None:
-    """Also when the engine's loop breaks: descriptor, mount, store, lock, in this order."""
-    done: list[str] = []
-    reader, writer = os.pipe()
-    os.close(writer)
-
-    class Engine(FakeService):
-        def close(self, *, clean: bool) -> None:
-            done.append(f"store closed clean={clean}")
-
-    def broken(*_: object) -> None:
-        raise ExceptionGroup("tasks", [ExceptionGroup("more", [FuseUnavailable("no handshake")])])
-
-    def record(what: str) -> Callable[..., None]:
-        return lambda *_: done.append(what)
-
-    mount = MountInfo(mount_point, str(layout.root), "fuse.statefs")
-    (mount_point / "current").rmdir()
-    found = iter([None, mount])
-    monkeypatch.setattr(os, "chdir", record("chdir"))
-    monkeypatch.setattr(lifecycle, "find_mount", lambda _state: next(found))
-    monkeypatch.setattr(lifecycle, "_open_service", lambda *_: Engine())
-    monkeypatch.setattr(lifecycle, "mount_fuse", lambda *_: reader)
-    monkeypatch.setattr(lifecycle, "_unmount_leftover", record("unmounted"))
-    monkeypatch.setattr(trio, "run", broken)
-    monkeypatch.setattr(StoreLock, "release", record("lock let go"))
-    with pytest.raises(FuseUnavailable, match="no handshake"):
-        lifecycle._run(mount_point, layout, MountOptions(), ReadyNotice(None))
-    assert done == ["chdir", "unmounted", "store closed clean=False", "lock let go"]
-    with pytest.raises(OSError):
-        os.fstat(reader)
 
 
 def test_an_internal_error_is_logged_whole_and_told_in_one_line(

@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from statefs.fuse import session_loop
-from statefs.fuse.handshake import HANDLE_KILLPRIV_V2
+from statefs.fuse.handshake import HANDLE_KILLPRIV_V2, Greeting
 from statefs.fuse.session_loop import SPIN_SECONDS_MAX, ReaderLock, SessionLoop, SpinBudget
 from tests.unit.fake_kernel import FUSE_FSYNC, FUSE_STATFS, FakeKernel
 
@@ -45,7 +45,7 @@ class CountingOperations(pyfuse3.Operations):
 
 @asynccontextmanager
 async def served(
-    operations: CountingOperations, on_ready: Callable[[], None] = lambda: None
+    operations: CountingOperations, on_ready: Callable[[Greeting], None] = lambda _: None
 ) -> AsyncIterator[FakeKernel]:
     """Serve a fake kernel whose handshake is done; end the session afterwards."""
     kernel = FakeKernel()
@@ -64,7 +64,7 @@ async def served(
 async def test_a_session_is_ready_after_the_handshake() -> None:
     """on_ready is called exactly once, and the first request after it is answered."""
     ready = []
-    async with served(CountingOperations(), lambda: ready.append(True)) as kernel:
+    async with served(CountingOperations(), lambda _: ready.append(True)) as kernel:
         await kernel.send(FUSE_STATFS, 5)
         assert await kernel.answer() == (5, 0)
         assert ready == [True]
@@ -172,7 +172,7 @@ async def test_any_other_exception_ends_the_session(failure: Exception) -> None:
 
     async def serve() -> None:
         try:
-            await session_loop.serve(operations, kernel.device.fileno(), lambda: None)
+            await session_loop.serve(operations, kernel.device.fileno(), lambda _: None)
         except* type(failure) as group:
             raised.append(group)
 

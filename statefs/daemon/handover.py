@@ -1,0 +1,147 @@
+"""What supervisor and worker say to each other, and the descriptors that go with it.
+
+    supervisor  Begin   the store's lock, the page of changes under way
+    worker      Opened  the store is open; or Failed
+    supervisor  Serve   the connection to the kernel
+    worker      Ready   programs are answered; or Failed
+    worker      Ended   the mount has ended and the store is closed
+
+A successor is given Begin and Serve at once. When either end is closed without Ended, the process
+at the other end is dead, even if the kernel has not let go of it yet.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from typing import Final
+
+import msgspec
+
+from statefs.control.messages import ErrorBody
+
+MESSAGE_BYTES_MAX: Final = 1 << 16
+"""More than any message has: a path, an error, a FUSE_INIT."""
+DESCRIPTORS_MAX: Final = 2
+
+
+class Begin(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Open the store.
+
+    Args:
+        state: the mount point.
+        store: whose lock comes with this.
+        options: of the mount, as text.
+        supervisor_pid: who says so.
+        oom_score_adj: what the worker is to have (proc(5)); the supervisor has less.
+        restarts: workers that have died before this one.
+        since: when the mount became usable, ISO 8601; "" for its first worker.
+        dead: the pids of earlier workers whose threads the kernel may not have let go of.
+    """
+
+    state: str
+    store: str
+    options: str
+    supervisor_pid: int
+    oom_score_adj: int
+    restarts: int = 0
+    since: str = ""
+    dead: tuple[int, ...] = ()
+
+
+class Serve(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """Answer the kernel; the connection comes with this.
+
+    Args:
+        init_request: the kernel's FUSE_INIT.
+        init_reply: what it was told; empty for the first worker.
+    """
+
+    init_request: bytes
+    init_reply: bytes = b""
+
+
+class Opened(msgspec.Struct, tag=True, frozen=True):
+    """The store is open."""
+
+
+class Ready(msgspec.Struct, tag=True, frozen=True):
+    """The mount is usable.
+
+    Args:
+        since: since when, ISO 8601.
+        init_reply: what the kernel was told.
+    """
+
+    since: str
+    init_reply: bytes
+
+
+class Failed(msgspec.Struct, tag=True, frozen=True):
+    """The mount cannot be served, and why."""
+
+    error: ErrorBody
+
+
+class Ended(msgspec.Struct, tag=True, frozen=True):
+    """The mount has ended, and the store is closed."""
+
+
+Message = Begin | Serve | Opened | Ready | Failed | Ended
+_encoder: Final = msgspec.json.Encoder()
+_decoder: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
+
+
+class Channel:
+    """One end of the line between supervisor and worker.
+
+    Args:
+        end: of a pair of SOCK_SEQPACKET sockets; closed with this.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self._socket = end
+
+    def fileno(self) -> int:
+        """Return the descriptor, readable when there is a message or the other end is closed."""
+        return self._socket.fileno()
+
+    def send(self, message: Message, descriptors: Sequence[int] = ()) -> None:
+        """Send a message, and descriptors that the other process gets as its own.
+
+        Raises:
+            OSError: the other end is closed.
+        """
+        socket.send_fds(self._socket, [_encoder.encode(message)], descriptors)
+
+    def receive(self) -> tuple[Message, list[int]] | None:
+        """Return the next message and its descriptors, None when the other end is closed. Blocks.
+
+        Raises:
+            msgspec.MsgspecError: the other process is another version and says something else.
+        """
+        try:
+            data, descriptors, _, _ = socket.recv_fds(
+                self._socket, MESSAGE_BYTES_MAX, DESCRIPTORS_MAX, socket.MSG_CMSG_CLOEXEC
+            )
+        except ConnectionResetError:
+            return None  # closed with something unread in it
+        if not data:
+            return None
+        try:
+            return _decoder.decode(data), descriptors
+        except msgspec.MsgspecError:
+            for descriptor in descriptors:
+                os.close(descriptor)
+            raise
+
+    def close(self) -> None:
+        """Close this end; harmless twice."""
+        self._socket.close()
+
+
+def make_channels() -> tuple[Channel, socket.socket]:
+    """Return the supervisor's end, and the worker's to be inherited by it."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    return Channel(ours), theirs

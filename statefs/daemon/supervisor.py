@@ -1,0 +1,463 @@
+"""The process that has the mount: it outlives the workers that answer for it.
+
+It opens /dev/fuse, mounts, keeps the connection, and has a worker (statefs/daemon/worker.py) serve
+it. When a worker dies another one takes the connection over, and programs notice a pause. It loads
+neither the engine nor a FUSE library, opens no file of the mount and stands elsewhere: nothing that
+a worker does can end it or hold it up.
+
+    start      worker opens the store -- mount -- worker serves -- usable
+    a death    the kernel sends again what was not answered -- next worker, at once or after a while
+    the end    umount, a signal, `stop`: the worker closes the store and says Ended; else, when no
+               worker comes to life, the connection is ended, so that programs get errors
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import select
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, TypeVar
+
+from statefs.control.messages import raised_error
+from statefs.daemon.background import ReadyNotice
+from statefs.daemon.handover import (
+    Begin,
+    Ended,
+    Failed,
+    Message,
+    Opened,
+    Ready,
+    Serve,
+    make_channels,
+)
+from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_process, undisturbed
+from statefs.errors import AlreadyMounted, FuseUnavailable, NotMounted, StaleMount, StatefsError
+from statefs.fuse.handshake import Greeting, ask_again, is_connected, read_init_request
+from statefs.layout import StoreLayout
+from statefs.locking import StoreLock
+from statefs.mounts import (
+    MountInfo,
+    MountOptions,
+    find_mount,
+    is_stale,
+    mount_fuse,
+    require_empty,
+    unmount,
+)
+
+M = TypeVar("M", bound=Message)
+Spawn = Callable[[socket.socket], int]
+"""Starts a worker that is given its end of the channel; returns its pid."""
+
+log = logging.getLogger(__name__)
+
+TAKEOVER_SECONDS: Final = 60.0
+"""Programs wait for so long at most until a successor is ready. It recovers the store before."""
+STEADY_SECONDS: Final = 0.25
+"""A worker that served for so long did not die of what it found when it began."""
+FAILURES_MAX: Final = 10
+"""So many workers in a row that did not: there is no use in another one."""
+PAUSE_SECONDS: Final = 0.05
+"""Before the third worker in a row, doubled with each further one."""
+PAUSE_SECONDS_MAX: Final = 5.0
+END_SECONDS: Final = 10.0
+"""How long a worker that has nothing left to do may take to end before it is killed."""
+REAP_SECONDS: Final = 0.05
+"""How long a dead worker is waited for: one that waits for its own mount goes only later."""
+OOM_SCORE_ADJ: Final = -900
+"""The kernel ends nearly everything else before this process when memory is short (proc(5))."""
+CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
+OOM_FILE: Final = Path("/proc/self/oom_score_adj")
+PAGE_BYTES: Final = 4096
+"""Of the changes under way (statefs/volume/underway.py), which only workers understand."""
+_WORKER: Final = ("-P", "-m", "statefs.daemon.worker")
+
+
+def run_foreground(
+    state: Path, store: Path, options: MountOptions, spawn: Spawn | None = None
+) -> None:
+    """Mount `store` at `state` and have it served until it is unmounted.
+
+    Args:
+        state: the mount point, an existing folder.
+        store: an existing store.
+        options: of the mount.
+        spawn: how to start a worker; None for the usual way.
+
+    Raises:
+        AlreadyMounted: the state or the store is mounted.
+        StaleMount: a daemon has died at `state`.
+        StoreLocked: another process has the store open.
+        MountPointNotEmpty: files lie in `state` and are not to be adopted.
+        FuseUnavailable: this machine or this user cannot mount.
+        StatefsError: the engine's reasons; or something broke while serving.
+    """
+    notice = ReadyNotice.from_environment()
+    try:
+        prepare_process()
+        layout = StoreLayout(store.absolute())
+        Supervisor(state.absolute(), layout, options, notice, spawn or spawn_worker).run()
+    except StatefsError as error:
+        notice.fail(error)
+        raise
+    except BaseException as error:
+        notice.fail(StatefsError(f"internal error: {type(error).__name__}: {error}"))
+        raise
+
+
+def spawn_worker(end: socket.socket) -> int:
+    """Start a worker in a session of its own, which no terminal sends signals to."""
+    end.set_inheritable(True)
+    command = [sys.executable, *_WORKER, str(end.fileno())]
+    return os.posix_spawn(command[0], command, os.environ, setsid=True)
+
+
+class Worker:
+    """A process that serves the mount, from the side of the supervisor."""
+
+    def __init__(self, spawn: Spawn) -> None:
+        self.channel, theirs = make_channels()
+        with theirs:
+            self.pid = spawn(theirs)
+        self.ready_at: float | None = None
+        self.has_ended = False
+        self._code: int | None = None
+
+    def expect(self, kind: type[M]) -> M:
+        """Return the next message, which is of a kind; blocks.
+
+        Raises:
+            StatefsError: the worker has failed or died instead.
+        """
+        received = self.channel.receive()
+        if received is None:
+            raise StatefsError(f"the worker ended before the mount was usable{self.ending()}")
+        message, _ = received
+        if isinstance(message, Failed):
+            raise raised_error(message.error)
+        assert isinstance(message, kind), message
+        return message
+
+    def signal(self, number: int) -> None:
+        """Send a signal, if the process is still there."""
+        if self._code is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def is_reaped(self, seconds: float = 0.0) -> bool:
+        """Return whether the process is gone, waiting for it so long at most."""
+        give_up = time.monotonic() + seconds
+        while self._code is None:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self._code = os.waitstatus_to_exitcode(status)
+            elif time.monotonic() >= give_up:
+                return False
+            else:
+                time.sleep(0.001)
+        return True
+
+    def ending(self) -> str:
+        """Return how the process has ended, in words for a log."""
+        if not self.is_reaped(REAP_SECONDS):
+            return ""
+        assert self._code is not None
+        if self._code < 0:
+            return f" (killed by {signal.Signals(-self._code).name})"
+        return f" (exit code {self._code})"
+
+    def end(self) -> None:
+        """End the process if it still runs, kindly at first."""
+        self.channel.close()
+        if not self.is_reaped(END_SECONDS):
+            self.signal(signal.SIGKILL)
+            self.is_reaped(END_SECONDS)
+
+
+class Supervisor:
+    """One mount, from mounting it to its end.
+
+    Args:
+        state: the mount point.
+        layout: of the store.
+        options: of the mount.
+        notice: told when the mount is usable.
+        spawn: starts a worker.
+    """
+
+    def __init__(
+        self,
+        state: Path,
+        layout: StoreLayout,
+        options: MountOptions,
+        notice: ReadyNotice,
+        spawn: Spawn,
+    ) -> None:
+        self._state = state
+        self._layout = layout
+        self._options = options
+        self._notice = notice
+        self._spawn = spawn
+        self._oom_score_adj = int(OOM_FILE.read_text())
+        self._lock = StoreLock(layout, role="daemon", mount_point=state)
+        self._page = os.memfd_create("statefs-underway")
+        os.ftruncate(self._page, PAGE_BYTES)
+        self._fuse_fd = -1
+        self._mount: MountInfo | None = None
+        self._greeting = Greeting(b"")
+        self._since = ""
+        self._restarts = 0
+        self._failures = 0
+        self._dead: list[Worker] = []
+        self._signals = -1
+
+    def run(self) -> None:
+        """Mount, serve, unmount, and let the lock go last. Raises as run_foreground() does."""
+        os.chdir("/")
+        self._shun_the_oom_killer()
+        worker = Worker(self._spawn)  # the first, for it takes longest to come up
+        try:
+            _refuse_mounted(self._state)
+            if not self._options.adopt:
+                require_empty(self._state)
+            self._lock.acquire_for_mount()
+            self._start(worker)
+            self._notice.succeed()
+        except BaseException:
+            with undisturbed():
+                worker.signal(signal.SIGTERM)
+                worker.end()
+                self._leave()
+            raise
+        try:
+            self._keep_served(worker)
+        finally:
+            with undisturbed():
+                self._leave()
+
+    def _shun_the_oom_killer(self) -> None:
+        with contextlib.suppress(PermissionError):  # an ordinary user may not
+            OOM_FILE.write_text(str(min(OOM_SCORE_ADJ, self._oom_score_adj)))
+
+    def _start(self, worker: Worker) -> None:
+        """Have a worker open the store, mount, and have it serve the mount."""
+        worker.channel.send(self._begin(self._options), [self._lock.fileno(), self._page])
+        worker.expect(Opened)
+        self._fuse_fd = mount_fuse(self._layout.root, self._state, self._options)
+        self._mount = find_mount(self._state)
+        self._greeting = Greeting(read_init_request(self._fuse_fd))
+        worker.channel.send(self._serve(), [self._fuse_fd])
+        self._note_ready(worker, worker.expect(Ready))
+
+    def _begin(self, options: MountOptions) -> Begin:
+        return Begin(
+            state=str(self._state),
+            store=str(self._layout.root),
+            options=options.text(),
+            supervisor_pid=os.getpid(),
+            oom_score_adj=self._oom_score_adj,
+            restarts=self._restarts,
+            since=self._since,
+            dead=tuple(worker.pid for worker in self._dead if not worker.is_reaped()),
+        )
+
+    def _serve(self) -> Serve:
+        return Serve(init_request=self._greeting.request, init_reply=self._greeting.reply)
+
+    def _note_ready(self, worker: Worker, message: Ready) -> None:
+        worker.ready_at = time.monotonic()
+        self._since = message.since
+        self._greeting = Greeting(self._greeting.request, message.init_reply)
+
+    # While the mount is served.
+
+    def _keep_served(self, worker: Worker) -> None:
+        """Return when the mount has ended; replace each worker that dies before.
+
+        Raises:
+            StatefsError: no worker comes to life any more; the connection is ended then.
+        """
+        with self._signals_noted():
+            while True:
+                self._listen(worker, None)
+                if worker.has_ended:
+                    worker.end()
+                    return
+                dead_since = time.monotonic()
+                if not self._bury(worker):
+                    return
+                worker = self._successor(dead_since)
+
+    @contextlib.contextmanager
+    def _signals_noted(self) -> Iterator[None]:
+        """Have signals be read from a descriptor, for workers to obey."""
+        self._signals, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        numbers = (*ENDING_SIGNALS, SAVING_SIGNAL)
+        before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+        wakeup_before = signal.set_wakeup_fd(writer)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup_before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            for descriptor in (self._signals, writer):
+                os.close(descriptor)
+
+    def _listen(self, worker: Worker, give_up: float | None) -> None:
+        """Return when a worker has died, or ended, or become ready while `give_up` is set.
+
+        Args:
+            give_up: when a worker that is not ready yet is late.
+        """
+        poller = select.poll()
+        poller.register(worker.channel.fileno(), select.POLLIN)
+        poller.register(self._signals, select.POLLIN)
+        while True:
+            left_ms = None if give_up is None else max(0, (give_up - time.monotonic()) * 1000)
+            ready = [descriptor for descriptor, _ in poller.poll(left_ms)]
+            if not ready:
+                return
+            if self._signals in ready and worker.ready_at is not None:
+                for number in os.read(self._signals, 64):
+                    worker.signal(number)
+            elif self._signals in ready:
+                poller.unregister(self._signals)  # a worker that is not ready must not hear it yet
+            if worker.channel.fileno() in ready:
+                received = worker.channel.receive()
+                if received is None:
+                    return
+                if isinstance(received[0], Ready):
+                    self._note_ready(worker, received[0])
+                    return
+                if isinstance(received[0], Failed):
+                    log.error("a worker has failed: %s", received[0].error.message)
+                worker.has_ended = worker.has_ended or isinstance(received[0], Ended)
+
+    def _bury(self, worker: Worker) -> bool:
+        """Take leave of a worker that died; return whether there is a mount to go on with.
+
+        Raises:
+            FuseUnavailable: the kernel cannot send again what the worker had read.
+        """
+        worker.signal(signal.SIGKILL)  # whatever is left of it
+        worker.channel.close()
+        how = worker.ending()
+        self._dead = [each for each in (*self._dead, worker) if not each.is_reaped()]
+        if not is_connected(self._fuse_fd):
+            log.info("the mount at %s has ended with its worker%s", self._state, how)
+            return False
+        lived = 0.0 if worker.ready_at is None else time.monotonic() - worker.ready_at
+        self._failures = 0 if lived >= STEADY_SECONDS else self._failures + 1
+        log.warning("the worker %d died%s after %.1f s; another follows", worker.pid, how, lived)
+        if not ask_again(self._fuse_fd) and self._requests_waiting() != 0:
+            raise self._given_up(
+                "this kernel (before Linux 6.9) cannot send again what it had read, so the "
+                "programs that wait for an answer get errors"
+            )
+        return True
+
+    def _requests_waiting(self) -> int | None:
+        """Return how many requests wait for an answer; None if it cannot be told."""
+        try:
+            return int((self._control_folder() / "waiting").read_text())
+        except OSError:
+            return None
+
+    def _control_folder(self) -> Path:
+        return CONNECTIONS / str(self._mount.device[1] if self._mount else 0)
+
+    def _successor(self, dead_since: float) -> Worker:
+        """Return a worker that serves the mount, or that has seen it end.
+
+        Raises:
+            StatefsError: none does in time.
+        """
+        give_up = dead_since + TAKEOVER_SECONDS
+        options = replace(self._options, adopt=False)
+        while self._failures <= FAILURES_MAX:
+            self._pause()
+            self._restarts += 1
+            try:
+                worker = Worker(self._spawn)
+            except OSError as error:
+                log.error("no worker could be started: %s", error)
+                self._failures += 1
+                continue
+            with contextlib.suppress(BrokenPipeError):  # it is dead already
+                worker.channel.send(self._begin(options), [self._lock.fileno(), self._page])
+                worker.channel.send(self._serve(), [self._fuse_fd])
+                self._listen(worker, give_up)
+            if worker.ready_at is not None:
+                pause = time.monotonic() - dead_since
+                log.info("worker %d serves %s after %.2f s", worker.pid, self._state, pause)
+            if worker.ready_at is not None or worker.has_ended:
+                return worker
+            if time.monotonic() >= give_up:
+                worker.signal(signal.SIGKILL)
+                worker.channel.close()
+                raise self._given_up(f"no worker was ready within {TAKEOVER_SECONDS:.0f} s")
+            if not self._bury(worker):
+                worker.has_ended = True
+                return worker
+        raise self._given_up(f"{self._failures} workers in a row have died at once")
+
+    def _pause(self) -> None:
+        """Wait before the next worker, the longer the more have failed in a row."""
+        if self._failures > 1:
+            time.sleep(min(PAUSE_SECONDS * 2 ** (self._failures - 2), PAUSE_SECONDS_MAX))
+
+    def _given_up(self, why: str) -> StatefsError:
+        """End the connection: the mount stays and answers with errors until it is unmounted."""
+        with contextlib.suppress(OSError):
+            (self._control_folder() / "abort").write_text("1")
+        self._mount = None
+        message = (
+            f"{why}: {self._state} answers with errors from now on; see {self._layout.log}, then "
+            f"'statefs mount --repair {self._state}'"
+        )
+        log.critical("%s", message)
+        return FuseUnavailable(message)
+
+    # The end.
+
+    def _leave(self) -> None:
+        """Leave no mount behind, unless it is to answer with errors, and no lock."""
+        if self._fuse_fd >= 0:
+            os.close(self._fuse_fd)  # then the mount answers with errors: nothing hangs
+        _unmount_leftover(self._mount)
+        os.close(self._page)
+        self._lock.release()
+
+
+def _refuse_mounted(state: Path) -> None:
+    mount = find_mount(state)
+    if mount is None:
+        return
+    if is_stale(mount):
+        raise StaleMount(
+            f"a crashed daemon left {state} mounted: 'statefs mount --repair {state}' mounts it "
+            f"again, 'statefs umount {state}' frees it"
+        )
+    raise AlreadyMounted(f"{state} is mounted already, and shows {mount.source}")
+
+
+def _unmount_leftover(mount: MountInfo | None) -> None:
+    """Unmount what is still mounted of `mount`; not another mount that has taken its place."""
+    if mount is None:
+        return
+    now = find_mount(mount.mount_point)
+    if now is None or now.device != mount.device:
+        return
+    try:
+        unmount(mount.mount_point, is_dead=True)
+    except NotMounted:
+        pass  # somebody else was faster

@@ -173,6 +173,7 @@ def without_times(outputs: list[str]) -> list[list[str]]:
     return changed
 
 
+@pytest.mark.expected_log("worker [0-9]+ died")
 def test_the_tour_in_readme_is_what_happens(state: Path) -> None:
     """Each command of both tours, typed into one shell, prints what README.md shows.
 

@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 import apsw
 import psutil
 
-from statefs.daemon import service, worker
+from statefs.daemon import tasks, worker
 from statefs.daemon.background import READY_VARIABLE
 from statefs.daemon.supervisor import run_foreground
 from statefs.errors import StatefsError
@@ -197,7 +197,7 @@ def _run_daemon(state: Path, store: Path, options: str, ready: int) -> None:
             ("WAL_PAGES_RESTART", LOG_PAGES_RESTART),
             ("CHECKPOINT_PAUSE_SECONDS", LOG_PAUSE_SECONDS),
         ):
-            setattr(service, name, value)
+            setattr(tasks, name, value)
         run_foreground(state, store, MountOptions.parse(options), _fork_worker)
         code = 0
     except StatefsError as error:

@@ -58,6 +58,10 @@ class Pace:
             self.rows = min(self._most, 2 * self.rows)
 
 
+def give_way() -> None:
+    """Do nothing: a step between two parts of long work on the tree, for those who wait."""
+
+
 async def drive(steps: Steps[T], call: Callable[[Step], Awaitable[Any]]) -> T:
     """Run an operation to its end, each of its steps through `call`, and return what it returns.
 

@@ -226,24 +226,29 @@ class Temporal:
                 self.born(life, *key, *columns)
 
     def copy(self, life: RowLife, epoch: Epoch) -> None:
-        """Give every inode in the temporary table `copied` (old, new) the rows of its original.
+        """Give every inode in the temporary table `copied` (new, old) the rows of its original.
+
+        What is not in `copied_folders` (old, new) holds no copy.
 
         Args:
             epoch: as which the originals are seen.
         """
         names = [f'"{name}"' for name in (*life.key, *life.columns)]
         values = ["c.new" if name == '"ino"' else f"r.{name}" for name in names]
-        joined = "copied c CROSS JOIN {} r ON r.ino = c.old"
+        joined = f"copied c CROSS JOIN {life.table} r ON r.ino = c.old"
         if life is INODES:
             values[names.index('"parent"')] = (
-                "coalesce((SELECT new FROM copied WHERE old = r.parent), 0)"
+                "coalesce((SELECT new FROM copied_folders WHERE old = r.parent), 0)"
             )
         elif life is ENTRIES:
             values[0] = "p.new"
-            joined = "copied p CROSS JOIN {} r ON r.parent = p.old JOIN copied c ON c.old = r.ino"
+            joined = (
+                "copied c CROSS JOIN entries r INDEXED BY entries_ino ON r.ino = c.old"
+                " CROSS JOIN copied_folders p ON p.old = r.parent"
+            )
         self._execute(
             f"INSERT INTO {life.table} (valid_to, valid_from, {', '.join(names)})"
-            f" SELECT {LIVING}, ?2, {', '.join(values)} FROM {joined.format(life.table)}"
+            f" SELECT {LIVING}, ?2, {', '.join(values)} FROM {joined}"
             " WHERE r.valid_to > ?1 AND r.valid_from <= ?1",
             (epoch, self.epoch),
         )

@@ -1,27 +1,28 @@
 """Clones: writable copies of past trees in clones/, to be thrown away. Writes rows, no objects.
 
-A clone is made of copied rows, in one transaction whatever its size; bytes are shared with the
-snapshot, and the first write to a file of the clone makes an object file of its own. Deleting one
-moves its root to a folder that is not shown, in one transaction; what it consists of goes in small
-steps after that, at the next start, too.
+A clone is made of copied rows, in steps, in a folder that is not shown; when it is whole it moves
+to clones/, in one transaction. Bytes are shared with the snapshot, and the first write to a file of
+the clone makes an object file of its own. Deleting one moves its root back to that folder; what
+lies there is taken apart in small steps, at the next start, too: so is a clone that was not
+finished.
 """
 
 from __future__ import annotations
 
 import os
-import stat
+from collections.abc import Callable, Generator
 from typing import Final, NamedTuple
 
 from statefs.errors import CloneExists, NoSuchClone, PosixError, UsageError
-from statefs.ids import CLONES_ROOT, DELETED_CLONES, LIVING, NOW
+from statefs.ids import CLONES_ROOT, DELETED_CLONES, LIVING, NOW, Epoch
 from statefs.metadata.entries import living_entry
-from statefs.metadata.inodes import InodeFlag
+from statefs.metadata.inodes import InodeFlag, living_row
 from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, INODES, XATTRS
 from statefs.metadata.xattrs import xattr
+from statefs.snapshots.copies import Listed, TreeCopy, temporary_tables
 from statefs.snapshots.reports import path_text
-from statefs.snapshots.restore import copy_tree
 from statefs.snapshots.views import PastTree
-from statefs.volume.names import NAME_MAX
+from statefs.volume.names import NAME_MAX, RENAME_NOREPLACE
 from statefs.volume.table import Node
 from statefs.volume.volume import Volume
 
@@ -29,10 +30,11 @@ CLONE_OF: Final = b"user.statefs.clone-of"
 """On a clone's root folder: the name of the snapshot it was made of."""
 ENTRIES_PER_STEP: Final = 250
 """Entries of a clone deleted at a time: some milliseconds."""
-_SUBFOLDERS: Final = (
-    "SELECT count(*) FROM entries e CROSS JOIN inodes i ON i.ino = e.ino"
-    f" AND i.valid_to = {LIVING} AND i.mode & 0xF000 = {stat.S_IFDIR}"
-    f" WHERE e.parent = ? AND e.valid_to = {LIVING}"
+ROOTS_PER_STEP: Final = 16
+"""Clones that are taken apart side by side."""
+_DELETED: Final = (
+    f"SELECT ino FROM entries WHERE parent = {DELETED_CLONES} AND valid_to = {LIVING}"
+    " AND ino != ? LIMIT ?"
 )
 LISTED_MAX: Final = 100_000
 """Clones told of at once."""
@@ -73,47 +75,84 @@ class Clones:
         self._names = volume.names
         self._database = volume.table.database
         self._waiting: list[int] = []
+        self._unfinished = 0
 
-    def make(self, name: bytes, snapshot: str, tree: PastTree, path: bytes) -> Node:
-        """Copy a folder of a snapshot to clones/`name`, runtime/ left out; return its root.
+    def top(self, name: bytes, tree: PastTree, path: bytes) -> int:
+        """Return which inode of a snapshot is to become the clone `name`.
 
         Args:
-            snapshot: the name that the clone tells.
             tree: of that snapshot.
             path: of the folder, relative to the tree.
 
         Raises:
-            UsageError: the name, or the path. CloneExists. PosixError: the disk refused.
+            UsageError: the name, or the path. CloneExists.
         """
         check_name(name)
         if living_entry(self._database, CLONES_ROOT, name) is not None:
             raise CloneExists(
                 f"a clone {os.fsdecode(name)!r} exists: delete it or take another name"
             )
-        top = self._top(tree, path)
-        table = self._table
-        folder = table.node(CLONES_ROOT)
-        with table.change(folder):
-            now = table.clock.now_ns()
-            number, _ = copy_tree(table, top, tree.epoch, is_clone=True)
-            root = table.node(number)
-            root.parent = CLONES_ROOT
-            root.btime_ns = root.ctime_ns = now
-            root.nlink = 2 + int(self._database.value(_SUBFOLDERS, (number,)))
-            self._mark(root, snapshot)
-            table.store(root)
-            table.temporal.born(ENTRIES, CLONES_ROOT, name, number, table.new_id())
-            folder.nlink += 1
-            folder.mtime_ns = folder.ctime_ns = now
-            table.store(folder)
-        return root
+        return self._top(tree, path)
 
-    def _mark(self, root: Node, snapshot: str) -> None:
-        if root.flags & InodeFlag.XATTRS and xattr(self._database, root.ino, CLONE_OF, NOW):
-            self._table.temporal.change(XATTRS, 0, (root.ino, CLONE_OF), (snapshot.encode(),))
-        else:
-            self._table.temporal.born(XATTRS, root.ino, CLONE_OF, snapshot.encode())
-        root.flags |= InodeFlag.XATTRS
+    def make(
+        self, name: bytes, origin: tuple[str, Epoch], what: Listed, limit: Callable[[], int]
+    ) -> Generator[None, None, None]:
+        """Copy what was listed of a snapshot to clones/`name`; after each step others may run.
+
+        What stays when it is given up, `delete_some` takes apart.
+
+        Args:
+            origin: name and epoch of the snapshot, which is not deleted meanwhile.
+            limit: says how many inodes the next step may copy.
+
+        Raises:
+            PosixError: the disk refused, or somebody has taken the name.
+        """
+        snapshot, epoch = origin
+        try:
+            with temporary_tables(self._database):
+                copy = TreeCopy(self._table, what, epoch, is_clone=True)
+                while not copy.is_done:
+                    self._copy_some(copy, limit())
+                    yield
+            self._mark(copy.top, snapshot)
+            hidden = b"%d" % copy.top
+            self._names.rename(DELETED_CLONES, hidden, CLONES_ROOT, name, RENAME_NOREPLACE)
+        finally:
+            self._unfinished = 0
+
+    def _copy_some(self, copy: TreeCopy, limit: int) -> None:
+        """Copy some of a clone; with the first step its root gets a name in the hidden folder."""
+        table = self._table
+        folder = table.node(DELETED_CLONES)
+        if copy.top:
+            with table.change():
+                copy.step(limit)
+            return
+        with table.change(folder):
+            copy.step(limit)
+            row = living_row(self._database, copy.top)
+            assert row is not None
+            root = Node(row)  # not kept: what is copied into it changes its row
+            root.parent = DELETED_CLONES
+            table.store(root)
+            name = b"%d" % root.ino
+            table.temporal.born(ENTRIES, DELETED_CLONES, name, root.ino, table.new_id())
+            folder.nlink += 1
+            table.store(folder)
+        self._unfinished = copy.top
+
+    def _mark(self, ino: int, snapshot: str) -> None:
+        """Have a clone's root tell what it was made of, and when."""
+        root = self._table.node(ino)
+        with self._table.change(root):
+            if root.flags & InodeFlag.XATTRS and xattr(self._database, ino, CLONE_OF, NOW):
+                self._table.temporal.change(XATTRS, 0, (ino, CLONE_OF), (snapshot.encode(),))
+            else:
+                self._table.temporal.born(XATTRS, ino, CLONE_OF, snapshot.encode())
+            root.flags |= InodeFlag.XATTRS
+            root.btime_ns = root.ctime_ns = self._table.clock.now_ns()
+            self._table.store(root)
 
     @staticmethod
     def _top(tree: PastTree, path: bytes) -> int:
@@ -149,8 +188,12 @@ class Clones:
 
     @property
     def is_deleting(self) -> bool:
-        """Whether something is left of clones that were deleted."""
-        return bool(self._names.listing(DELETED_CLONES, 0, 1))
+        """Whether something is left of clones that were deleted, or not finished."""
+        return bool(self._deleted())
+
+    def _deleted(self) -> list[int]:
+        """Return the roots of some clones to be taken apart: not of one that is being made."""
+        return [row[0] for row in self._database.rows(_DELETED, (self._unfinished, ROOTS_PER_STEP))]
 
     def delete_some(self) -> bool:
         """Delete some of what is left of clones that were deleted; return whether there is more.
@@ -159,9 +202,7 @@ class Clones:
         """
         for _ in range(ENTRIES_PER_STEP):
             if not self._waiting:
-                self._waiting = [
-                    row[2].ino for row in self._names.listing(DELETED_CLONES, 0, ENTRIES_PER_STEP)
-                ]
+                self._waiting = self._deleted()
                 if not self._waiting:
                     return False
             if self._empty_some(self._waiting[-1]):

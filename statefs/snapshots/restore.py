@@ -1,4 +1,4 @@
-"""Making past rows current again: restores, and copies of past trees. Writes rows, no bytes.
+"""Making past rows current again: restores. Writes rows, no bytes.
 
 What is to be done comes as a `Plan` (snapshots/restore_plan.py). The caller has just taken a
 snapshot, so every living row is pinned: what is replaced stays as a row of the past.
@@ -6,35 +6,15 @@ snapshot, so every living row is pinned: what is replaced stays as a row of the 
 
 from __future__ import annotations
 
-import stat
 from dataclasses import dataclass, field
-from typing import Final
 
-from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, Epoch
-from statefs.layout import RUNTIME
+from statefs.ids import LIVING
 from statefs.metadata.entries import living_entry
 from statefs.metadata.inodes import Inode
-from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, INODES, XATTRS
+from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, XATTRS
+from statefs.snapshots.copies import copy_shell, copy_tree
 from statefs.snapshots.restore_plan import Key, Plan
 from statefs.volume.table import InodeTable, Node
-
-_IS_FOLDER: Final = f"mode & 0xF000 = {stat.S_IFDIR}"
-_COPIED: Final = (
-    "WITH RECURSIVE tree (ino) AS (VALUES (?1) UNION SELECT e.ino FROM tree t CROSS JOIN entries e"
-    " ON e.parent = t.ino AND e.valid_to > ?2 AND e.valid_from <= ?2"
-    " WHERE NOT (e.parent = ?3 AND e.name = ?4))"
-    " INSERT INTO copied SELECT ino, ?5 + row_number() OVER (ORDER BY ino) - 1 FROM tree"
-)
-_COPIED_LINKS: Final = (
-    "UPDATE inodes SET nlink = (SELECT count(*) FROM entries e"
-    f" WHERE e.ino = inodes.ino AND e.valid_to = {LIVING})"
-    f" WHERE valid_to = {LIVING} AND NOT {_IS_FOLDER}"
-    " AND (nlink != 1 OR ino = ?) AND ino IN (SELECT new FROM copied)"
-)
-_COPIED_TOTALS: Final = (
-    "SELECT count(*), CAST(total(size) AS INTEGER) FROM copied c CROSS JOIN inodes i"
-    f" ON i.ino = c.new AND i.valid_to = {LIVING} WHERE mode & 0xF000 = {stat.S_IFREG}"
-)
 
 
 @dataclass
@@ -48,40 +28,6 @@ class Restored:
 
     inodes: set[int] = field(default_factory=set)
     paths: list[bytes] = field(default_factory=list)
-
-
-def copy_tree(
-    table: InodeTable, top: int, epoch: Epoch, *, is_clone: bool = False
-) -> tuple[int, int]:
-    """Copy what a past tree held at and below an inode, runtime/ left out; inside a `Change`.
-
-    One statement for each table, whatever the size. The copy has no name yet; bytes are shared:
-    they lie in objects that are never written again.
-
-    Args:
-        top: a folder or a file of that tree.
-        epoch: of a snapshot.
-        is_clone: the copy is to lie in clones/.
-
-    Returns:
-        The copy's inode number, and how many inodes were copied.
-    """
-    database = table.database
-    database.execute("CREATE TEMP TABLE copied (old INTEGER PRIMARY KEY, new INTEGER)")
-    try:
-        first = table.next_id | (CLONE_BIT if is_clone else 0)
-        database.execute(_COPIED, (top, epoch, TREE_ROOT, RUNTIME, first))
-        count = int(database.value("SELECT count(*) FROM copied"))
-        table.reserve(count)
-        for life in (INODES, ENTRIES, XATTRS, EXTENTS, INLINE):
-            table.temporal.copy(life, epoch)
-        copy = int(database.value("SELECT new FROM copied WHERE old = ?", (top,)))
-        database.execute(_COPIED_LINKS, (copy,))  # one name leads to most; none to the top as yet
-        if not is_clone:
-            table.count(first, *database.execute(_COPIED_TOTALS).fetchone())
-        return copy, count
-    finally:
-        database.execute("DROP TABLE copied")
 
 
 def restore(table: InodeTable, plan: Plan) -> Restored:
@@ -155,24 +101,9 @@ class _Restore:
 
     def _make_copies(self) -> None:
         for ino in self._plan.trees:
-            self._copies[-ino], _ = copy_tree(self._table, ino, self._plan.epoch)
+            self._copies[-ino] = copy_tree(self._table, ino, self._plan.epoch)
         for ino in self._plan.shells:
-            self._copies[-ino] = self._copied_shell(ino)
-
-    def _copied_shell(self, ino: int) -> int:
-        """Copy a folder's attributes, not what it holds."""
-        new = self._table.new_id()
-        self._database.execute("CREATE TEMP TABLE copied (old INTEGER PRIMARY KEY, new INTEGER)")
-        try:
-            self._database.execute("INSERT INTO copied VALUES (?, ?)", (ino, new))
-            self._temporal.copy(INODES, self._plan.epoch)
-            self._temporal.copy(XATTRS, self._plan.epoch)
-        finally:
-            self._database.execute("DROP TABLE copied")
-        node = self._table.node(new)
-        node.nlink = 2
-        self._table.store(node)
-        return new
+            self._copies[-ino] = copy_shell(self._table, ino, self._plan.epoch)
 
     def _restore_inodes(self, living: dict[int, Node]) -> None:
         """Give inodes the attributes and content they had; their rows are written at the end."""

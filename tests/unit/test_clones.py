@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from statefs.errors import CloneExists, NoSuchClone, NoSuchSnapshot, PosixError,
 from statefs.ids import CLONE_BIT, CLONES_ROOT, NOW, TREE_ROOT
 from statefs.maintenance import cloning, steps
 from statefs.maintenance.sealing import seal
+from statefs.maintenance.steps import Pace
 from statefs.maintenance.unsaved import has_unsaved, touched_before
 from statefs.snapshots.changes import changed_inodes
 from statefs.snapshots.clones import CLONE_OF, ENTRIES_PER_STEP
+from statefs.snapshots.copies import TreeCopy
 from tests.unit.engine_store import EngineStore, tree_of
 from tests.unit.random_histories import RandomHistory
 
@@ -316,18 +319,112 @@ def test_a_clone_is_there_whole_after_a_crash(engine: EngineStore, tmp_path: Pat
 def test_a_clone_that_cannot_be_made_leaves_nothing(
     engine: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One transaction: an error in its midst takes everything back."""
-    engine.file("f", b"1")
+    """An error in its midst is told, and what was copied by then is taken apart."""
+    for number in range(20):
+        engine.file(f"f{number}", b"1", engine.folder(f"folder{number}"))
     engine.save()
     before = everything(engine)
+    monkeypatch.setattr(cloning, "INODES_PER_STEP", 8)
+    copy_some, done = TreeCopy.step, []
 
-    def fail(*_: object) -> None:
-        raise PosixError(errno.ENOSPC)
+    def fail_in_the_end(self: TreeCopy, limit: int) -> None:
+        done.append(limit)
+        copy_some(self, limit)
+        if len(done) == 5:
+            raise PosixError(errno.ENOSPC)
 
     with monkeypatch.context() as patched:
-        patched.setattr(engine.table.temporal, "born", fail)
+        patched.setattr(TreeCopy, "step", fail_in_the_end)
         with pytest.raises(PosixError):
             clone(engine, "test")
+    assert engine.store.clones.is_deleting
+    assert engine.problems() == []
+    engine.store.collect()
     assert everything(engine) == before
     clone(engine, "test")
     assert engine.problems() == []
+
+
+def steps_of(engine: EngineStore, name: str) -> Generator[None, None, None]:
+    """Begin a clone of the newest snapshot; each `next` does as much as is done without a break."""
+    making = cloning.clone(engine.store, engine.store.catalog.choose("latest"), name.encode())
+    step = next(making)
+    try:
+        while True:
+            yield
+            step = making.send(step())
+    except StopIteration:
+        return
+    finally:
+        making.close()
+
+
+def test_no_step_of_a_clone_is_long(engine: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows written between two turns of others do not depend on how much is copied."""
+    limit, most = 64, 0
+    for number in range(100):
+        engine.folder(f"empty{number}")
+    folder = engine.folder("folder")
+    for number in range(400):
+        engine.attributes.set_xattr(
+            engine.file(f"f{number}", b"x" * (BIG if number < 20 else 9), folder), b"user.a", b"b"
+        )
+    engine.save()
+    for number in range(0, BIG, 2000):  # files of many extents count as many
+        for name in range(20):
+            engine.data.write(engine.names.lookup(folder, b"f%d" % name).ino, number, b"y")
+    engine.save()
+    monkeypatch.setattr(cloning, "INODES_PER_STEP", limit)
+    monkeypatch.setattr(Pace, "note", lambda pace, _: Pace.__init__(pace, 8 * limit))
+    connection = engine.database.connection
+    written, commits = connection.total_changes(), engine.database.commits
+    for _ in steps_of(engine, "test"):
+        assert engine.database.commits - commits <= 2
+        most = max(most, connection.total_changes() - written)
+        written, commits = connection.total_changes(), engine.database.commits
+    assert 2 * limit < most < 8 * limit  # an inode, its name, content and attribute; its numbers
+    assert contents(tree_of(engine, root=engine.names.lookup(CLONES_ROOT, b"test").ino)) == (
+        contents(tree_of(engine, engine.store.catalog.snapshots[-1].epoch))
+    )
+
+
+def test_a_clone_that_was_cut_short_is_sound_and_goes(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after any step: no rule is broken, clones/ is empty, and nothing of it stays."""
+    RandomHistory(engine, 23).go_on(150)
+    engine.save()
+    engine.store.collect()
+    empty_rows = everything(engine)
+    monkeypatch.setattr(cloning, "INODES_PER_STEP", 8)
+    killed = 0
+    for number, _ in enumerate(steps_of(engine, "test")):
+        assert not engine.store.clones.is_deleting  # not while it is made
+        with engine.killed() as again:
+            assert again.problems() == []
+            if again.names.listing(CLONES_ROOT, 0, 9):
+                continue
+            killed += number > 0
+            assert again.store.clones.is_deleting == (number > 0)
+            again.store.collect()
+            assert everything(again) == empty_rows
+            assert again.problems() == []
+    assert killed > 2
+    assert engine.problems() == []
+
+
+def test_a_clone_that_nobody_wants_any_more_is_taken_apart(engine: EngineStore) -> None:
+    """Given up between two steps, as when the daemon ends; the next one is not disturbed."""
+    engine.file("f", b"1")
+    engine.save()
+    before = everything(engine)
+    making = steps_of(engine, "test")
+    for _ in range(2):
+        next(making)
+    making.close()
+    assert engine.store.clones.is_deleting
+    clone(engine, "test")
+    engine.store.collect()
+    assert engine.problems() == []
+    delete(engine, "test")
+    assert everything(engine) == before

@@ -1,9 +1,12 @@
 # `make run` gives a mounted ./state, `make test` checks everything; `make help` names the rest.
 
 PY := .venv/bin/python
+PYTEST = $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
 STATE ?= ./state
 # More arguments for pytest, e.g. make test PYTEST_ARGS="-k rename tests/mounted"
 PYTEST_ARGS ?=
+# Processes that test beside each other: they wait for disks and daemons most of the time
+TEST_JOBS ?= 3
 HOURS ?= 1
 # Of scripts/crash_hunt.py, e.g. make crash CRASH_ARGS=--engine for disks that fail or lose power
 CRASH_ARGS ?=
@@ -23,11 +26,11 @@ stop: ## Unmount ./state; its data stays in ./state.store
 	@scripts/stop.sh $(STATE)
 
 test: setup-tests ## Run the test suite (installs the programs that tests drive)
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 check: setup-tests ## Lint, types, layers, then the test suite
 	@$(MAKE) --no-print-directory lint types layers
-	@$(PY) -m pytest $(PYTEST_ARGS)
+	@$(PYTEST) $(PYTEST_ARGS)
 
 lint: setup-tests ## Check style and formatting
 	@$(PY) -m ruff check .

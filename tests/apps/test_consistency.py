@@ -126,7 +126,10 @@ class TestPostgres:
 def test_a_database_in_use_has_an_empty_log_or_none_in_the_snapshot(
     app_state: MountedState, disk: Path
 ) -> None:
-    """Writers go on; each snapshot's database has everything and passes SQLite's check."""
+    """Writers go on; each snapshot's database has everything and passes SQLite's check.
+
+    A reader that is in the way for too long costs a snapshot its level; not all of them.
+    """
     folder = app_state.current / "volumes" / "bank"
     folder.mkdir()
     bank = folder / "bank.db"
@@ -135,13 +138,16 @@ def test_a_database_in_use_has_an_empty_log_or_none_in_the_snapshot(
     with ExitStack() as stack:
         program = [sys.executable, sqlite_writer.__file__, str(bank), "wal", "0"]
         writer = stack.enter_context(reporting(*program, log=disk / "writer.log"))
+        levels = []
         for number in range(3):
             known = int(writer.lines_after(20)[-1])
             snapshot = app_state.save()
             volume = volume_of(app_state, snapshot)
-            assert (volume["format"], volume["consistency"]) == ("sqlite", "app-consistent")
+            assert volume["format"] == "sqlite"
+            levels.append(volume["consistency"])
             saved = app_state.snapshots / snapshot / "volumes" / "bank"
             check_bank(copy_database(saved, disk / f"copy{number}"), [known])
+    assert "app-consistent" in levels and {*levels} <= {"app-consistent", "crash-consistent"}
 
 
 def test_a_database_that_stays_locked_aborts_the_save(app_state: MountedState) -> None:

@@ -56,8 +56,8 @@ _CURRENT_LIMIT: Final = 1 << INO_BITS
 _XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", acl.ACCESS, acl.DEFAULT)
 
 
-class Keeper(Protocol):
-    """What handlers need of whoever keeps the store: snapshots, clones, and space."""
+class Service(Protocol):
+    """What handlers need of the service behind the mount: snapshots, clones, and space."""
 
     async def save_labelled(self, label: str) -> None:
         """Take a snapshot with a label."""
@@ -97,7 +97,7 @@ class Operations(pyfuse3.Operations):
         volume: the living tree.
         namespace: everything else in the mount.
         durability: when replies may be sent.
-        keeper: takes and deletes snapshots for mkdir and rmdir, and watches the space.
+        service: takes and deletes snapshots for mkdir and rmdir, and watches the space.
         store_root: a path on the filesystem whose free space statfs tells.
 
     `visitors` are threads of this process whose calls only make the kernel look again
@@ -113,7 +113,7 @@ class Operations(pyfuse3.Operations):
         volume: Volume,
         namespace: Namespace,
         durability: Durability,
-        keeper: Keeper,
+        service: Service,
         store_root: Path,
     ) -> None:
         super().__init__()
@@ -123,7 +123,7 @@ class Operations(pyfuse3.Operations):
         self._attributes = volume.attributes
         self._namespace = namespace
         self._durability = durability
-        self._keeper = keeper
+        self._service = service
         self._store_root = store_root
         self.visitors: set[int] = set()
         self._listings = 0
@@ -199,7 +199,7 @@ class Operations(pyfuse3.Operations):
         return self._reply(node)
 
     def _truncate(self, ino: int, size: int) -> Node:
-        node: Node = self._keeper.freeing(lambda: self._data.truncate(ino, size))
+        node: Node = self._service.freeing(lambda: self._data.truncate(ino, size))
         return node
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -212,7 +212,7 @@ class Operations(pyfuse3.Operations):
         if not _is_current(node):
             return
         try:
-            self._keeper.freeing(lambda: self._table.forget(node))
+            self._service.freeing(lambda: self._table.forget(node))
         except (OSError, PosixError, apsw.Error) as error:
             log.warning("inode %d cannot be freed before the end of the mount: %s", node, error)
 
@@ -235,7 +235,7 @@ class Operations(pyfuse3.Operations):
 
     def set_attribute(self, node: int, name: bytes, value: bytes, uid: int, gid: int) -> None:
         """Set an extended attribute for a caller that was allowed to."""
-        self._keeper.require_space()
+        self._service.require_space()
         # A stranger is neither root nor, as far as is known, in the file's group.
         by_stranger = uid != 0 and gid != self._table.node(node).gid
         self._attributes.set_xattr(node, name, value, by_stranger)
@@ -265,7 +265,7 @@ class Operations(pyfuse3.Operations):
     ) -> Node:
         ino = _current(parent)
         self._check_free(ino, name)
-        self._keeper.require_space()
+        self._service.require_space()
         return self._names.create(
             ino, name, mode, Creator(ctx.uid, ctx.gid, ctx.umask), rdev, target, is_absent
         )
@@ -283,10 +283,10 @@ class Operations(pyfuse3.Operations):
         if ctx.pid in self.visitors:
             raise PosixError(errno.EEXIST)  # it wanted the kernel to look the name up, no more
         if parent == SNAPSHOTS_DIR:
-            await self._keeper.save_labelled(os.fsdecode(name))
+            await self._service.save_labelled(os.fsdecode(name))
             return self._found_reply(self._namespace.lookup(parent, name))
         if parent == CLONES_ROOT:
-            await self._keeper.clone(name)
+            await self._service.clone(name)
             return self._reply(self._names.lookup(parent, name))
         return self._reply(self._create(parent, name, mode, ctx))
 
@@ -313,19 +313,19 @@ class Operations(pyfuse3.Operations):
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
         """Answer UNLINK."""
         ino = _current(parent)
-        self._keeper.freeing(lambda: self._names.unlink(ino, name))
+        self._service.freeing(lambda: self._names.unlink(ino, name))
 
     @answers
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
         """Answer RMDIR; in snapshots/ and clones/ it deletes a snapshot or a clone, full or not."""
         if parent == SNAPSHOTS_DIR:
-            await self._keeper.delete_folder(os.fsdecode(name))
+            await self._service.delete_folder(os.fsdecode(name))
             return
         if parent == CLONES_ROOT:
-            await self._keeper.delete_clone(name)
+            await self._service.delete_clone(name)
             return
         ino = _current(parent)
-        self._keeper.freeing(lambda: self._names.rmdir(ino, name))
+        self._service.freeing(lambda: self._names.rmdir(ino, name))
 
     @answers
     async def rename(
@@ -411,7 +411,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         """Answer WRITE."""
-        self._keeper.require_space()
+        self._service.require_space()
         node = self._data.write(_current(fh & NODE_MASK), off, buf)
         if fh & SYNCED or self._durability.of(node) == WRITE:
             await self._durability.sync_file(node)
@@ -438,7 +438,7 @@ class Operations(pyfuse3.Operations):
             if node is not None and node.is_stale and node.nlink and not is_owed:
                 self._durability.settle([node])
         finally:
-            self._keeper.freeing(lambda: self._table.closed(ino))
+            self._service.freeing(lambda: self._table.closed(ino))
 
     @answers
     async def fsync(self, fh: int, datasync: bool) -> None:

@@ -24,7 +24,7 @@ from statefs.errors import CorruptStore
 from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, Epoch
 from statefs.metadata.connection import Queries, Reader
 from statefs.metadata.entries import past_entry
-from statefs.metadata.inodes import Inode, past_row
+from statefs.metadata.inodes import COLUMNS, Inode, past_row
 from statefs.snapshots.changes import content_of, names_of, xattrs_of
 from statefs.snapshots.digest import (
     LEFT_OUT,
@@ -63,8 +63,7 @@ _ALL: Final = (
     " AND valid_to > ?2 AND valid_from <= ?2 ORDER BY ino LIMIT ?3"
 )
 _ENTRIES: Final = (
-    "SELECT e.name, i.ino, i.valid_from, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks,"
-    " i.atime_ns, i.mtime_ns, i.ctime_ns, i.btime_ns, i.parent, i.flags, d.sha256"
+    f"SELECT e.name, {COLUMNS}, d.sha256"
     " FROM entries e CROSS JOIN inodes i ON i.ino = e.ino AND i.valid_to ="
     "  (SELECT min(valid_to) FROM inodes WHERE ino = e.ino AND valid_to > ?3)"
     f" LEFT JOIN digests d ON d.ino = e.ino AND d.valid_to = {LIVING}"

@@ -14,7 +14,7 @@ from typing import Final
 
 from statefs.content.objects import ObjectFiles
 from statefs.durable import sync_filesystem
-from statefs.ids import LIVING, Epoch, ObjectId
+from statefs.ids import LIVING, ObjectId
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import living_totals
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
@@ -60,23 +60,15 @@ def recover(
     _remove_strays(database, objects)
     files, size = living_totals(database)
     with database.transaction():
-        for key, value in (("files", files), ("bytes", size)):
-            database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))
+        database.set_store_value("files", files)
+        database.set_store_value("bytes", size)
     sync_filesystem(root)
     database.sync()
 
 
-def _temporal(database: Database) -> Temporal:
-    epoch = database.value("SELECT value FROM store WHERE key = 'epoch'")
-    pinned = database.value(
-        "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE state < ?", (DELETING,)
-    )
-    return Temporal(database, Epoch(epoch), Epoch(pinned))
-
-
 def _recover_sizes(database: Database, objects: ObjectFiles, may_have_lost_power: bool) -> None:
     """Take sizes and times of files that were being written from their object files."""
-    temporal = _temporal(database)
+    temporal = Temporal.of(database)
     for (ino,) in database.rows("SELECT ino FROM dirty"):
         number = database.value(
             "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC",
@@ -171,7 +163,7 @@ def _write_recovered(database: Database, ino: int, size: int | None, state: os.s
 
 def _drop_orphans(database: Database) -> None:
     """Destroy files that lost their last name while they were open: nobody has them open now."""
-    temporal = _temporal(database)
+    temporal = Temporal.of(database)
     for ino, epoch in database.rows("SELECT ino, epoch FROM orphans"):
         with database.transaction():
             for life in (INODES, XATTRS, INLINE):

@@ -26,7 +26,7 @@ from statefs.maintenance.hashing import (
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.verify import Problem
 from statefs.metadata.connection import Queries, Reader
-from statefs.metadata.inodes import Inode, past_row
+from statefs.metadata.inodes import COLUMNS, Inode, past_row
 from statefs.snapshots.catalog import COMPLETE, Snapshot
 from statefs.snapshots.changes import content_of
 from statefs.snapshots.digest import LEFT_OUT, FolderHash, block_bytes, block_count
@@ -57,8 +57,7 @@ _SIZE: Final = (
     " mode & 0xF000 = 0x8000 AND EXISTS (SELECT 1 FROM digests d WHERE d.ino = i.ino) GROUP BY ino)"
 )
 _ENTRIES: Final = (
-    "SELECT e.name, i.ino, i.valid_from, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks,"
-    " i.atime_ns, i.mtime_ns, i.ctime_ns, i.btime_ns, i.parent, i.flags,"
+    f"SELECT e.name, {COLUMNS},"
     " (SELECT sha256 FROM digests WHERE ino = e.ino AND valid_to > ?2 AND valid_from <= ?2)"
     " FROM entries e CROSS JOIN inodes i ON i.ino = e.ino AND i.valid_to ="
     "  (SELECT min(valid_to) FROM inodes WHERE ino = e.ino AND valid_to > ?2)"

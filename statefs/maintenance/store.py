@@ -99,45 +99,50 @@ def _fill(
     layout.snapshots.mkdir(mode=STORE_MODE)
     for number in range(FOLDERS):
         (layout.objects / f"{number:02x}").mkdir(mode=STORE_MODE)
+    _make_database(layout, app_id, clock.now_ns())
+    owner = Creator(os.getuid(), os.getgid())
+    store = Store(layout, clock)
+    try:
+        for name in CURRENT_FOLDERS:
+            store.volume.names.create(TREE_ROOT, name.encode(), FOLDER_MODE, owner)
+        folder = store.volume.names.lookup(TREE_ROOT, RUNTIME).ino
+        for name, document in runtime.items():
+            file = store.volume.names.create(folder, name.encode(), FILE_MODE, owner)
+            store.volume.data.write(file.ino, 0, encode(document))
+        store.write_all_documents()
+    finally:
+        store.close()
+
+
+def _make_database(layout: StoreLayout, app_id: str | None, now_ns: int) -> None:
+    """Make meta.db with the values of the store and its roots, which are empty folders."""
     create_database(layout.meta_db)
-    database = Database(layout.meta_db)
-    now = clock.now_ns()
     values = {
         "uuid": str(uuid.uuid4()),
         "lineage": str(uuid.uuid4()),
         "app_id": app_id,
-        "created_ns": now,
+        "created_ns": now_ns,
         "epoch": 1,
         "next_id": FIRST_FREE_INO,
         "last_slot": 0,
-        "last_modified_ns": now,
+        "last_modified_ns": now_ns,
         "clean": 1,
         "files": 0,
         "bytes": 0,
     }
     owner = (os.getuid(), os.getgid())
+    database = Database(layout.meta_db)
     with database.transaction():
-        for item in values.items():
-            database.execute("INSERT INTO store VALUES (?, ?)", item)
+        for key, value in values.items():
+            database.set_store_value(key, value)
         for root in (TREE_ROOT, CLONES_ROOT, DELETED_CLONES):
             database.execute(
                 "INSERT INTO inodes (ino, valid_to, valid_from, mode, nlink, uid, gid, rdev, size,"
                 " blocks, atime_ns, mtime_ns, ctime_ns, btime_ns, parent, flags)"
                 " VALUES (?, ?, 1, ?, 2, ?, ?, 0, 0, 0, ?, ?, ?, ?, ?, 0)",
-                (root, LIVING, FOLDER_MODE, *owner, now, now, now, now, root),
+                (root, LIVING, FOLDER_MODE, *owner, now_ns, now_ns, now_ns, now_ns, root),
             )
     database.close()
-    store = Store(layout, clock)
-    try:
-        for name in CURRENT_FOLDERS:
-            store.volume.names.create(TREE_ROOT, name.encode(), FOLDER_MODE, Creator(*owner))
-        folder = store.volume.names.lookup(TREE_ROOT, RUNTIME).ino
-        for name, document in runtime.items():
-            file = store.volume.names.create(folder, name.encode(), FILE_MODE, Creator(*owner))
-            store.volume.data.write(file.ino, 0, encode(document))
-        store.write_all_documents()
-    finally:
-        store.close()
 
 
 def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool = False) -> Store:
@@ -238,9 +243,9 @@ class Store:
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))
         self._is_open = True
-        self.was_clean = bool(self._value("clean"))
+        self.was_clean = bool(self.database.store_value("clean"))
         if not self.was_clean:
-            is_other_boot = self._value("boot_id") != boot_id()
+            is_other_boot = self.database.store_value("boot_id") != boot_id()
             self.freeing(
                 lambda: recover(
                     self.database,
@@ -267,18 +272,13 @@ class Store:
 
     def _mark_open(self) -> None:
         with self.database.transaction():
-            self.database.execute("UPDATE store SET value = 0 WHERE key = 'clean'")
-            self.database.execute(
-                "INSERT OR REPLACE INTO store VALUES ('boot_id', ?)", (boot_id(),)
-            )
-
-    def _value(self, key: str) -> Any:
-        return self.database.value("SELECT value FROM store WHERE key = ?", (key,))
+            self.database.set_store_value("clean", 0)
+            self.database.set_store_value("boot_id", boot_id())
 
     @property
     def created_ns(self) -> int:
         """When the store was made."""
-        return int(self._value("created_ns"))
+        return int(self.database.store_value("created_ns"))
 
     def refresh_policy(self) -> None:
         """Have index.json tell the retention policy as statefs.toml has it now.
@@ -443,8 +443,8 @@ class Store:
             "mounted": False,
             "mount_point": None,
             "store": str(self.layout.root),
-            "store_id": self._value("uuid"),
-            "app_id": self._value("app_id"),
+            "store_id": self.database.store_value("uuid"),
+            "app_id": self.database.store_value("app_id"),
             "epoch": table.epoch,
             "snapshots": len(self.catalog.snapshots),
             "latest": newest,
@@ -500,11 +500,9 @@ class Store:
         self.pay_index()
         self._shrink_for_a_while()
         with self.database.transaction():
-            for key, value in (("files", table.files), ("bytes", table.bytes), ("clean", 1)):
-                self.database.execute("UPDATE store SET value = ? WHERE key = ?", (value, key))
-            self.database.execute(
-                "UPDATE store SET value = ? WHERE key = 'next_id'", (table.next_id,)
-            )
+            totals = {"files": table.files, "bytes": table.bytes}
+            for key, value in {**totals, "next_id": table.next_id, "clean": 1}.items():
+                self.database.set_store_value(key, value)
         self.database.sync()
 
 

@@ -56,7 +56,7 @@ def touched_before(store: Store) -> set[int]:
     Without any snapshot the folders that a new store has are no change.
     """
     with store.reader() as reader:
-        epoch = reader.value("SELECT value FROM store WHERE key = 'epoch'")
+        epoch = reader.store_value("epoch")
         has_snapshot = reader.value("SELECT EXISTS (SELECT 1 FROM snapshots)")
         found = reader.rows(
             f"SELECT ino FROM inodes WHERE valid_to = {LIVING} AND valid_from = ?"

@@ -70,6 +70,10 @@ class Queries:
         row = self.execute(statement, parameters).fetchone()
         return None if row is None else row[0]
 
+    def store_value(self, key: str) -> Any:
+        """Return what the table `store` has under a key, or None."""
+        return self.value("SELECT value FROM store WHERE key = ?", (key,))
+
 
 class Reader(Queries):
     """meta.db as it is at one moment, for one thread; whoever writes is not held up.
@@ -220,6 +224,10 @@ class Database(Queries):
     def errno_of(self, error: apsw.Error) -> int:
         """Return the errno that a failed statement stands for."""
         return _errno_of(error, self.connection)
+
+    def set_store_value(self, key: str, value: Any) -> None:
+        """Put a value into the table `store`; inside a transaction."""
+        self.execute("INSERT OR REPLACE INTO store VALUES (?, ?)", (key, value))
 
     @property
     def is_synced(self) -> bool:

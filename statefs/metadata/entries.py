@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from statefs.ids import LIVING, Epoch
 from statefs.metadata.connection import Queries
+from statefs.metadata.inodes import COLUMNS
 
 
 class Entry(NamedTuple):
@@ -24,17 +25,13 @@ _PAST: Final = (
     "SELECT ino, cookie, valid_from FROM entries"
     " WHERE parent = ? AND name = ? AND valid_to > ? ORDER BY valid_to LIMIT 1"
 )
-_INODE: Final = (
-    "i.ino, i.valid_from, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks,"
-    " i.atime_ns, i.mtime_ns, i.ctime_ns, i.btime_ns, i.parent, i.flags"
-)
 _LIST_LIVING: Final = (
-    f"SELECT e.cookie, e.name, {_INODE} FROM entries e INDEXED BY entries_living"
+    f"SELECT e.cookie, e.name, {COLUMNS} FROM entries e INDEXED BY entries_living"
     f" JOIN inodes i ON i.ino = e.ino AND i.valid_to = {LIVING}"
     f" WHERE e.parent = ? AND e.valid_to = {LIVING} AND e.cookie > ? ORDER BY e.cookie LIMIT ?"
 )
 _LIST_PAST: Final = (
-    f"SELECT e.cookie, e.name, {_INODE} FROM ("
+    f"SELECT e.cookie, e.name, {COLUMNS} FROM ("
     "  SELECT cookie, name, ino, valid_from FROM entries INDEXED BY entries_living"
     f"  WHERE parent = ?1 AND valid_to = {LIVING} AND cookie > ?2 AND valid_from <= ?3"
     "  UNION ALL SELECT cookie, name, ino, valid_from FROM entries INDEXED BY entries_past"

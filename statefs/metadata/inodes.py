@@ -27,13 +27,14 @@ class InodeFlag(IntEnum):
     """The content lies in object files; without it, in `inline` (or there is none)."""
 
 
-_COLUMNS: Final = (
-    "ino, valid_from, mode, nlink, uid, gid, rdev, size, blocks,"
-    " atime_ns, mtime_ns, ctime_ns, btime_ns, parent, flags"
+COLUMNS: Final = (
+    "i.ino, i.valid_from, i.mode, i.nlink, i.uid, i.gid, i.rdev, i.size, i.blocks,"
+    " i.atime_ns, i.mtime_ns, i.ctime_ns, i.btime_ns, i.parent, i.flags"
 )
-LIVING_SQL: Final = f"SELECT {_COLUMNS} FROM inodes WHERE ino = ? AND valid_to = {LIVING}"
-PAST_SQL: Final = (
-    f"SELECT {_COLUMNS} FROM inodes WHERE ino = ? AND valid_to > ? ORDER BY valid_to LIMIT 1"
+"""Of a row of `inodes i`, in the order that `Inode.load` takes them."""
+_LIVING: Final = f"SELECT {COLUMNS} FROM inodes i WHERE ino = ? AND valid_to = {LIVING}"
+_PAST: Final = (
+    f"SELECT {COLUMNS} FROM inodes i WHERE ino = ? AND valid_to > ? ORDER BY valid_to LIMIT 1"
 )
 
 
@@ -62,7 +63,7 @@ class Inode:
         self.load(row)
 
     def load(self, row: tuple[Any, ...]) -> None:
-        """Take all attributes from a row in the order of `LIVING_SQL`."""
+        """Take all attributes from a row in the order of `COLUMNS`."""
         (
             self.ino,
             self.valid_from,
@@ -119,13 +120,13 @@ class Inode:
 
 def living_row(database: Queries, ino: int) -> tuple[Any, ...] | None:
     """Return the living row of an inode, or None."""
-    row: tuple[Any, ...] | None = database.execute(LIVING_SQL, (ino,)).fetchone()
+    row: tuple[Any, ...] | None = database.execute(_LIVING, (ino,)).fetchone()
     return row
 
 
 def past_row(database: Queries, ino: int, epoch: Epoch) -> tuple[Any, ...] | None:
     """Return the row of an inode that a snapshot of `epoch` sees, or None."""
-    row: tuple[Any, ...] | None = database.execute(PAST_SQL, (ino, epoch)).fetchone()
+    row: tuple[Any, ...] | None = database.execute(_PAST, (ino, epoch)).fetchone()
     return row if row is not None and row[1] <= epoch else None
 
 

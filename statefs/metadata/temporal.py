@@ -119,6 +119,12 @@ class Temporal:
         self.epoch = epoch
         self.pinned = pinned
 
+    @classmethod
+    def of(cls, database: Database) -> Temporal:
+        """Return the writer for a database as its rows are."""
+        pinned = database.value("SELECT coalesce(max(epoch), 0) FROM snapshots WHERE state < 2")
+        return cls(database, Epoch(database.store_value("epoch")), Epoch(pinned))
+
     def pins(self, ino: int, born: int) -> bool:
         """Return whether the newest snapshot sees a living row.
 

@@ -172,17 +172,12 @@ class Catalog:
         self._entries = {
             s.epoch: self._entries.get(s.epoch) or index_entry(s.document()) for s in snapshots
         }
-        self.last_modified_ns = int(
-            self._database.value("SELECT value FROM store WHERE key = 'last_modified_ns'")
-        )
+        self.last_modified_ns = int(self._database.store_value("last_modified_ns"))
         self.generation += 1
 
     def _note_change(self) -> None:
         """Write down when the list of snapshots changed; in the transaction that does it."""
-        self._database.execute(
-            "UPDATE store SET value = ? WHERE key = 'last_modified_ns'",
-            (self._table.clock.now_ns(),),
-        )
+        self._database.set_store_value("last_modified_ns", self._table.clock.now_ns())
 
     def show_policy(self, policy: Retention) -> None:
         """Tell in index.json from now on that `policy` is in force."""
@@ -308,11 +303,11 @@ class Catalog:
     def _free_slot(self) -> int:
         hidden = self._database.rows("SELECT id FROM snapshots WHERE state != ?", (COMPLETE,))
         used = {*(s.id for s in self.snapshots), *(row[0] for row in hidden)}
-        newest = int(self._database.value("SELECT value FROM store WHERE key = 'last_slot'"))
+        newest = int(self._database.store_value("last_slot"))
         slot = newest % SLOTS + 1
         while slot in used:
             slot = slot % SLOTS + 1
-        self._database.execute("UPDATE store SET value = ? WHERE key = 'last_slot'", (slot,))
+        self._database.set_store_value("last_slot", slot)
         return slot
 
     def _volumes(self, prepared: Sequence[VolumeManifest]) -> list[VolumeManifest]:

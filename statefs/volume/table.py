@@ -102,21 +102,17 @@ class InodeTable:
         self.objects = objects
         self.clock = clock
         self.underway = Underway()
-        self.temporal = Temporal(
-            database,
-            Epoch(self._store_value("epoch")),
-            Epoch(database.value("SELECT coalesce(max(epoch), 0) FROM snapshots WHERE state < 2")),
-        )
+        self.temporal = Temporal.of(database)
         self.nodes: dict[int, Node] = {}
         self.stale: set[int] = set()
         self.unsynced: dict[int, set[int]] = {}
         self.opens: dict[int, int] = {}
         self.fragmented: dict[int, tuple[int, int]] = {}
-        self.files = self._store_value("files")
-        self.bytes = self._store_value("bytes")
+        self.files = int(database.store_value("files"))
+        self.bytes = int(database.store_value("bytes"))
         self.touched: set[int] = set()
         self.durability_generation = 0
-        self._next_id = self._store_value("next_id")
+        self._next_id = int(database.store_value("next_id"))
         self._reserved_until = self._next_id
         self._known_from = self._next_id if follows_another else 0
 
@@ -139,9 +135,6 @@ class InodeTable:
             for node in self.nodes.values():
                 node.object = -1
 
-    def _store_value(self, key: str) -> int:
-        return int(self.database.value("SELECT value FROM store WHERE key = ?", (key,)))
-
     @property
     def next_id(self) -> int:
         """The next number `new_id` returns: everything existing has a lower one."""
@@ -152,14 +145,7 @@ class InodeTable:
 
         Must be called inside a `Change`, which makes a new reservation durable with it.
         """
-        number = self._next_id
-        if number >= self._reserved_until:
-            self._reserved_until = number + IDS_RESERVED
-            self.database.execute(
-                "UPDATE store SET value = ? WHERE key = 'next_id'", (self._reserved_until,)
-            )
-        self._next_id = number + 1
-        return number
+        return self.reserve(1)
 
     def new_ino(self, folder: int) -> int:
         """Return a new number for an inode in a folder; as `new_id`."""
@@ -171,14 +157,14 @@ class InodeTable:
             self.files += files
             self.bytes += size
 
-    def reserve(self, count: int) -> None:
-        """Hand out the next `count` numbers at once; inside a `Change`."""
+    def reserve(self, count: int) -> int:
+        """Hand out the next `count` numbers at once, and return the first; inside a `Change`."""
+        first = self._next_id
         self._next_id += count
         if self._next_id > self._reserved_until:
             self._reserved_until = self._next_id + IDS_RESERVED
-            self.database.execute(
-                "UPDATE store SET value = ? WHERE key = 'next_id'", (self._reserved_until,)
-            )
+            self.database.set_store_value("next_id", self._reserved_until)
+        return first
 
     def reserve_again(self) -> None:
         """After a rolled back transaction: its reservation of numbers does not hold."""

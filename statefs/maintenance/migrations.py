@@ -70,7 +70,16 @@ def _to_3(database: Database) -> None:
     database.execute("ALTER TABLE snapshots DROP COLUMN next_id")
 
 
-STEPS: Final[Mapping[int, Step]] = {1: _to_2, 2: _to_3}
+def _to_4(database: Database) -> None:
+    """Small content that files of clones share with a snapshot."""
+    database.execute(
+        "CREATE TABLE shared"
+        " (ino INTEGER PRIMARY KEY, source INTEGER NOT NULL, epoch INTEGER NOT NULL)"
+    )
+    database.execute("CREATE INDEX shared_epoch ON shared (epoch)")
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _to_2, 2: _to_3, 3: _to_4}
 """Format version -> what turns it into the next one."""
 
 

@@ -21,7 +21,7 @@ from statefs.ids import CLONE_BIT, LIVING
 
 APPLICATION_ID: Final = 0x53544653
 """PRAGMA application_id of a statefs database: "STFS"."""
-FORMAT_VERSION: Final = 3
+FORMAT_VERSION: Final = 4
 """PRAGMA user_version: the version of this schema and of the whole on-disk format."""
 PAGE_BYTES: Final = 4096
 """SQLite's page: the unit of the host's page cache, so a commit writes no more than it must."""
@@ -72,6 +72,11 @@ _TABLES: Final = (
     """CREATE TABLE inline (
         id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, valid_to INTEGER NOT NULL,
         valid_from INTEGER NOT NULL, data BLOB NOT NULL)""",
+    # A file or link of a clone whose small content is still what inode `source` held in `epoch`,
+    # that of a complete snapshot; it has no row in `inline` then. Written to, it gets one; and all
+    # get theirs before the snapshot is deleted (snapshots/clones.py).
+    """CREATE TABLE shared (
+        ino INTEGER PRIMARY KEY, source INTEGER NOT NULL, epoch INTEGER NOT NULL)""",
     # What a file's content or a folder's whole subtree hashes to, known for the snapshots that are
     # sealed (maintenance/sealing.py). `content` (16 bytes, null for inline content and folders)
     # names the ranges of objects that were hashed, so that the same ones are not read again;
@@ -119,6 +124,7 @@ _INDEXES: Final = (
     # The names of a file: for paths of what changed, and for whatever has several.
     "CREATE INDEX entries_ino ON entries (ino, valid_to)",
     "CREATE INDEX inline_ino ON inline (ino, valid_to)",
+    "CREATE INDEX shared_epoch ON shared (epoch)",
     "CREATE INDEX extents_object ON extents (object)",
     "CREATE INDEX objects_ino ON objects (ino, epoch)",
     # What ended in which epoch: the work of telling two snapshots apart. And since when it was

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 from statefs.ids import LIVING, Epoch, in_clones
 from statefs.metadata.connection import Database
+from statefs.metadata.inodes import InodeFlag
 
 
 class RowLife:
@@ -99,6 +100,17 @@ _DROP_STRAY_DIGEST: Final = (
     f"DELETE FROM digests WHERE ino = ?1 AND valid_to = {LIVING}"
     " AND NOT EXISTS (SELECT 1 FROM inodes WHERE ino = ?1)"
 )
+_SHARE: Final = (
+    "INSERT INTO shared (ino, source, epoch) SELECT c.new, c.old, ? FROM copied c"
+    f" CROSS JOIN inodes i ON i.ino = c.new AND i.valid_to = {LIVING}"
+    f" WHERE i.size > 0 AND NOT i.flags & {InodeFlag.EXTENTS:d}"
+)
+_COPY_SHARED: Final = (
+    "INSERT INTO inline (valid_to, valid_from, ino, data)"
+    f" SELECT {LIVING}, ?, s.ino, d.data FROM json_each(?) j CROSS JOIN shared s ON s.ino = j.value"
+    " CROSS JOIN inline d ON d.ino = s.source AND d.valid_to > s.epoch AND d.valid_from <= s.epoch"
+)
+_UNSHARE: Final = "DELETE FROM shared WHERE ino IN (SELECT value FROM json_each(?))"
 _DROP_ALL_DIGESTS: Final = (
     "DELETE FROM digests WHERE (ino, valid_to) IN"
     f" (SELECT ino, valid_to FROM digests WHERE valid_to = {LIVING} LIMIT ?) RETURNING 0"
@@ -168,6 +180,8 @@ class Temporal:
         Returns:
             The object files that deleted rows named (extents), else zeros.
         """
+        if life is INLINE:
+            self.unshare([ino])
         table, named = life.table, "object" if life is EXTENTS else "0"
         cursor = self._execute(
             f"DELETE FROM {table} WHERE ino = ? AND valid_to = {LIVING} AND valid_from > ?"
@@ -259,12 +273,43 @@ class Temporal:
             (epoch, self.epoch),
         )
 
+    def share(self, epoch: Epoch) -> None:
+        """Let inodes in the temporary table `copied` share the small content of their originals.
+
+        Args:
+            epoch: of the snapshot as which the originals are seen.
+        """
+        self._execute(_SHARE, (epoch,))
+
+    def copy_shared(self, epoch: Epoch, limit: int) -> int:
+        """Give inodes rows of their own of what they share with a snapshot.
+
+        Args:
+            limit: how many inodes.
+
+        Returns:
+            How many there were.
+        """
+        chosen = self._execute("SELECT ino FROM shared WHERE epoch = ? LIMIT ?", (epoch, limit))
+        inos = [row[0] for row in chosen.fetchall()]
+        self._execute(_COPY_SHARED, (self.epoch, json.dumps(inos)))
+        self.unshare(inos)
+        return len(inos)
+
+    def unshare(self, inos: Sequence[int]) -> None:
+        """Forget what inodes share with snapshots, if they lie in clones."""
+        cloned = [ino for ino in inos if in_clones(ino)]
+        if cloned:
+            self._execute(_UNSHARE, (json.dumps(cloned),))
+
     def delete_cloned(self, life: RowLife, inos: Sequence[int]) -> list[int]:
         """Delete all rows of inodes of a clone in one table, of `ENTRIES` those that lead to them.
 
         Returns:
             The object files that they named (extents), else zeros.
         """
+        if life is INLINE:
+            self.unshare(inos)
         cursor = self._execute(
             f"DELETE FROM {life.table} WHERE ino IN (SELECT value FROM json_each(?))"
             f" RETURNING {'object' if life is EXTENTS else '0'}",

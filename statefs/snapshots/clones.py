@@ -186,6 +186,22 @@ class Clones:
             )
         self._names.rename(CLONES_ROOT, name, DELETED_CLONES, b"%d" % entry.ino)
 
+    def copy_shared(self, epoch: Epoch, limit: int) -> bool:
+        """Before a snapshot is deleted: give clones some of the content that they share with it.
+
+        Args:
+            epoch: of the snapshot.
+            limit: how many files.
+
+        Returns:
+            Whether there was any.
+
+        Raises:
+            PosixError: the disk refused; nothing has changed.
+        """
+        with self._table.change():
+            return self._table.temporal.copy_shared(epoch, limit) > 0
+
     @property
     def is_deleting(self) -> bool:
         """Whether something is left of clones that were deleted, or not finished."""

@@ -121,8 +121,9 @@ def temporary_tables(database: Database) -> Iterator[None]:
 class TreeCopy:
     """A copy under way; inside `temporary_tables`.
 
-    Bytes are shared: they lie in objects that are never written again. The copy of the top has no
-    name; `top` is its number once a step was done.
+    Bytes are shared: they lie in objects that are never written again. Small content, which lies in
+    rows, is shared by clones; current/ gets rows of its own. The copy of the top has no name; `top`
+    is its number once a step was done.
 
     Args:
         table: the living tree.
@@ -189,8 +190,11 @@ class TreeCopy:
             execute(_LINKS_OF_FOLDERS)
             execute(_LINKS_OF_PARENTS)
         else:
-            for life in (EXTENTS, INLINE):
-                temporal.copy(life, self._epoch)
+            temporal.copy(EXTENTS, self._epoch)
+            if self._is_clone:
+                temporal.share(self._epoch)
+            else:
+                temporal.copy(INLINE, self._epoch)
             if self._what.linked or not self._what.folders:
                 execute(_LINKS_OF_FILES)
         if not self._is_clone:

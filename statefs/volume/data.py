@@ -45,8 +45,8 @@ class FileData:
 
     def _content(self, node: Node) -> bytes:
         if node.data is None:
-            found = rows.inline(self._database, node.ino, NOW) if node.size else None
-            node.data = found[0] if found else b""
+            found = rows.living_inline(self._database, node.ino) if node.size else None
+            node.data = found or b""
         return node.data
 
     def extents(self, node: Node) -> list[Extent]:
@@ -120,6 +120,7 @@ class FileData:
                 f"SELECT valid_from FROM inline WHERE ino = ? AND valid_to = {LIVING}", (node.ino,)
             ).fetchone()
         if found is None:
+            table.temporal.unshare([node.ino])
             if data:
                 table.temporal.born(INLINE, node.ino, data)
         elif data:

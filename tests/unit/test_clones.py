@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import itertools
+import stat
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -11,19 +13,29 @@ import pytest
 
 from statefs.errors import CloneExists, NoSuchClone, NoSuchSnapshot, PosixError, UsageError
 from statefs.ids import CLONE_BIT, CLONES_ROOT, NOW, TREE_ROOT
-from statefs.maintenance import cloning, steps
+from statefs.maintenance import cloning, saving, steps
 from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Pace
 from statefs.maintenance.unsaved import has_unsaved, touched_before
 from statefs.snapshots.changes import changed_inodes
 from statefs.snapshots.clones import CLONE_OF, ENTRIES_PER_STEP
 from statefs.snapshots.copies import TreeCopy
-from tests.unit.engine_store import EngineStore, tree_of
+from tests.unit.engine_store import ME, EngineStore, tree_of
 from tests.unit.random_histories import RandomHistory
 
 BIG = 30_000
 """Bytes, more than is kept inline."""
-TABLES = ("entries", "inodes", "xattrs", "extents", "inline", "objects", "orphans", "dirty")
+TABLES = (
+    "entries",
+    "inodes",
+    "xattrs",
+    "extents",
+    "inline",
+    "objects",
+    "orphans",
+    "dirty",
+    "shared",
+)
 
 
 def clone(engine: EngineStore, name: str, snapshot: str = "latest", path: str = "") -> int:
@@ -164,6 +176,132 @@ def test_a_clone_tells_what_it_was_made_of(engine: EngineStore) -> None:
     assert engine.store.clones.listing()[0].created_ns == engine.node(root).btime_ns
     engine.attributes.remove_xattr(root, CLONE_OF)
     assert engine.store.clones.listing()[0].snapshot is None
+
+
+def test_small_content_is_shared_until_it_is_written(engine: EngineStore) -> None:
+    """A clone has no content of its own; each file gets it with its first write, whatever kind."""
+    names = [f"f{number}" for number in range(6)]
+    for name in names:
+        engine.file(name, name.encode())
+    target = engine.names.create(TREE_ROOT, b"link", stat.S_IFLNK | 0o777, ME, target=b"there")
+    epoch = engine.save()
+    before, past = everything(engine), tree_of(engine, epoch)
+    root = clone(engine, "test")
+    assert engine.rows("inline") == before["inline"]
+    assert engine.rows("shared") == len(names) + 1
+    file = {name: engine.names.lookup(root, name.encode()).ino for name in names}
+    engine.data.write(file["f0"], 1, b"!")
+    engine.data.truncate(file["f1"], 1)
+    engine.data.truncate(file["f2"], 0)
+    engine.data.write(file["f3"], 2, b"x" * BIG)
+    engine.names.unlink(root, b"f4")
+    engine.names.link(file["f5"], root, b"twin")
+    assert engine.rows("shared") == 2
+    engine.forget_memory()
+    shown = {path: each.get("content") for path, each in tree_of(engine, root=root).items()}
+    assert (shown["f0"], shown["f1"], shown["f2"]) == (b"f!", b"f", b"")
+    assert (shown["f3"], shown["f5"], shown["twin"]) == (b"f3" + b"x" * BIG, b"f5", b"f5")
+    assert engine.data.target(engine.names.lookup(root, b"link").ino) == b"there"
+    assert tree_of(engine, epoch) == past
+    assert engine.data.target(target.ino) == b"there"
+    assert engine.problems() == []
+    delete(engine, "test")
+    assert everything(engine) == before
+    assert engine.problems() == []
+
+
+@pytest.mark.parametrize("is_newest", [True, False])
+def test_small_content_outlives_its_snapshot(engine: EngineStore, is_newest: bool) -> None:
+    """Deleting the snapshot gives it to the clone, also where the file then changes in place."""
+    ino, gone = engine.file("f", b"one"), engine.file("g", b"two")
+    first = engine.save()
+    if not is_newest:
+        engine.data.write(ino, 0, b"ONE")
+        engine.save()
+    steps.run(cloning.clone(engine.store, engine.store.catalog.snapshots[0], b"test"))
+    root = engine.names.lookup(CLONES_ROOT, b"test").ino
+    engine.delete(first)
+    assert engine.rows("shared") == 0
+    engine.data.write(ino, 0, b"changed")
+    engine.names.unlink(TREE_ROOT, b"g")
+    engine.save()
+    engine.forget_memory()
+    for name, content in ((b"f", b"one"), (b"g", b"two")):
+        copy = engine.names.lookup(root, name).ino
+        assert copy not in (ino, gone)
+        assert engine.content(copy) == content
+    assert engine.problems() == []
+
+
+def test_deleting_a_snapshot_with_clones_goes_in_steps(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What clones share is copied a part at a time; killed on the way, the snapshot is there."""
+    for number in range(60):
+        engine.file(f"f{number}", b"%d" % number)
+    epoch = engine.save()
+    root = clone(engine, "test")
+    then = tree_of(engine, root=root)
+    monkeypatch.setattr(saving, "COPIED_PER_STEP", 8)
+    deleting = saving.delete(engine.store, engine.store.catalog.choose("latest"))
+    left = [engine.rows("shared")]
+    while left[-1]:
+        next(deleting)()
+        left.append(engine.rows("shared"))
+        with engine.killed() as again:
+            assert again.problems() == []
+            assert tree_of(again, root=root) == then
+            assert len(again.store.catalog.snapshots) == 1
+    assert max(one - other for one, other in itertools.pairwise(left)) <= 8
+    deleting.close()
+    engine.delete(epoch)
+    assert tree_of(engine, root=root) == then
+    assert engine.problems() == []
+
+
+def test_a_snapshot_whose_content_cannot_be_copied_stays(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a full disk its deletion is refused as long as clones share small files with it."""
+    engine.file("f", b"1")
+    epoch = engine.save()
+    root = clone(engine, "test")
+
+    def fail(*_: object) -> None:
+        raise PosixError(errno.ENOSPC)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine.table.temporal, "copy_shared", fail)
+        with pytest.raises(PosixError):
+            engine.delete(epoch)
+    assert len(engine.store.catalog.snapshots) == 1
+    assert engine.content(engine.names.lookup(root, b"f").ino) == b"1"
+    assert engine.problems() == []
+    delete(engine, "test")
+    engine.delete(epoch)
+    assert engine.problems() == []
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        "UPDATE shared SET source = source + 1000",
+        "UPDATE shared SET epoch = 2",
+        "UPDATE inodes SET size = 9 WHERE ino = (SELECT ino FROM shared)",
+        "INSERT INTO inline SELECT NULL, ino, 9223372036854775807, 2, x'31' FROM shared",
+    ],
+)
+def test_shared_content_that_is_not_there_is_found(engine: EngineStore, damage: str) -> None:
+    """Rule R29: it is the content of a snapshot, as long as the file, and the file has no other."""
+    engine.file("f", b"1")
+    engine.save()
+    clone(engine, "test")
+    with engine.database.transaction():
+        engine.database.execute(damage)
+    problems = engine.problems()
+    assert problems and all(problem.startswith("R29") for problem in problems)
+    delete(engine, "test")
+    assert engine.problems() == []
 
 
 def test_one_folder_can_be_cloned(engine: EngineStore) -> None:

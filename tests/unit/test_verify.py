@@ -263,6 +263,7 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ("R27", "root", sql(f"UPDATE digests SET sha256 = zeroblob(32) WHERE ino = {TREE_ROOT}")),
     ("R28", "file", sql("DELETE FROM digests WHERE ino = $sparse")),
     ("R28", "folder", sql("DELETE FROM digests WHERE ino = $inner")),
+    ("R29", "no clone", sql("INSERT INTO shared VALUES ($nobody, $small, 1)")),
 ]  # fmt: skip
 
 

@@ -56,6 +56,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "R26": digests.check_digests,
     "R27": digests.check_state_digests,
     "R28": digests.check_sealed,
+    "R29": content.check_shared,
 }
 """Every rule and what checks it, in the order of the document."""
 

@@ -9,8 +9,9 @@ from typing import Final
 
 from statefs.content.objects import FOLDERS
 from statefs.ids import LIVING, ObjectId
-from statefs.maintenance.verify.reading import Reading, meet
+from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.inodes import InodeFlag
+from statefs.snapshots.catalog import COMPLETE
 
 IS_INLINE: Final = (
     f"(i.mode & 0xF000 = {stat.S_IFLNK} OR"
@@ -31,10 +32,30 @@ def check_inline(reading: Reading) -> Iterator[str]:
     query = (
         f"SELECT i.ino, i.size FROM inodes i WHERE i.size > 0 AND {IS_INLINE}"
         f" AND {reading.count('i')} > (SELECT coalesce(sum({reading.count('i', 'd')}), 0)"
-        f" FROM inline d WHERE d.ino = i.ino AND {meet('i', 'd')}) ORDER BY i.ino"
+        f" FROM inline d WHERE d.ino = i.ino AND {meet('i', 'd')})"
+        " AND NOT EXISTS (SELECT 1 FROM shared s WHERE s.ino = i.ino) ORDER BY i.ino"
     )
     for ino, size in reading.rows(query):
         yield f"{reading.named(ino)} has size {size}, but no content in the database"
+
+
+def check_shared(reading: Reading) -> Iterator[str]:
+    """R29: a file of a clone shares what a snapshot holds, of its own size, or has its own."""
+    seen = "d.valid_to > s.epoch AND d.valid_from <= s.epoch"
+    query = (
+        "SELECT s.ino, s.source, s.epoch FROM shared s LEFT JOIN inodes i"
+        f" ON i.ino = s.ino AND i.valid_to = {LIVING} AND {IS_INLINE}"
+        f" LEFT JOIN inline d ON d.ino = s.source AND {seen}"
+        f" WHERE NOT {in_clones('s.ino')} OR i.size IS NOT length(d.data) OR d.data IS NULL"
+        " OR EXISTS (SELECT 1 FROM inline o WHERE o.ino = s.ino) OR NOT EXISTS"
+        f" (SELECT 1 FROM snapshots n WHERE n.epoch = s.epoch AND n.state = {COMPLETE})"
+        " ORDER BY s.ino"
+    )
+    for ino, source, epoch in reading.rows(query):
+        yield (
+            f"{reading.named(ino)} shares the content that inode {source} had in epoch {epoch},"
+            " which is not there, or not its own"
+        )
 
 
 def check_extents(reading: Reading) -> Iterator[str]:

@@ -24,7 +24,7 @@ from typing import IO, Any, Final, Self
 import msgspec
 
 from statefs.doors import Document, Door, OnProgress, open_door
-from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.documents import ListedSnapshot, SnapshotDocument
 from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
 from statefs.target import Target, find_target
@@ -110,11 +110,11 @@ class State:
         found = self._ask("seal", on_progress, snapshot=snapshot)
         return msgspec.convert(found, SnapshotDocument)
 
-    def list_snapshots(self) -> list[SnapshotDocument]:
+    def list_snapshots(self) -> list[ListedSnapshot]:
         """Return all snapshots, oldest first."""
-        return msgspec.convert(self._ask("list")["snapshots"], list[SnapshotDocument])
+        return msgspec.convert(self._ask("list")["snapshots"], list[ListedSnapshot])
 
-    def show(self, snapshot: str = "latest") -> SnapshotDocument:
+    def show(self, snapshot: str = "latest") -> ListedSnapshot:
         """Return one snapshot.
 
         Args:
@@ -123,7 +123,7 @@ class State:
         Raises:
             NoSuchSnapshot, AmbiguousSnapshot, UsageError.
         """
-        return msgspec.convert(self._ask("show", snapshot=snapshot), SnapshotDocument)
+        return msgspec.convert(self._ask("show", snapshot=snapshot), ListedSnapshot)
 
     def delete(self, snapshot: str) -> SnapshotDocument:
         """Delete one snapshot and return what it was. Raises as `show`."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
@@ -59,7 +59,7 @@ class Saver(Protocol):
     def delete(self, snapshot: str) -> SnapshotDocument:
         """Delete a snapshot."""
 
-    def list_snapshots(self) -> list[SnapshotDocument]:
+    def list_snapshots(self) -> Sequence[SnapshotDocument]:
         """Return all snapshots."""
 
 

@@ -17,6 +17,7 @@ LIST_COLUMNS = (
     Column("frees", align_right=True),
     Column("reason", drop_rank=1),
     Column("pinned", may_shorten=True),
+    Column("damage", style="red", may_shorten=True),
     Column("labels", style="green", may_shorten=True),
     Column("message", may_shorten=True),
 )
@@ -43,6 +44,14 @@ def pin_text(pin: Mapping[str, Any] | None) -> str:
     return f"pinned by {pin['by']}{until}: {pin['reason']}"
 
 
+def sealed_text(snapshot: Mapping[str, Any]) -> str:
+    """Return whether a snapshot has its digests, and if it will never have them, why."""
+    if snapshot["sealed"]:
+        return "yes"
+    why = snapshot["unsealable"]
+    return f"no, it cannot be: {why}" if why else "not yet"
+
+
 def list_row(snapshot: Mapping[str, Any], now_seconds: float) -> list[str]:
     """Return the cells of one snapshot, in the order of LIST_COLUMNS."""
     message = str(snapshot["message"] or "")
@@ -55,6 +64,7 @@ def list_row(snapshot: Mapping[str, Any], now_seconds: float) -> list[str]:
         "" if snapshot.get("freedBytes") is None else size_text(snapshot["freedBytes"]),
         str(snapshot["reason"] or ""),
         pin_text(snapshot["pin"]).removeprefix("pinned "),
+        str(snapshot["unsealable"] or ""),
         labels_text(snapshot["labels"]),
         message.split("\n", 1)[0],
     ]
@@ -89,7 +99,7 @@ def print_snapshot(snapshot: Mapping[str, Any], folder: str, now_seconds: float)
             ("Id", str(snapshot["snapshotId"])),
             ("Parent", str(snapshot["parentSnapshotId"] or "")),
             ("Digest", str(snapshot["stateDigest"] or "")),
-            ("Sealed", "yes" if snapshot["sealed"] else "not yet"),
+            ("Sealed", sealed_text(snapshot)),
             ("App version", str(snapshot["appVersion"] or "")),
             ("Format", str(snapshot["formatVersion"] or "")),
         ]

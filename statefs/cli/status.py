@@ -51,6 +51,14 @@ def mounted_text(status: Mapping[str, Any], target: Target) -> str:
     return str(status["mount_point"] or target.state or "yes")
 
 
+def unsealable_text(count: int) -> str:
+    """Return how many snapshots hold what cannot be read; empty where none does."""
+    if not count:
+        return ""
+    snapshots = "1 snapshot" if count == 1 else f"{count_text(count)} snapshots"
+    return f"{snapshots}, as what they hold cannot be read: see 'statefs list'"
+
+
 def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) -> None:
     """Print a status document for people."""
     since = status["since"]
@@ -72,6 +80,7 @@ def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) 
             ("Size", size_text(status["bytes"])),
             ("Free", size_text(status["free_bytes"])),
             ("Damaged", count_text(status["damaged"]) if status["damaged"] else ""),
+            ("Unsealable", unsealable_text(status["unsealable"])),
             ("Snapshots", count_text(status["snapshots"])),
             ("Latest", str(status["latest"] or "")),
             ("Epoch", str(status["epoch"])),

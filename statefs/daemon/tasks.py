@@ -34,6 +34,8 @@ CHECKPOINT_PAUSE_SECONDS: Final = 0.1
 """Between checkpoints that did not make the log short, because commits went on meanwhile."""
 SEALING_RETRY_SECONDS: Final = 10.0
 """Before sealing is tried again on a disk that had no room for the digests."""
+UNSEALABLE_SECONDS: Final = 600.0
+"""Before what could not be sealed is looked at again, where nothing is saved meanwhile."""
 SCRUB_LOOK_SECONDS: Final = 60.0
 """How often it is looked whether a scrub is due; they are days apart."""
 
@@ -157,7 +159,8 @@ class Tasks:
             if digest is not None:
                 with trio.CancelScope(shield=True):  # into all documents, or into none
                     await self._alone(sealer.finish(snapshot, digest))
-        await self.seals.heard()
+        await self.seals.heard(UNSEALABLE_SECONDS)
+        await in_threads(sealer.try_again())
 
     async def _scrub(self) -> None:
         """Read everything again when that is due or asked for."""

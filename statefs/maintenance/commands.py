@@ -35,7 +35,7 @@ from statefs.maintenance.rereading import verify_data
 from statefs.maintenance.scrubbing import scrub
 from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Steps
-from statefs.snapshots.catalog import document_of
+from statefs.snapshots.catalog import Snapshot, document_of
 from statefs.snapshots.documents import Operation
 from statefs.snapshots.restore_plan import Scope, parsed_paths, quoted
 
@@ -129,12 +129,17 @@ def _seal(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
 
 def _list(commands: Commands, _call: Call) -> Steps[Document]:
     yield from ()
-    return {"snapshots": [document_of(each) for each in commands.store.catalog.snapshots]}
+    return {"snapshots": [_shown(commands, each) for each in commands.store.catalog.snapshots]}
 
 
 def _show(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document]:
     yield from ()
-    return document_of(commands.store.catalog.choose(snapshot))
+    return _shown(commands, commands.store.catalog.choose(snapshot))
+
+
+def _shown(commands: Commands, snapshot: Snapshot) -> Document:
+    """Return a snapshot's document, with what only the process knows that seals."""
+    return document_of(snapshot) | {"unsealable": commands.store.sealer.why_not(snapshot)}
 
 
 def _delete(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document]:

@@ -35,6 +35,8 @@ from statefs.snapshots.digest import (
     block_count,
     device_number,
 )
+from statefs.snapshots.reports import path_text
+from statefs.snapshots.views import PastTree
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -74,6 +76,14 @@ _ENTRIES: Final = (
 
 class DigestMissing(LookupError):
     """Something that did not change has no digest, as what was in runtime/ before."""
+
+
+class Unreadable(CorruptStore):
+    """Bytes of a file that cannot be read: `plan` are the pieces that could not be."""
+
+    def __init__(self, message: str, plan: list[tuple[int, int, int]]) -> None:
+        super().__init__(message)
+        self.plan = plan
 
 
 @lru_cache(maxsize=8)
@@ -140,6 +150,12 @@ class ContentHash:
         """Whether all of the content has been read."""
         return self._position >= self._size
 
+    @property
+    def next_pieces(self) -> list[tuple[int, int, int]]:
+        """Where the next part lies."""
+        end = min(self._position + READ_BYTES, self._size)
+        return list(pieces(self._extents, self._position, end))
+
     def advance(self) -> int:
         """Hash the next part; return how many bytes it had.
 
@@ -148,7 +164,7 @@ class ContentHash:
         """
         start = self._position
         end = min(start + READ_BYTES, self._size)
-        plan = list(pieces(self._extents, start, end))
+        plan = self.next_pieces
         is_hole = all(not number for _, _, number in plan)
         data = _ZEROS[: end - start] if is_hole else self._objects.read(plan)
         self._whole.update(data)
@@ -243,7 +259,7 @@ class Files:
                 and self.bytes_done - before < READ_BYTES_PER_STEP
             ):
                 if self._hash is not None:
-                    found += self._go_on(*self._hash)
+                    found += self._go_on(reader, *self._hash)
                     continue
                 ino = self._next(reader)
                 if ino is None:
@@ -301,11 +317,13 @@ class Files:
         self._hash = (inode.ino, name, ContentHash(self._store.objects, extents, inode.size))
         return None
 
-    def _go_on(self, ino: int, name: bytes, content: ContentHash) -> Iterator[Row]:
+    def _go_on(self, reader: Reader, ino: int, name: bytes, content: ContentHash) -> Iterator[Row]:
         try:
             self.bytes_done += content.advance()
         except OSError as error:
-            raise CorruptStore(f"inode {ino} cannot be read: {error}") from error
+            paths = PastTree(reader, self._epoch).paths(ino)
+            path = path_text(paths[0]) if paths else f"inode {ino}"
+            raise Unreadable(f"{path} cannot be read: {error}", content.next_pieces) from error
         if content.is_done:
             self._hash = None
             yield ino, content.values(name)

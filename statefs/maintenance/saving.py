@@ -130,6 +130,7 @@ def _keep_for_clones(store: Store, snapshot: Snapshot) -> Steps[None]:
 def amend(store: Store, snapshot: Snapshot, **columns: Any) -> Steps[Snapshot]:
     """Change what is told about a snapshot (`Catalog.amend`), durably, and in its documents."""
     amended = store.catalog.amend(snapshot, **columns)
+    store.owes_index = True  # with all documents, until `publish` has come to its end
     yield store.database.sync
     yield lambda: store.write_document(amended)
     yield from publish(store)

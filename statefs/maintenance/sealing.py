@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from statefs.errors import CorruptStore, NoSuchSnapshot, PosixError
 from statefs.maintenance import saving
-from statefs.maintenance.hashing import DigestMissing, Files, Folders, Row
+from statefs.maintenance.hashing import DigestMissing, Files, Folders, Row, Unreadable
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.changes import changed_inodes
@@ -28,12 +29,13 @@ log = logging.getLogger(__name__)
 
 POLL_SECONDS: Final = 0.05
 """Between two looks at what the daemon's task has done: short for who waits for one snapshot."""
+PASSED_OVER: Final = "what it holds could not be read when it was its turn; a newer one is sealed"
 
 
 class Sealer:
     """Seals the snapshots of one store.
 
-    `progress` says how far the snapshot is that is being sealed, `unsealable` why one cannot be.
+    `progress` says how far the snapshot is that is being sealed.
 
     Args:
         store: open.
@@ -43,7 +45,8 @@ class Sealer:
         self._store = store
         self._call: Call | None = None
         self.progress: dict[str, Any] = {}
-        self.unsealable: dict[int, str] = {}
+        self._reasons: dict[int, str] = {}
+        self._given_up: dict[int, Unreadable | None] = {}
 
     def next(self) -> Snapshot | None:
         """Return the oldest snapshot that is to be sealed, None when all are.
@@ -54,9 +57,30 @@ class Sealer:
         newest = self._sealed_before(None)
         for snapshot in self._store.catalog.snapshots:
             is_later = newest is None or snapshot.epoch > newest.epoch
-            if is_later and snapshot.epoch not in self.unsealable:
+            if is_later and snapshot.epoch not in self._given_up:
                 return snapshot
         return None
+
+    def try_again(self) -> Steps[None]:
+        """Let those be the next again of which what could not be read can be read now."""
+        for epoch, damage in list(self._given_up.items()):
+            if damage is not None and (yield partial(self._is_readable, damage)):
+                del self._given_up[epoch]
+
+    def _is_readable(self, damage: Unreadable) -> bool:
+        try:
+            self._store.objects.read(damage.plan)
+        except OSError:
+            return False
+        return True
+
+    def why_not(self, snapshot: Snapshot) -> str | None:
+        """Return why a snapshot cannot be sealed, in words; None where it is, or will be."""
+        newest = self._sealed_before(None)
+        if snapshot.state_digest is not None:
+            return None
+        is_passed = newest is not None and snapshot.epoch < newest.epoch
+        return self._reasons.get(snapshot.epoch, PASSED_OVER if is_passed else None)
 
     def _sealed_before(self, snapshot: Snapshot | None) -> Snapshot | None:
         """Return the newest sealed snapshot, or the newest before another one."""
@@ -68,17 +92,14 @@ class Sealer:
     def is_pending(self, snapshot: Snapshot) -> bool:
         """Whether a snapshot is there and will be sealed."""
         now = self._store.catalog.by_epoch(snapshot.epoch)
-        if now is None or now.state_digest or now.epoch in self.unsealable:
-            return False
-        newest = self._sealed_before(None)
-        return newest is None or now.epoch > newest.epoch
+        return now is not None and now.state_digest is None and self.why_not(now) is None
 
     def hash(self, snapshot: Snapshot) -> Steps[str | None]:
         """Write the digests of a snapshot, the oldest that is not sealed.
 
         Returns:
             Its state digest; None when it has been deleted meanwhile, or cannot be sealed
-            (`unsealable` says why).
+            (`why_not` says why).
 
         Raises:
             PosixError: the disk refused to take the rows; it may be tried again.
@@ -93,11 +114,15 @@ class Sealer:
             raise
         except CorruptStore as error:
             if self._store.catalog.by_epoch(snapshot.epoch) is not None:
-                self.unsealable[snapshot.epoch] = str(error)
-                log.error("the snapshot %s cannot be sealed: %s", snapshot.name, error)
+                self._give_up(snapshot, error)
             return None
         finally:
             self.progress = {}
+
+    def _give_up(self, snapshot: Snapshot, error: CorruptStore) -> None:
+        self._given_up[snapshot.epoch] = error if isinstance(error, Unreadable) else None
+        self._reasons[snapshot.epoch] = str(error)
+        log.error("the snapshot %s cannot be sealed: %s", snapshot.name, error)
 
     def _hash(self, snapshot: Snapshot) -> Steps[str]:
         base = self._sealed_before(snapshot)
@@ -156,6 +181,7 @@ class Sealer:
 
         While it runs no other operation changes the list of snapshots.
         """
+        self._reasons.pop(snapshot.epoch, None)
         now = self._store.catalog.by_epoch(snapshot.epoch)
         if now is not None:
             yield from saving.amend(self._store, now, state_digest=digest)
@@ -187,7 +213,7 @@ def seal(store: Store, snapshot: Snapshot, call: Call) -> Steps[Snapshot]:
     if now is None:
         raise NoSuchSnapshot(f"the snapshot {snapshot.name} has been deleted before it was sealed")
     if now.state_digest is None and call.is_wanted:
-        why = sealer.unsealable.get(now.epoch, "a newer one is sealed already")
+        why = sealer.why_not(now)
         raise CorruptStore(f"the snapshot {now.name} is there but cannot be sealed: {why}")
     return now
 

@@ -455,6 +455,7 @@ class Store:
             "files": table.files,
             "bytes": table.bytes,
             "damaged": self.scrubber.damaged,
+            "unsealable": sum(map(bool, map(self.sealer.why_not, self.catalog.snapshots))),
             "durability": None,
             "mount_options": None,
             "free_bytes": free.f_bavail * free.f_frsize,

@@ -111,6 +111,15 @@ class SnapshotDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True
     pin: Pin | None = None
 
 
+class ListedSnapshot(SnapshotDocument, rename="camel", frozen=True, kw_only=True):
+    """What `list` and `show` say of a snapshot: its document, and why it cannot be sealed, if so.
+
+    Known to the process that has tried to; not written anywhere.
+    """
+
+    unsealable: str | None = None
+
+
 class IndexEntry(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     """What index.json says of each snapshot."""
 

@@ -261,7 +261,7 @@ class TimeTravel:
 
     def _sealing(self, snapshot: Any) -> Steps[None]:
         digest = yield from self.store.sealer.hash(snapshot)
-        assert not self.store.sealer.unsealable
+        assert self.store.sealer.why_not(snapshot) is None
         if digest is None or self.store.catalog.by_epoch(snapshot.epoch) is None:
             return
         assert digest == computed(self.engine, snapshot.epoch)

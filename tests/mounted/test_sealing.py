@@ -242,3 +242,75 @@ def test_a_scrub_finds_damage_and_status_tells(own_state: MountedState) -> None:
     done = own_state.run("scrub", own_state.state, "--status")
     assert done.returncode == 20
     assert "found 1 damaged" in done.stdout
+
+
+@pytest.mark.damages_store("an object file is taken away, and put back")
+def test_a_snapshot_that_cannot_be_read_is_told_of(own_state: MountedState) -> None:
+    """In list, show and status, by the file's path; it is sealed when the file is there again."""
+    own_state.expected_log = "cannot be sealed: files/victim cannot be read"
+    size = 2 << 20
+    (own_state.files / "victim").write_bytes(os.urandom(size))
+    own_state.umount()
+    name = own_state.save()
+    path = object_of(own_state, size)
+    kept = path.read_bytes()
+    path.unlink()
+    own_state.mount()
+    eventually(lambda: own_state.status()["unsealable"] == 1, "counted")
+    [listed] = own_state.listing()
+    assert not listed["sealed"] and "files/victim cannot be read" in listed["unsealable"]
+    assert "files/victim cannot be read" in own_state.command("list", own_state.state)
+    shown = own_state.command("show", own_state.state, name)
+    assert "no, it cannot be: files/victim cannot be read" in shown
+    assert "1 snapshot, as what they hold" in own_state.command("status", own_state.state)
+    done = own_state.run("save", own_state.state, "--wait")
+    assert done.returncode == 20 and "files/victim" in done.stderr
+    assert own_state.status()["unsealable"] == 2
+    path.write_bytes(kept)
+    (own_state.files / "other").write_text("x")
+    newest = own_state.save()
+    for each in own_state.listing():
+        eventually(partial(is_sealed, own_state, each["name"]), "sealed")
+    assert metadata(own_state, newest)["stateDigest"] == by_script(own_state.current)
+    assert metadata(own_state, name)["stateDigest"] == by_script(own_state.snapshots / name)
+    assert own_state.status()["unsealable"] == 0
+    assert [each["unsealable"] for each in own_state.listing()] == [None] * 3
+    own_state.verify_mounted()
+
+
+def test_a_scrub_that_is_killed_begins_anew(own_state: MountedState) -> None:
+    """Nothing runs after it, and what is told is of the last one that came to its end."""
+    (own_state.files / "f").write_bytes(os.urandom(4 << 20))
+    save_and_wait(own_state)
+
+    def told() -> dict[str, Any]:
+        words = () if own_state.is_mounted() else ("--store", own_state.store)
+        said = own_state.command("scrub", own_state.state, "--status", "--json", *words)
+        document: dict[str, Any] = json.loads(said)
+        return document
+
+    def begin() -> subprocess.Popen[bytes]:
+        words = [sys.executable, "-m", "statefs", "scrub", str(own_state.state), "--json"]
+        process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        eventually(lambda: told()["running"], "it runs")
+        return process
+
+    config = StoreLayout(own_state.store).config
+    for last in (None, "one that ended"):
+        config.write_text('[scrub]\nrate = "256KiB"\n')
+        before = told()["last"]
+        assert (before is None) == (last is None)
+        with begin() as process:
+            assert told()["last"] == before
+            own_state.kill()
+            _, said = process.communicate(timeout=60)
+        assert process.returncode == 16 and b"during 'scrub'" in said
+        assert told() == {"running": False, "last": before}
+        own_state.mount()
+        assert told() == {"running": False, "last": before}
+        assert own_state.status()["damaged"] == (None if before is None else 0)
+        config.write_text('[scrub]\nrate = "1GiB"\n')
+        own_state.command("scrub", own_state.state)
+        after = told()["last"]
+        assert after != before and after["bytes"] == 4 << 20
+    own_state.verify_mounted()

@@ -124,6 +124,7 @@ class FakeBackend:
             "bytes": 5 << 20,
             "files": 1234,
             "damaged": None,
+            "unsealable": 0,
             "durability": "close",
             "mount_options": "ro,noexec" if self.mounted else None,
             "version": "0.1.0",

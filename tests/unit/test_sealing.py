@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import random
 import shutil
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from blake3 import blake3
 
-from statefs.ids import TREE_ROOT
+from statefs.errors import PosixError
+from statefs.ids import TREE_ROOT, ObjectId
 from statefs.maintenance import hashing, steps
 from statefs.maintenance.commands import Commands
+from statefs.maintenance.sealing import PASSED_OVER, Sealer
+from statefs.maintenance.store import init_store
+from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.digest import (
     BLOCK_BYTES,
     BLOCKS_MAX,
@@ -28,6 +36,7 @@ from statefs.snapshots.digest import (
     state_digest,
 )
 from statefs.volume import acl
+from tests.crash.disk import Change, WatchedDisk
 from tests.unit.engine_store import ME, EngineStore
 
 BIG = 3 * BLOCK_BYTES + 5
@@ -397,13 +406,129 @@ def test_a_missing_object_leaves_its_snapshots_unsealed(
     engine.store.objects.remove(number)
     seal(engine)
     assert sealed(engine, broken) is None
-    assert list(engine.store.sealer.unsealable) == [broken]
-    assert "cannot be sealed" in caplog.text
+    assert not_sealed(engine) == {broken: f"f cannot be read: {lost(engine, number)}"}
+    assert "cannot be sealed: f cannot be read" in caplog.text
+    seal(engine)
+    assert caplog.text.count("cannot be sealed") == 1, "it is not tried again and again"
     engine.names.unlink(TREE_ROOT, b"f")
     later = engine.save()
     seal(engine)
     assert sealed(engine, later) == computed(engine, later)
+    assert not_sealed(engine).keys() == {broken}
+    fresh = Sealer(engine.store).why_not(engine.store.catalog.snapshots[0])
+    assert fresh == PASSED_OVER, "no other process has to try it"
     engine.delete(broken)
+
+
+def lost(engine: EngineStore, number: int) -> FileNotFoundError:
+    """Return the error of who opens an object file that is not there."""
+    path = engine.store.layout.object_path(ObjectId(number))
+    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+
+
+def not_sealed(engine: EngineStore) -> dict[int, str]:
+    """Return epoch -> why, of the snapshots that cannot be sealed."""
+    told = {each.epoch: engine.store.sealer.why_not(each) for each in snapshots(engine)}
+    return {epoch: why for epoch, why in told.items() if why is not None}
+
+
+def snapshots(engine: EngineStore) -> list[Snapshot]:
+    """Return the snapshots there are."""
+    return list(engine.store.catalog.snapshots)
+
+
+@pytest.mark.parametrize("is_cut", [False, True])
+def test_snapshots_are_sealed_when_the_damage_is_gone(
+    engine: EngineStore, caplog: pytest.LogCaptureFixture, is_cut: bool
+) -> None:
+    """All that could not be, the oldest first; what is told of them changes with it."""
+    ino = engine.file("f", os.urandom(BIG))
+    engine.save()
+    number = engine.database.value("SELECT id FROM objects WHERE ino = ?", (ino,))
+    path = engine.store.layout.object_path(number)
+    kept = path.read_bytes()
+    engine.store.objects.close()  # an open descriptor would still reach what is taken away
+    path.write_bytes(kept[: BIG // 2]) if is_cut else path.unlink()
+    engine.file("g", b"g")
+    engine.save()
+    seal(engine)
+    assert "f cannot be read" in caplog.text
+    assert len(not_sealed(engine)) == engine.store.status()["unsealable"] == 2
+    shown = steps.run(Commands(engine.store).start("show", {"snapshot": "latest"}, Nobody()))
+    assert "f cannot be read" in shown["unsealable"] and not shown["sealed"]
+    steps.run(engine.store.sealer.try_again())
+    seal(engine)
+    assert len(not_sealed(engine)) == 2, "it is still damaged"
+    path.write_bytes(kept)
+    steps.run(engine.store.sealer.try_again())
+    seal(engine)
+    assert not_sealed(engine) == {} and engine.store.status()["unsealable"] == 0
+    _check(engine)
+
+
+class Nobody:
+    """A caller that waits and does not listen."""
+
+    is_wanted = True
+
+    def report(self, progress: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+def test_a_disk_that_is_full_while_a_snapshot_is_sealed(
+    tmp_path_factory: pytest.TempPathFactory, no_waiting_for_disks: None
+) -> None:
+    """At each change of the disk in turn: it is refused, the store is sound, and then it goes on.
+
+    What was sealed before stays as it is.
+    """
+    root = tmp_path_factory.mktemp("full") / "store"
+    init_store(root, runtime={})
+    disk = WatchedDisk(root)
+    refused = 0
+    with disk.watching(), EngineStore(root) as engine:
+        fill(engine)
+        first = engine.save()
+        seal(engine)
+        digest = sealed(engine, first)
+        is_over = False
+        while not is_over:
+            engine.file(f"new{refused}", os.urandom(BIG))
+            epoch = engine.save()
+            disk.on_change = _refusal_after(refused)
+            is_over = errno_of(partial(seal, engine)) == 0
+            refused += not is_over
+            disk.on_change = lambda _: None
+            seal(engine)
+            engine.store.pay_index()
+            assert engine.problems() == []
+            assert sealed(engine, first) == digest
+            assert sealed(engine, epoch) == computed(engine, epoch)
+    assert refused > 3
+    remove(root)
+
+
+def errno_of(action: Callable[[], None]) -> int:
+    """Return with what an action is refused, 0 for one that is done; nothing but a full disk."""
+    try:
+        action()
+    except (OSError, PosixError) as error:
+        code = error.errno or -1
+    else:
+        code = 0
+    assert code in (0, errno.ENOSPC)
+    return code
+
+
+def _refusal_after(count: int) -> Callable[[Change], None]:
+    """Return what answers, after so many changes, that the disk is full."""
+    left = iter(range(count))
+
+    def refuse(change: Change) -> None:
+        if "sync" not in change.kind and next(left, None) is None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    return refuse
 
 
 def test_a_file_that_lost_a_name_to_a_rename_is_hashed_where_it_lies(engine: EngineStore) -> None:

@@ -18,12 +18,14 @@ import base64
 import os
 import pwd
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import IO, Any, Final, Self
 
 import msgspec
 
-from statefs.doors import Document, Door, OnProgress, open_door
+from statefs.doors import Document, Door, OfflineDoor, OnProgress, open_door
 from statefs.snapshots.documents import ListedSnapshot, SnapshotDocument
 from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
@@ -298,7 +300,9 @@ class State:
         replace: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Document:
-        """Bring a tar archive into current/ of a mounted state, and take a snapshot of it.
+        """Bring a tar archive into current/, and take a snapshot of it.
+
+        A state that is not mounted is mounted meanwhile, where only this user sees it.
 
         Args:
             file: a path, or something to read from.
@@ -309,12 +313,35 @@ class State:
             `snapshot` and `before` (documents of the snapshots taken), `members`, `left_out`.
 
         Raises:
-            NotMounted. UsageError: the archive is damaged or hostile, or current/ is not empty;
-                it is as it was then. OSError: the disk refused; likewise.
+            FuseUnavailable. UsageError: the archive is damaged or hostile, or current/ is not
+                empty; it is as it was then. OSError: the disk refused; likewise.
         """
         from statefs.archive.importing import import_archive
 
-        return import_archive(self, file, into, replace, on_progress)
+        with self._mounted_meanwhile() as mounted:
+            return import_archive(mounted, file, into, replace, on_progress)
+
+    @contextmanager
+    def _mounted_meanwhile(self) -> Iterator[State]:
+        """Give a state through whose mount files can be made: this one, or its store mounted now.
+
+        Raises:
+            FuseUnavailable: this machine or this user cannot mount.
+        """
+        if not isinstance(self._door, OfflineDoor):
+            yield self
+            return
+        from statefs.daemon.background import mounted_meanwhile
+        from statefs.mounts import find_mount
+
+        self._door.close()
+        try:
+            with mounted_meanwhile(self.target.store) as mount_point:
+                shown = replaced(self.target, mount=find_mount(mount_point))
+                with State(shown, open_door(shown)) as mounted:
+                    yield mounted
+        finally:
+            self._door = open_door(self.target)
 
     def check(self, snapshot: str, on_progress: OnProgress | None = None) -> Document:
         """Open the databases and documents of one snapshot (docs/cli.md, "check").

@@ -1,4 +1,4 @@
-"""Bringing an archive into a mounted current/: all of it, or nothing.
+"""Bringing an archive into current/, through its mount: all of it, or nothing.
 
 The files are made in a hidden folder of current/, through the mount like any program's, so that
 every rule of the filesystem holds and whoever uses the mount sees what is true. Only when all of
@@ -33,7 +33,7 @@ from statefs.archive.placing import (
     uninterrupted,
 )
 from statefs.archive.reading import NAME_LABEL, Archive, checked_path
-from statefs.errors import NoSuchSnapshot, NotMounted, UsageError
+from statefs.errors import NoSuchSnapshot, UsageError
 from statefs.layout import RUNTIME
 from statefs.snapshots.catalog import MESSAGE_CHARACTERS_MAX
 from statefs.snapshots.documents import SnapshotDocument
@@ -71,17 +71,16 @@ def import_archive(
     on_progress: OnProgress | None,
 ) -> Document:
     """Bring an archive in, between two snapshots: `statefs.api.State.import_`."""
-    mount = state.target.mount
-    if mount is None:
-        where = state.target.state or state.target.store
-        raise NotMounted(f"an archive is imported through the mount: 'statefs mount {where}' first")
+    target, mount = state.target, state.target.mount
+    assert mount is not None, "files are made through the mount"
     with ExitStack() as open_files:
         if isinstance(file, str | Path):
             source: IO[bytes] = open_files.enter_context(open(file, "rb"))
             name = os.path.basename(file)
         else:
             source, name = file, "the archive"
-        incoming = Import(mount.mount_point / "current", into, replace)
+        named = f"current/ of {target.store}" if target.state is None else f"{target.state}/current"
+        incoming = Import(mount.mount_point / "current", into, replace, named)
         incoming.check_place()
         archive = Archive(source, name)
         before = state.save(f"before the import of {name}", "before-restore")
@@ -133,13 +132,15 @@ class Import:
         current: the folder current/ of a mounted state.
         into: a folder relative to it for everything, None for current/ itself.
         replace: whether what is in current/ gives way.
+        named: what the folder is called in messages; its path where that is left out.
 
     Raises:
         UsageError: `into` is no such path.
     """
 
-    def __init__(self, current: Path, into: str | None, replace: bool) -> None:
+    def __init__(self, current: Path, into: str | None, replace: bool, named: str = "") -> None:
         self._current = current
+        self._named = named or str(current)
         self._into = None if into is None else checked_path(os.fsencode(into))
         self._replace = replace
         if self._into is not None and self._into.split(b"/")[0] in (b".", RUNTIME):
@@ -162,7 +163,7 @@ class Import:
             self._check_into(root, self._into)
         elif not self._replace and (names := self._names_in_the_way(root)):
             raise UsageError(
-                f"{self._current} is not empty ({', '.join(names[:3])}): --into DIR puts the "
+                f"{self._named} is not empty ({', '.join(names[:3])}): --into DIR puts the "
                 "archive into a new folder of it, --replace puts it in place of all that is there"
             )
 

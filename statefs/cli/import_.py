@@ -46,8 +46,8 @@ def command(
 ) -> None:
     """Bring the tar archive FILE into STATE/current, and take a snapshot; - is standard input.
 
-    STATE must be mounted, and empty unless --into or --replace is given. All of the archive comes
-    in or nothing: after an error or Ctrl-C STATE/current is as it was.
+    STATE/current must be empty unless --into or --replace is given. All of the archive comes in or
+    nothing: after an error or Ctrl-C STATE/current is as it was. STATE need not be mounted.
     """
     if len(words) > 1:
         raise UsageError("give one state and one file: statefs import STATE FILE")

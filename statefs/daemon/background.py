@@ -1,7 +1,8 @@
 """Starting the daemon in the background, and what it says to the one who started it.
 
 The daemon writes one JSON line into a pipe: that the mount is usable, or why it will not be. If the
-pipe closes without a line, the daemon has died.
+pipe closes without a line, the daemon has died. A daemon on a leash, another pipe, unmounts when
+that closes: when whoever needed the mount for a while is done with it, or is killed.
 """
 
 from __future__ import annotations
@@ -11,7 +12,11 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -25,8 +30,12 @@ from statefs.mounts import MountOptions
 
 READY_VARIABLE: Final = "STATEFS_READY_FD"
 """Names, in the daemon's environment, the descriptor that it tells of its readiness."""
+LEASH_VARIABLE: Final = "STATEFS_LEASH_FD"
+"""Names, in the daemon's environment, the descriptor of a pipe at whose end it unmounts."""
 READY_SECONDS: Final = 60.0
 """Starting takes a fraction of a second; recovery after a crash of a large store takes longer."""
+CLOSE_SECONDS: Final = 60.0
+"""How long a daemon on a leash may take to unmount and to close the store."""
 END_SECONDS: Final = 10.0
 """How long a daemon that was not ready in time may take to end before it is killed."""
 LOG_BYTES_MAX: Final = 8 << 20
@@ -81,6 +90,59 @@ class ReadyNotice:
             os.close(fd)
 
 
+@contextmanager
+def mounted_meanwhile(store: Path) -> Iterator[Path]:
+    """Mount a store that nobody has open, in a new folder, for as long as the block runs.
+
+    Not longer than this process lives, however that ends.
+
+    Args:
+        store: an existing store; closed again after the block.
+
+    Yields:
+        The mount point, which only this user may enter.
+
+    Raises:
+        StatefsError: as `start_background`.
+    """
+    mount_point = Path(tempfile.mkdtemp(prefix="statefs-mount-"))
+    reader, leash = os.pipe()
+    try:
+        process = _started(mount_point, store, MountOptions(), {LEASH_VARIABLE: reader})
+        try:
+            yield mount_point
+        finally:
+            os.close(leash)
+            leash = -1
+            process.wait(CLOSE_SECONDS)
+    finally:
+        os.close(reader)
+        if leash >= 0:
+            os.close(leash)
+        with suppress(FileNotFoundError):  # the daemon has removed it
+            mount_point.rmdir()  # refused as long as it is mounted
+
+
+def obey_leash() -> bool:
+    """In the daemon: end as on SIGTERM when the leash, if there is one, is let go of.
+
+    Returns:
+        Whether there is one: then the mount point is to go with the mount.
+    """
+    word = os.environ.pop(LEASH_VARIABLE, "")
+    if not word.isdecimal():
+        return False
+    fd = int(word)
+    os.set_inheritable(fd, False)
+
+    def wait() -> None:
+        os.read(fd, 1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=wait, name="leash", daemon=True).start()
+    return True
+
+
 def start_background(state: Path, store: Path, options: MountOptions) -> None:
     """Start a daemon for `state` and return when the mount is usable.
 
@@ -92,14 +154,27 @@ def start_background(state: Path, store: Path, options: MountOptions) -> None:
     Raises:
         StatefsError: what the daemon raised, or that it died, or was not ready in time.
     """
+    process = _started(state, store, options, {})
+    process.returncode = 0  # it lives on; Popen need not warn that nobody waits for it
+
+
+def _started(
+    state: Path, store: Path, options: MountOptions, descriptors: Mapping[str, int]
+) -> subprocess.Popen[bytes]:
+    """Start a daemon and return it when its mount is usable.
+
+    Args:
+        descriptors: that it inherits, by the variables that tell it of them.
+    """
     layout = StoreLayout(store.absolute())
     reader, writer = os.pipe()
+    passed = {READY_VARIABLE: writer, **descriptors}
     try:
         with os.fdopen(_open_log(layout), "ab") as log:
             process = subprocess.Popen(
                 [*_DAEMON, str(state.absolute()), str(layout.root), options.text()],
-                env=os.environ | _import_path() | {READY_VARIABLE: str(writer)},
-                pass_fds=[writer],
+                env=os.environ | _import_path() | {key: str(fd) for key, fd in passed.items()},
+                pass_fds=list(passed.values()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -116,7 +191,7 @@ def start_background(state: Path, store: Path, options: MountOptions) -> None:
         os.close(reader)
         if writer >= 0:
             os.close(writer)
-    process.returncode = 0  # it lives on; Popen need not warn that nobody waits for it
+    return process
 
 
 def _open_log(layout: StoreLayout) -> int:

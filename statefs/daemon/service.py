@@ -108,7 +108,8 @@ class Service:
             for folder in (SNAPSHOTS_DIR, CLONES_ROOT):
                 forget_attributes(folder)
         except OSError as error:
-            log.warning("the kernel did not take a notice: %s", error)
+            if self.mount_point() is not None:  # else the mount has just ended, and its cache
+                log.warning("the kernel did not take a notice: %s", error)
 
     def space_changed(self) -> None:
         """Have space freed in the background."""

@@ -7,14 +7,24 @@ import os
 import signal
 import subprocess
 import sys
+import tarfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+import statefs
+from statefs.errors import StoreLocked, UsageError
+from statefs.mounts import statefs_mounts
 from tests.apps.programs import needs
-from tests.harness.mounted_state import END_SECONDS, POLL_SECONDS, MountedState, mounted
+from tests.harness.mounted_state import (
+    END_SECONDS,
+    POLL_SECONDS,
+    MountedState,
+    mounted,
+    wait_for_lock,
+)
 from tests.harness.sample_tree import make_sample_tree
 from tests.harness.trees import capture, differences
 
@@ -151,12 +161,80 @@ def test_what_is_in_current_is_not_replaced_unasked(
     assert sorted(os.listdir(own_state.current)) == ["files", "runtime", "volumes"]
 
 
-def test_a_state_that_is_not_mounted_refuses_an_import(tmp_path: Path) -> None:
-    """With the exit code for that, and what to type."""
-    state = MountedState(tmp_path / "state", tmp_path / "state.store")
-    state.command("init", state.state)
-    refused = state.run("import", state.state, tmp_path / "a.tar")
-    assert (refused.returncode, "'statefs mount" in refused.stderr) == (4, True)
+def mounts_of(store: Path) -> list[Path]:
+    """Return where a store is mounted."""
+    return [each.mount_point for each in statefs_mounts() if Path(each.source) == store]
+
+
+def test_a_state_that_is_not_mounted_is_mounted_for_an_import(
+    own_state: MountedState, tmp_path: Path
+) -> None:
+    """And not longer; the next mount shows what came. A refusal names the state, not that mount."""
+    fill(own_state)
+    first = own_state.save("for the journey")
+    archive = tmp_path / "a.tar"
+    own_state.command("export", own_state.state, "latest", archive)
+    other = MountedState(tmp_path / "other", tmp_path / "other.store")
+    other.command("init", other.state)
+    said = other.command("import", other.state, archive, "--json")
+    assert json.loads(said)["snapshot"]["labels"] == {"imported-from": first}
+    assert mounts_of(other.store) == [] and not other.is_mounted()
+    refused = other.run("import", "--store", other.store, archive)
+    assert refused.returncode == 2 and f"current/ of {other.store} is not" in refused.stderr
+    refused = other.run("import", other.state, archive)
+    assert refused.returncode == 2 and f"{other.state}/current is not empty" in refused.stderr
+    assert [each["message"] for each in other.listing()][1:] == ["for the journey"]
+    other.mount()
+    assert same_trees(own_state.snapshots / first, other.current) == []
+
+
+def test_the_api_goes_on_with_a_store_after_an_import(tmp_path: Path) -> None:
+    """The lock is let go of for the import, and taken again."""
+    other = MountedState(tmp_path / "other", tmp_path / "other.store")
+    other.command("init", other.state)
+    archive = tmp_path / "a.tar"
+    with tarfile.open(archive, "w") as made:
+        made.add(__file__, "files/f")
+    with statefs.open(other.state) as opened:
+        done = opened.import_(archive)
+        assert opened.show().snapshot_id == done["snapshot"].snapshot_id
+        with pytest.raises(UsageError):
+            opened.import_(archive)
+        assert len(opened.list_snapshots()) == 2
+        assert other.run("save", other.state).returncode == StoreLocked.exit_code
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_an_import_into_an_unmounted_state_that_is_ended(
+    tmp_path: Path, number: signal.Signals
+) -> None:
+    """No mount stays behind, also after a kill; current is as it was, and a later import works."""
+    other = MountedState(tmp_path / "other", tmp_path / "other.store")
+    other.command("init", other.state)
+    archive, big = tmp_path / "a.tar", tmp_path / "big"
+    big.write_bytes(os.urandom(4 * MIB))
+    with tarfile.open(archive, "w") as made:
+        made.add(big, "files/f")
+        made.add(big, "files/g")
+    words = command_line("import", other.state, "-")
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stderr is not None
+        process.stdin.write(archive.read_bytes()[: 6 * MIB])
+        process.stdin.flush()
+        staged = "current/.statefs-import-*/new/files/f"
+        wait_for(lambda: [each for at in mounts_of(other.store) for each in at.glob(staged)])
+        process.send_signal(number)
+        process.wait(END_SECONDS)
+        process.stdin.close()
+        assert process.stderr.read().strip() == b""
+    assert process.returncode == (130 if number == signal.SIGINT else -number)
+    wait_for(lambda: not mounts_of(other.store))
+    wait_for_lock(other.store)
+    assert len(other.listing()) == (0 if number == signal.SIGINT else 1)
+    other.command("import", other.state, archive)
+    other.mount()
+    assert sorted(os.listdir(other.current)) == ["files", "runtime", "volumes"]
+    assert sorted(os.listdir(other.files)) == ["f", "g"]
 
 
 def wait_for(condition: Callable[[], object]) -> None:

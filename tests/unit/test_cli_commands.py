@@ -85,7 +85,9 @@ def test_list_shows_a_row_for_each_snapshot(backend: FakeBackend, capsys: Captur
 def test_list_json_has_every_document(backend: FakeBackend, capsys: Capture) -> None:
     """Under the key `snapshots`, oldest first."""
     backend.snapshots = [FIRST]
-    assert json.loads(call(capsys, "list", "state", "--json").out) == {"snapshots": [FIRST]}
+    assert json.loads(call(capsys, "list", "state", "--json").out) == {
+        "snapshots": [FIRST | {"unsealable": None}]
+    }
 
 
 def test_an_empty_list_leaves_standard_output_empty(backend: FakeBackend, capsys: Capture) -> None:
@@ -139,9 +141,10 @@ def test_show_lists_volumes(backend: FakeBackend, capsys: Capture) -> None:
 
 
 def test_show_json_is_the_document(backend: FakeBackend, capsys: Capture) -> None:
-    """Unchanged."""
-    backend.snapshots = [FIRST]
-    assert json.loads(call(capsys, "show", "state", "clean", "--json").out) == FIRST
+    """And whether it can be sealed."""
+    backend.snapshots = [FIRST | {"unsealable": "why not"}]
+    printed = json.loads(call(capsys, "show", "state", "clean", "--json").out)
+    assert printed == FIRST | {"unsealable": "why not"}
 
 
 def test_a_snapshot_alone_uses_the_state_of_the_environment(

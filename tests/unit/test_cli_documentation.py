@@ -13,7 +13,7 @@ import pytest
 from statefs import errors
 from statefs.cli.app import COMMANDS, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, statefs
 from statefs.cli.difference_view import LETTERS
-from statefs.daemon.background import READY_VARIABLE
+from statefs.daemon.background import LEASH_VARIABLE, READY_VARIABLE
 from statefs.errors import PosixError, StatefsError
 from statefs.ids import TREE_ROOT
 from statefs.mounts import MountOptions
@@ -124,7 +124,7 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 
 def test_each_environment_variable_is_described() -> None:
     """Those that the code reads, by the names it has for them."""
-    for variable in (STATE_VARIABLE, "STATEFS_DEBUG", READY_VARIABLE, "NO_COLOR"):
+    for variable in (STATE_VARIABLE, "STATEFS_DEBUG", READY_VARIABLE, LEASH_VARIABLE, "NO_COLOR"):
         assert f"| `{variable}` |" in section("Environment")
 
 

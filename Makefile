@@ -11,7 +11,7 @@ HOURS ?= 1
 # Of scripts/crash_hunt.py, e.g. make crash CRASH_ARGS=--engine for disks that fail or lose power
 CRASH_ARGS ?=
 
-.PHONY: help run setup stop test check lint types layers bench crash install-helper
+.PHONY: help run setup stop test check lint types layers bench crash install-helper install-service
 
 help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -55,6 +55,11 @@ crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing a
 install-helper: setup ## As root: let mount(8) and /etc/fstab use statefs
 	@ln -sfn "$(CURDIR)/scripts/mount.fuse.statefs" /sbin/mount.fuse.statefs
 	@echo "/sbin/mount.fuse.statefs -> $(CURDIR)/scripts/mount.fuse.statefs"
+
+install-service: setup ## As root: let systemd mount states, as statefs@PATH.service
+	@sed 's#@STATEFS@#$(CURDIR)/.venv/bin/statefs#' scripts/statefs@.service >/etc/systemd/system/statefs@.service
+	@systemctl daemon-reload
+	@echo "systemctl enable --now \"statefs@\$$(systemd-escape --path /srv/shop/state).service\" mounts /srv/shop/state, now and at each start"
 
 .PHONY: setup-tests
 setup-tests:

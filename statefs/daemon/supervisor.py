@@ -38,6 +38,7 @@ from statefs.daemon.handover import (
     Serve,
     make_channels,
 )
+from statefs.daemon.init_system import InitSystem
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_process, undisturbed
 from statefs.errors import AlreadyMounted, FuseUnavailable, NotMounted, StaleMount, StatefsError
 from statefs.fuse.handshake import Greeting, ask_again, is_connected, read_init_request
@@ -100,11 +101,12 @@ def run_foreground(
         FuseUnavailable: this machine or this user cannot mount.
         StatefsError: the engine's reasons; or something broke while serving.
     """
-    notice = ReadyNotice.from_environment()
+    notice, manager = ReadyNotice.from_environment(), InitSystem.from_environment()
     try:
         prepare_process()
         layout = StoreLayout(store.absolute())
-        Supervisor(state.absolute(), layout, options, notice, spawn or spawn_worker).run()
+        chosen = spawn or spawn_worker
+        Supervisor(state.absolute(), layout, options, notice, chosen, manager).run()
     except StatefsError as error:
         notice.fail(error)
         raise
@@ -191,6 +193,7 @@ class Supervisor:
         options: of the mount.
         notice: told when the mount is usable.
         spawn: starts a worker.
+        manager: of services, told when the mount is usable, and then that this process lives.
     """
 
     def __init__(
@@ -200,12 +203,14 @@ class Supervisor:
         options: MountOptions,
         notice: ReadyNotice,
         spawn: Spawn,
+        manager: InitSystem | None = None,
     ) -> None:
         self._state = state
         self._layout = layout
         self._options = options
         self._notice = notice
         self._spawn = spawn
+        self._manager = manager or InitSystem(None)
         self._oom_score_adj = int(OOM_FILE.read_text())
         self._lock = StoreLock(layout, role="daemon", mount_point=state)
         self._page = os.memfd_create("statefs-underway")
@@ -231,6 +236,7 @@ class Supervisor:
             self._lock.acquire_for_mount()
             self._start(worker)
             self._notice.succeed()
+            self._manager.ready(f"{self._layout.root} is mounted at {self._state}")
         except BaseException:
             with undisturbed():
                 worker.signal(signal.SIGTERM)
@@ -240,6 +246,7 @@ class Supervisor:
         try:
             self._keep_served(worker)
         finally:
+            self._manager.stopping()
             with undisturbed():
                 self._leave()
 
@@ -322,9 +329,9 @@ class Supervisor:
         poller.register(worker.channel.fileno(), select.POLLIN)
         poller.register(self._signals, select.POLLIN)
         while True:
-            left_ms = None if give_up is None else max(0, (give_up - time.monotonic()) * 1000)
-            ready = [descriptor for descriptor, _ in poller.poll(left_ms)]
-            if not ready:
+            ready = [descriptor for descriptor, _ in poller.poll(self._patience_ms(give_up))]
+            self._manager.alive()
+            if not ready and give_up is not None and time.monotonic() >= give_up:
                 return
             if self._signals in ready and worker.ready_at is not None:
                 for number in os.read(self._signals, 64):
@@ -341,6 +348,13 @@ class Supervisor:
                 if isinstance(received[0], Failed):
                     log.error("a worker has failed: %s", received[0].error.message)
                 worker.has_ended = worker.has_ended or isinstance(received[0], Ended)
+
+    def _patience_ms(self, give_up: float | None) -> float | None:
+        """Return how long to wait for something to happen before a sign of life is due."""
+        waits = [] if give_up is None else [max(0.0, give_up - time.monotonic())]
+        if self._manager.period_seconds is not None:
+            waits.append(self._manager.period_seconds)
+        return min(waits) * 1000 if waits else None
 
     def _bury(self, worker: Worker) -> bool:
         """Take leave of a worker that died; return whether there is a mount to go on with.

@@ -11,6 +11,7 @@ import os
 import signal
 import socket
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -52,7 +53,8 @@ def main(end: socket.socket) -> int:
     except Exception as error:
         _tell(channel, StatefsError(f"internal error: {type(error).__name__}: {error}"))
         raise
-    channel.send(Ended())
+    with suppress(BrokenPipeError):  # the supervisor has gone before
+        channel.send(Ended())
     return 0
 
 

@@ -16,7 +16,13 @@ from typing import Any
 import pytest
 
 from tests.harness.dying_worker import DyingState
-from tests.harness.mounted_state import MountedState, eventually, mounted_as, several_users
+from tests.harness.mounted_state import (
+    MountedState,
+    eventually,
+    mounted_as,
+    several_users,
+    wait_until_gone,
+)
 from tests.harness.trees import capture, differences
 
 DIED = "worker [0-9]+ died"
@@ -113,7 +119,7 @@ def state_of(folder: Path) -> dict[str, tuple[Any, ...]]:
     for path in sorted(folder.iterdir()):
         status = os.lstat(path)
         content = path.read_bytes() if stat.S_ISREG(status.st_mode) else None
-        names = os.listxattr(path, follow_symlinks=False)
+        names = sorted(os.listxattr(path, follow_symlinks=False))
         times = status.st_mtime_ns if status.st_mtime_ns < 1000 else None
         found[path.name] = (status.st_mode, status.st_nlink, status.st_size, content, names, times)
     return found
@@ -302,6 +308,6 @@ def test_a_worker_without_a_supervisor_serves_on(own_state: MountedState) -> Non
     (own_state.files / "a").write_text("still")
     worker = own_state.worker_pid()
     own_state.command("umount", own_state.state)
-    assert not Path(f"/proc/{worker}").exists()
+    wait_until_gone(worker)
     own_state.mount()
     assert (own_state.files / "a").read_text() == "still"

@@ -183,11 +183,8 @@ class MountDaemon:
             self._kernel_is_ready.set()
 
         async with trio.open_nursery() as nursery:
-            await nursery.start(self._serve_control)
             await nursery.start(self._obey_signals)
-            nursery.start_soon(self._announce)
-            nursery.start_soon(self._service.run)
-            nursery.start_soon(self._miss_supervisor)
+            nursery.start_soon(self._work_beside, nursery)
             await session_loop.serve(
                 self._service.operations,
                 fuse_fd,
@@ -197,6 +194,8 @@ class MountDaemon:
                 only_owner_and_root=self._options.allow_root,
             )
             log.info("the mount at %s has ended", self._state)
+            if not self._kernel_is_ready.is_set():
+                self._control_has_ended.set()
             self._control.finish()
             with trio.move_on_after(LAST_REPLIES_SECONDS):
                 await self._control_has_ended.wait()
@@ -208,9 +207,16 @@ class MountDaemon:
         finally:
             self._control_has_ended.set()
 
+    async def _work_beside(self, nursery: trio.Nursery) -> None:
+        """Begin whatever may change the store, once nothing of an earlier process is left to do."""
+        await self._kernel_is_ready.wait()
+        await nursery.start(self._serve_control)
+        nursery.start_soon(self._service.run)
+        nursery.start_soon(self._miss_supervisor)
+        await self._announce()
+
     async def _announce(self) -> None:
         """Say that the mount is usable, once it has answered and holds the adopted files."""
-        await self._kernel_is_ready.wait()
         with trio.move_on_after(FIRST_ANSWER_SECONDS) as scope:
             await _in_thread(partial(os.stat, self._state / "current"))
         if scope.cancelled_caught:

@@ -94,11 +94,12 @@ def _dying(
     name: str, handler: Callable[..., Awaitable[Any]], orders: Path
 ) -> Callable[..., Awaitable[Any]]:
     async def answer(self: Operations, *args: Any) -> Any:
-        result = await handler(self, *args)
-        if orders.exists() and orders.read_text() == name:
-            orders.unlink()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return result
+        try:
+            return await handler(self, *args)
+        finally:
+            if orders.exists() and orders.read_text() == name:
+                orders.unlink()
+                os.kill(os.getpid(), signal.SIGKILL)
 
     return answer
 

@@ -154,6 +154,29 @@ def test_a_snapshot_that_was_not_answered_is_taken_once(dying: DyingState) -> No
     assert dying.listing() == []
 
 
+def test_a_worker_that_asks_its_own_mount_can_die(dying: DyingState) -> None:
+    """The thread that waits for an answer cannot be killed: a successor lets go of it.
+
+    After a restore the worker asks for a folder to be made, for the kernel to look a name up anew;
+    a successor must not make it.
+    """
+    (dying.files / "removed").write_text("kept in a snapshot")
+    name = dying.save()
+    (dying.files / "removed").unlink()
+    (dying.files / "late").write_text("not in the snapshot")
+    dead = dying.worker_pid()
+    dying.let_die_after("mkdir")
+    done = dying.run("restore", dying.state, name)
+    assert dying.is_obeyed()
+    assert done.returncode == 16, done.stderr
+    wait_until_gone(dead)
+    assert (dying.files / "removed").read_text() == "kept in a snapshot"
+    assert not (dying.files / "late").exists()
+    dying.delete(name)
+    for listed in dying.listing():
+        dying.delete(listed["name"])
+
+
 def test_reading_goes_on(dying: DyingState, folder: Path) -> None:
     """A read and a lookup that were not answered are asked again."""
     content = os.urandom(3_000_000)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +18,8 @@ from tests.harness.mounted_state import MountedState
 
 SAVES: Final = 4
 ROWS_BETWEEN_SAVES: Final = 60
+DEATHS: Final = 8
+ROWS_BETWEEN_DEATHS: Final = 30
 BALANCES_OF_HISTORY: Final = (
     "SELECT (SELECT sum(abalance) FROM pgbench_accounts) = coalesce(sum(delta), 0) AND "
     "(SELECT sum(tbalance) FROM pgbench_tellers) = coalesce(sum(delta), 0) AND "
@@ -108,5 +112,23 @@ def test_acknowledged_transactions_survive_the_daemon(
         last = int(client.lines()[-1])
     app_state.mount()
     with cluster.serving():
+        check_rows(cluster, last)
+    cluster.check_pages()
+
+
+def test_a_server_goes_through_deaths_of_the_worker(
+    app_state: MountedState, cluster: Cluster
+) -> None:
+    """The worker is killed again and again under a busy server: neither it nor its clients fail."""
+    app_state.expected_log = "worker [0-9]+ died"
+    with cluster.serving():
+        with under_load(cluster) as (client, load):
+            for number in range(DEATHS):
+                last = int(client.lines_after(ROWS_BETWEEN_DEATHS)[-1])
+                status = app_state.status()
+                assert status["restarts"] == number
+                os.kill(status["worker_pid"], signal.SIGKILL)
+            client.lines_after(ROWS_BETWEEN_DEATHS)
+            assert load.poll() is None, (cluster.disk / "bench.log").read_text()
         check_rows(cluster, last)
     cluster.check_pages()

@@ -75,7 +75,7 @@ def _recover_sizes(database: Database, objects: ObjectFiles, may_have_lost_power
             (ino, temporal.epoch),
         )
         if number is not None and may_have_lost_power:
-            _make_again(database, objects, number)
+            _make_whole(objects, number, _length_needed(database, number))
         try:
             state = None if number is None else objects.stat(number)
         except FileNotFoundError:
@@ -106,19 +106,16 @@ def _recovered_size(
     return int(max(length, start))
 
 
-def _make_again(database: Database, objects: ObjectFiles, number: int) -> None:
-    """Make a dirty file's object, and the length that extents in its midst count on, if need be.
+def _length_needed(database: Database, number: int) -> int:
+    """Return the length of a dirty file's object that extents in its midst count on.
 
     A log that another file's fsync has made durable may tell of an object whose name or bytes were
-    not: what was written there and not synced reads as zeros.
+    not.
     """
-    if not objects.is_there(number):
-        log.warning("object file %x was not synced and is lost", number)
-        objects.create(ObjectId(number))
     needed = database.value(
         f'SELECT max("end") FROM extents WHERE object = ? AND "end" < {LIVING}', (number,)
     )
-    _lengthen(objects, number, needed or 0)
+    return int(needed or 0)
 
 
 def _make_unfinished_save_whole(database: Database, objects: ObjectFiles) -> None:
@@ -136,13 +133,14 @@ def _make_unfinished_save_whole(database: Database, objects: ObjectFiles) -> Non
         (PENDING,),
     )
     for number, needed in rows:
-        if not objects.is_there(number):
-            log.warning("object file %x was not synced and is lost", number)
-            objects.create(ObjectId(number))
-        _lengthen(objects, number, needed)
+        _make_whole(objects, number, needed)
 
 
-def _lengthen(objects: ObjectFiles, number: int, needed: int) -> None:
+def _make_whole(objects: ObjectFiles, number: int, needed: int) -> None:
+    """Make an object that is lost, and as long as is needed: what was not synced reads as zeros."""
+    if not objects.is_there(number):
+        log.warning("object file %x was not synced and is lost", number)
+        objects.create(ObjectId(number))
     if objects.stat(number).st_size < needed:
         log.warning("object file %x was not synced and has lost bytes", number)
         objects.truncate(number, needed)

@@ -189,6 +189,11 @@ class _Copies(Tool):
 
     snapshots: Path
 
+    def _make_folders(self, place: Path) -> None:
+        self.tree, self.snapshots = place / "tree", place / "snapshots"
+        self.tree.mkdir()
+        self.snapshots.mkdir()
+
     def list_first(self, name: str) -> int:
         """List the copy."""
         return _list(self.snapshots / name)
@@ -217,10 +222,7 @@ class Reflink(_Copies):
         """Make an XFS with reflinks."""
         needs("mkfs.xfs", "cp", "rsync")
         make = ["mkfs.xfs", "-q", "-m", "reflink=1"]
-        place = stack.enter_context(loop_mounted(folder, "xfs", make, room_bytes))
-        self.tree, self.snapshots = place / "tree", place / "snapshots"
-        self.tree.mkdir()
-        self.snapshots.mkdir()
+        self._make_folders(stack.enter_context(loop_mounted(folder, "xfs", make, room_bytes)))
 
     def create(self, name: str) -> None:
         """Copy all names, share all bytes."""
@@ -237,9 +239,7 @@ class LinkDest(_Copies):
     def __init__(self, stack: ExitStack, folder: Path, room_bytes: int) -> None:
         """Make two folders."""
         needs("rsync")
-        self.tree, self.snapshots = folder / "tree", folder / "snapshots"
-        self.tree.mkdir()
-        self.snapshots.mkdir()
+        self._make_folders(folder)
         self._newest: str | None = None
 
     def create(self, name: str) -> None:
@@ -292,7 +292,20 @@ class Btrfs(Tool):
         run("btrfs", "subvolume", "delete", self._place / name)
 
 
-class Restic(Tool):
+class _Program(Tool):
+    """A program with a repository of its own, told where that is by the environment."""
+
+    def _begin(self, folder: Path, env: dict[str, str]) -> None:
+        needs(self.name)
+        self.tree = folder / "tree"
+        self.tree.mkdir()
+        self._env = env
+
+    def _run(self, *words: str) -> str:
+        return run(self.name, *words, cwd=self.tree, env=self._env)
+
+
+class Restic(_Program):
     """restic into a folder."""
 
     name = "restic"
@@ -300,45 +313,40 @@ class Restic(Tool):
 
     def __init__(self, stack: ExitStack, folder: Path, room_bytes: int) -> None:
         """Make a repository, its cache beside it."""
-        needs("restic")
-        self.tree = folder / "tree"
-        self.tree.mkdir()
-        self._env = {
+        env = {
             "RESTIC_REPOSITORY": str(folder / "repository"),
             "RESTIC_PASSWORD": "benchmark",
             "RESTIC_CACHE_DIR": str(folder / "cache"),
         }
+        self._begin(folder, env)
         self._ids: dict[str, str] = {}
-        self._restic("init")
-
-    def _restic(self, *words: str) -> str:
-        return run("restic", *words, cwd=self.tree, env=self._env)
+        self._run("init")
 
     def create(self, name: str) -> None:
         """Back up."""
-        told = self._restic("backup", "--json", ".").splitlines()
+        told = self._run("backup", "--json", ".").splitlines()
         self._ids[name] = msgspec.json.decode(told[-1])["snapshot_id"]
 
     def list_first(self, name: str) -> int:
         """List the root and one folder."""
-        root = len(self._restic("ls", "-l", self._ids[name], "/").splitlines())
-        return root + len(self._restic("ls", "-l", self._ids[name], "/d00000").splitlines())
+        root = len(self._run("ls", "-l", self._ids[name], "/").splitlines())
+        return root + len(self._run("ls", "-l", self._ids[name], "/d00000").splitlines())
 
     def restore(self, name: str, changed: Sequence[str]) -> None:
         """Write the changed files anew: without --include it would write all of them."""
         words = [word for path in changed for word in ("--include", f"/{path}")]
-        self._restic("restore", self._ids[name], "--target", str(self.tree), *words)
+        self._run("restore", self._ids[name], "--target", str(self.tree), *words)
 
     def diff(self, older: str, newer: str) -> str:
         """Compare the trees."""
-        return self._restic("diff", self._ids[older], self._ids[newer])
+        return self._run("diff", self._ids[older], self._ids[newer])
 
     def delete(self, name: str) -> None:
         """Forget it and take what it alone held out of the repository."""
-        self._restic("forget", "--prune", self._ids[name])
+        self._run("forget", "--prune", self._ids[name])
 
 
-class Borg(Tool):
+class Borg(_Program):
     """BorgBackup into a folder."""
 
     name = "borg"
@@ -346,36 +354,31 @@ class Borg(Tool):
 
     def __init__(self, stack: ExitStack, folder: Path, room_bytes: int) -> None:
         """Make a repository without encryption, all it keeps elsewhere beside it."""
-        needs("borg")
-        self.tree = folder / "tree"
-        self.tree.mkdir()
-        self._env = {"BORG_REPO": str(folder / "repository"), "BORG_BASE_DIR": str(folder / "base")}
-        (folder / "base").mkdir()
-        self._borg("init", "--encryption", "none")
-
-    def _borg(self, *words: str) -> str:
-        return run("borg", *words, cwd=self.tree, env=self._env)
+        base = folder / "base"
+        self._begin(folder, {"BORG_REPO": str(folder / "repository"), "BORG_BASE_DIR": str(base)})
+        base.mkdir()
+        self._run("init", "--encryption", "none")
 
     def create(self, name: str) -> None:
         """Make an archive."""
-        self._borg("create", f"::{name}", ".")
+        self._run("create", f"::{name}", ".")
 
     def list_first(self, name: str) -> int:
         """List one folder; borg reads the names of all files for that."""
-        return len(self._borg("list", f"::{name}", "d00000").splitlines())
+        return len(self._run("list", f"::{name}", "d00000").splitlines())
 
     def restore(self, name: str, changed: Sequence[str]) -> None:
         """Write the changed files anew: without paths it would write all of them."""
-        self._borg("extract", f"::{name}", *changed)
+        self._run("extract", f"::{name}", *changed)
 
     def diff(self, older: str, newer: str) -> str:
         """Compare the lists of chunks of all files."""
-        return self._borg("diff", f"::{older}", newer)
+        return self._run("diff", f"::{older}", newer)
 
     def delete(self, name: str) -> None:
         """Delete it and take what it alone held out of the repository."""
-        self._borg("delete", f"::{name}")
-        self._borg("compact")
+        self._run("delete", f"::{name}")
+        self._run("compact")
 
 
 TOOLS: Final[Sequence[Callable[[ExitStack, Path, int], Tool]]] = (

@@ -31,7 +31,7 @@ from statefs.errors import ContentDamaged
 def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> int:
     """Open what one snapshot of STATE holds: databases of SQLite and PostgreSQL, JSON documents.
 
-    Databases are opened in throw-away copies; the snapshot's files stay as they are. The outcome
+    Databases are opened in a clone that is thrown away; the snapshot stays as it is. The outcome
     becomes the snapshot's label "consistency". Exits with 21 when something is damaged. STATE must
     be mounted. SNAPSHOT is what 'statefs show' takes.
     """
@@ -44,6 +44,8 @@ def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> int:
         for finding in report["findings"]:
             if finding["problem"] or finding["unchecked"]:
                 print_line(finding_text(finding))
+            if finding["note"]:
+                print_line(f"note: {finding['path']}: {finding['note']}")
         print_line(summary(report))
     return ContentDamaged.exit_code if report["outcome"] == "damaged" else 0
 

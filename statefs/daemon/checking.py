@@ -72,7 +72,9 @@ class Checker:
             return
         listener = checking.Listener(lambda _: None, lambda: self._is_wanted)
         try:
-            report = await in_threads(checking.check(self._store, snapshot, listener, folders))
+            report = await in_threads(
+                checking.check_folders(self._store, snapshot, listener, folders)
+            )
             for volume in report.volumes:
                 for note in volume.notes:
                     log.warning("volume %s of %s: %s", volume.name, snapshot.name, note)

@@ -119,6 +119,10 @@ class Service:
         """Begin a scrub, unless one runs."""
         self._tasks.scrubs.ring()
 
+    def alone(self, operation: Steps[T]) -> T:
+        """Run an operation while no other one changes the list of snapshots; from a thread."""
+        return trio.from_thread.run(self._alone, operation)
+
     # What the session needs of it.
 
     def follow(self, fuse_fd: int, dead: tuple[int, ...]) -> None:

@@ -1,7 +1,8 @@
 """Opening what a snapshot holds: SQLite, PostgreSQL, JSON.
 
 Databases change files when they are opened. In a tree that may be changed and is thrown away
-afterwards they are opened in place; of a read-only one, each is copied first and removed after.
+afterwards they are opened in place; of a read-only one, each is copied first and removed after. So
+is one of a tree that the user of its server cannot reach.
 """
 
 from __future__ import annotations
@@ -14,11 +15,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Final
 
+from msgspec.structs import replace
+
 from statefs.errors import HookFailed
 from statefs.hooks import sqlite
 from statefs.hooks.commands import Deadline, run
 from statefs.hooks.postgres import is_cluster
-from statefs.hooks.postgres_copy import ClusterDamaged, check_cluster, outside_folders
+from statefs.hooks.postgres_copy import ClusterDamaged, check_cluster, outside_folders, stranger_to
 from statefs.hooks.results import Finding, Kind
 
 JSON_BYTES_MAX: Final = 64 * 1024 * 1024
@@ -36,36 +39,37 @@ ROOM_MODE: Final = 0o711
 def check_tree(
     tree: Path,
     original: Path,
-    room: Path | None,
+    room: Path,
     item_seconds: float,
     folders: Sequence[str] = ("",),
+    *,
+    is_writable: bool = False,
 ) -> Iterator[Finding]:
     """Open everything that is known in a tree; yield what came of each.
 
     Args:
         tree: a clone, which is changed, or a snapshot's folder.
         original: where the tree lay that programs knew, `current/`.
-        room: an empty folder for copies of what `tree`, a snapshot, holds; None for a clone.
+        room: an empty folder for copies of what cannot be opened in `tree`.
         item_seconds: what copying and opening one database may take.
         folders: where in the tree to look.
+        is_writable: `tree` is a clone.
 
     Raises:
         OSError: a folder cannot be listed.
     """
-    if room is not None:
-        room.chmod(ROOM_MODE)
+    room.chmod(ROOM_MODE)
     for path in chain.from_iterable(sqlite.regular_files(tree / folder) for folder in folders):
         data = path.parent
         if path.name == "PG_VERSION" and is_cluster(data):
-            look = partial(_cluster, tree, original, room, Deadline(item_seconds))
-            yield _finding(tree, data, "postgres", look)
+            yield _cluster(tree, original, room, item_seconds, data, is_writable=is_writable)
         elif path.suffix == ".json":
             inside = path.relative_to(tree)
             if not OTHER_PEOPLES & set(inside.parts) and str(inside) != OWN_DOCUMENT:
                 yield _finding(tree, path, "json", _json)
         elif sqlite.is_database(path):
-            look = partial(_database, tree, room, Deadline(item_seconds))
-            yield _finding(tree, path, "sqlite", look)
+            look = partial(_copied_database, tree, room, Deadline(item_seconds))
+            yield _finding(tree, path, "sqlite", sqlite.check if is_writable else look)
 
 
 def _finding(tree: Path, path: Path, kind: Kind, look: Callable[[Path], str | None]) -> Finding:
@@ -77,28 +81,44 @@ def _finding(tree: Path, path: Path, kind: Kind, look: Callable[[Path], str | No
 
 
 def _cluster(
-    tree: Path, original: Path, room: Path | None, deadline: Deadline, data: Path
-) -> str | None:
+    tree: Path, original: Path, room: Path, item_seconds: float, data: Path, *, is_writable: bool
+) -> Finding:
+    deadline = Deadline(item_seconds)
+    stranger = stranger_to(data, deadline) if is_writable else None
+    if is_writable and stranger is None:
+        return _finding(tree, data, "postgres", partial(_recovers, deadline, (original, tree)))
+    look = partial(_copied_cluster, tree, original, room, deadline)
+    finding = _finding(tree, data, "postgres", look)
+    if stranger is None:
+        return finding
+    note = f"opened in a copy: the user {stranger} cannot reach the mount (allow_other lets it)"
+    return replace(finding, note=note)
+
+
+def _recovers(deadline: Deadline, moved: tuple[Path, Path], data: Path) -> str | None:
     try:
-        if room is None:
-            check_cluster(data, deadline, (original, tree))
-            return None
-        linked = (tree / each for each in outside_folders(data, original))
-        folders = [data, *(folder for folder in linked if not folder.is_relative_to(data))]
-        try:
-            for folder in folders:
-                _copy(folder, room / folder.relative_to(tree), deadline)
-            check_cluster(room / data.relative_to(tree), deadline, (original, room))
-        finally:
-            _empty(room)
+        check_cluster(data, deadline, moved)
     except ClusterDamaged as error:
         return str(error)
     return None
 
 
-def _database(tree: Path, room: Path | None, deadline: Deadline, path: Path) -> str | None:
-    if room is None:
-        return sqlite.check(path)
+def _copied_cluster(
+    tree: Path, original: Path, room: Path, deadline: Deadline, data: Path
+) -> str | None:
+    try:
+        linked = [tree / each for each in outside_folders(data, original)]
+    except ClusterDamaged as error:
+        return str(error)
+    try:
+        for folder in [data, *(each for each in linked if not each.is_relative_to(data))]:
+            _copy(folder, room / folder.relative_to(tree), deadline)
+        return _recovers(deadline, (original, room), room / data.relative_to(tree))
+    finally:
+        _empty(room)
+
+
+def _copied_database(tree: Path, room: Path, deadline: Deadline, path: Path) -> str | None:
     copy = room / path.relative_to(tree)
     try:
         for suffix in SQLITE_COMPANIONS:

@@ -7,6 +7,7 @@ files of the living server. What a recovery needs of it is read from pg_control.
 from __future__ import annotations
 
 import os
+import pwd
 import re
 import signal
 import subprocess
@@ -21,6 +22,8 @@ from statefs.errors import HookFailed
 from statefs.hooks.commands import Account, Deadline, end_group, owner_of, run, start
 from statefs.hooks.postgres import program, query, version_of
 
+SERVER_USER: Final = "postgres"
+"""Who runs a server whose data folder belongs to root, which may not."""
 REMOVED: Final = ("postmaster.pid", "postmaster.opts", "standby.signal", "recovery.signal")
 """What a server leaves while it runs, and what would make the copy follow another server."""
 FROM_CONTROL: Final = {
@@ -69,13 +72,37 @@ def check_cluster(data: Path, deadline: Deadline, moved: tuple[Path, Path]) -> N
             cluster.ask_all_databases(user)
 
 
+def stranger_to(data: Path, deadline: Deadline) -> str | None:
+    """Return the user who would have to run a server on a data folder and cannot reach it, if so.
+
+    A mount without the option allow_other lets in nobody but the user who made it.
+    """
+    if os.geteuid() != 0:
+        return None
+    found = data.stat()
+    try:
+        user = pwd.getpwuid(found.st_uid) if found.st_uid else pwd.getpwnam(SERVER_USER)
+    except KeyError:
+        return None  # starting the server will tell
+    account = Account(user.pw_uid, user.pw_gid)
+    try:
+        run(
+            ["test", "-x", str(data.parent if not found.st_uid else data)],
+            deadline,
+            account=account,
+        )
+    except HookFailed:
+        return user.pw_name
+    return None
+
+
 def _server_account(data: Path) -> Account | None:
     """Return whom the server runs as: the owner, or `postgres` where that is root."""
     if os.geteuid() != 0:
         return None
     owner = owner_of(data)
     if owner is None:
-        run(["chown", "-R", "postgres:", str(data)], Deadline(60))
+        run(["chown", "-R", f"{SERVER_USER}:", str(data)], Deadline(60))
         owner = owner_of(data)
     return owner
 

@@ -308,9 +308,16 @@ def _check(request: CheckRequest, answers: int) -> None:
     tree, original = Path(request.tree), Path(request.original)
     os.umask(FOLDERS_UMASK)
     with tempfile.TemporaryDirectory(prefix="statefs-check-") as folder:
-        room = None if request.is_writable else Path(folder)
+        findings = check_tree(
+            tree,
+            original,
+            Path(folder),
+            request.item_seconds,
+            request.folders,
+            is_writable=request.is_writable,
+        )
         try:
-            for finding in check_tree(tree, original, room, request.item_seconds, request.folders):
+            for finding in findings:
                 _answer(answers, Answer(finding=finding))
         except BrokenPipeError:
             return  # nobody listens any more

@@ -50,9 +50,11 @@ class Finding(msgspec.Struct, frozen=True, kw_only=True):
         kind: "sqlite", "postgres" or "json".
         problem: what is wrong with it, None when it is sound.
         unchecked: why it could not be looked at, None when it was.
+        note: what a person should know of how it was looked at, None where all went as usual.
     """
 
     path: str
     kind: Kind
     problem: str | None = None
     unchecked: str | None = None
+    note: str | None = None

@@ -1,14 +1,17 @@
 """Checking what a snapshot holds, and writing down how that ended.
 
-The work is done on the mount by a process of its own (hooks/process.py), beside saves and deletes.
+The work is done on the mount by a process of its own (hooks/process.py), beside saves and deletes:
+in a clone that is thrown away, or, where only some folders are looked at, in copies.
 Writing down is an operation by itself, because one that changes a snapshot's documents excludes the
 others.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -18,7 +21,7 @@ from msgspec.structs import replace
 from statefs.errors import NotMounted
 from statefs.hooks.process import CheckRequest, check_in_process
 from statefs.hooks.results import CONSISTENCY_LABEL, Consistency, Finding
-from statefs.maintenance import saving
+from statefs.maintenance import cloning, saving
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import VolumeManifest
@@ -71,20 +74,38 @@ class CheckedVolume(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
 
 
-def check(
-    store: Store, snapshot: Snapshot, listener: Listener, folders: Sequence[str] = ("",)
-) -> Steps[Report]:
-    """Open the databases and documents that a snapshot holds; return what came of it.
-
-    Args:
-        folders: where to look.
+def check(store: Store, snapshot: Snapshot, listener: Listener) -> Steps[Report]:
+    """Open the databases and documents of a snapshot in a throw-away clone; return what came of it.
 
     Raises:
         NotMounted: programs can open nothing in a store that is not. HookFailed: the work failed.
+        NoSuchSnapshot: it was deleted before its clone was made. OSError: the disk refused that.
     """
-    mount_point: Path | None = yield store.host.mount_point
-    if mount_point is None:
-        raise NotMounted("what a snapshot holds is opened on the mount: 'statefs mount' it first")
+    mount_point = yield from _mounted_at(store)
+    with cloning.throw_away(store) as name:
+        yield partial(store.host.alone, _clone(store, snapshot, name))
+        request = CheckRequest(
+            tree=str(mount_point / "clones" / os.fsdecode(name)),
+            original=str(mount_point / "current"),
+            is_writable=True,
+        )
+        found: list[Finding] = yield lambda: _collected(request, listener)
+    return report_of(snapshot, found)
+
+
+def _clone(store: Store, snapshot: Snapshot, name: bytes) -> Steps[None]:
+    yield from cloning.clone(store, store.catalog.choose(snapshot.name), name)
+
+
+def check_folders(
+    store: Store, snapshot: Snapshot, listener: Listener, folders: Sequence[str]
+) -> Steps[Report]:
+    """Check some folders of a snapshot, each database in a copy: less work than a whole clone.
+
+    Raises:
+        NotMounted, HookFailed: as `check`.
+    """
+    mount_point = yield from _mounted_at(store)
     request = CheckRequest(
         tree=str(mount_point / "snapshots" / snapshot.name),
         original=str(mount_point / "current"),
@@ -92,6 +113,13 @@ def check(
     )
     found: list[Finding] = yield lambda: _collected(request, listener)
     return report_of(snapshot, found)
+
+
+def _mounted_at(store: Store) -> Steps[Path]:
+    mount_point: Path | None = yield store.host.mount_point
+    if mount_point is None:
+        raise NotMounted("what a snapshot holds is opened on the mount: 'statefs mount' it first")
+    return mount_point
 
 
 def _collected(request: CheckRequest, listener: Listener) -> list[Finding]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Generator
-from contextlib import closing
+import uuid
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from statefs.ids import CLONES_ROOT, Epoch
 from statefs.maintenance.steps import Pace, Steps, give_way
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.clones import Clone
+from statefs.snapshots.clones import THROW_AWAY, Clone
 from statefs.snapshots.copies import Listed, listed
 from statefs.snapshots.naming import LATEST, iso_time
 from statefs.snapshots.reports import path_text
@@ -82,6 +83,29 @@ def delete(store: Store, name: bytes) -> Steps[None]:
     yield store.database.sync
     yield store.host.list_changed
     store.host.space_changed()
+
+
+@contextmanager
+def throw_away(store: Store) -> Iterator[bytes]:
+    """Give the name for a clone that is deleted behind the `with` block, however that ends."""
+    delete_left_over(store)
+    name = THROW_AWAY + uuid.uuid4().hex[:12].encode()
+    store.clones.in_use.add(name)
+    try:
+        yield name
+    finally:
+        store.clones.in_use.discard(name)
+        delete_left_over(store)
+
+
+def delete_left_over(store: Store) -> None:
+    """Delete clones of checks that have ended, were given up or killed; a critical section."""
+    names = store.clones.left_over()
+    for name in names:
+        store.freeing(partial(store.clones.hide, name))
+    if names:
+        store.host.list_changed()
+        store.host.space_changed()
 
 
 def document_of(clone: Clone) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from statefs.errors import CorruptStore, InvalidConfig, NoSuchStore, PosixError
 from statefs.ids import CLONES_ROOT, DELETED_CLONES, FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
 from statefs.locking import boot_id
-from statefs.maintenance import saving, steps
+from statefs.maintenance import cloning, saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.recovery import recover
@@ -192,6 +192,9 @@ class Host(Protocol):
     def scrub_now(self) -> None:
         """Begin a scrub, unless one runs."""
 
+    def alone(self, operation: steps.Steps[T]) -> T:
+        """Run an operation while no other one changes the list of snapshots; from a step."""
+
 
 class Unmounted:
     """The host of a store that is not mounted: nobody caches, nobody waits."""
@@ -224,6 +227,10 @@ class Unmounted:
 
     def scrub_now(self) -> None:
         """Do nothing: the command scrubs itself."""
+
+    def alone(self, operation: steps.Steps[T]) -> T:
+        """Run it: nobody else has the store."""
+        return steps.run(operation)
 
 
 class Store:
@@ -269,6 +276,7 @@ class Store:
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:
             self.freeing(self.write_all_documents)
+        cloning.delete_left_over(self)
 
     def _mark_open(self) -> None:
         with self.database.transaction():

@@ -36,6 +36,12 @@ _DELETED: Final = (
     f"SELECT ino FROM entries WHERE parent = {DELETED_CLONES} AND valid_to = {LIVING}"
     " AND ino != ? LIMIT ?"
 )
+THROW_AWAY: Final = b".statefs-check-"
+"""How names of clones begin that are made for a check and deleted after it."""
+_THROWN_AWAY: Final = (
+    f"SELECT name FROM entries WHERE parent = {CLONES_ROOT} AND valid_to = {LIVING}"
+    " AND name > ?1 AND name < ?2"
+)
 LISTED_MAX: Final = 100_000
 """Clones told of at once."""
 
@@ -66,6 +72,8 @@ def check_name(name: bytes) -> None:
 class Clones:
     """The clones of a store.
 
+    `in_use` has the names of those that are thrown away when their work is done.
+
     Args:
         volume: the living tree, with what lies in clones/.
     """
@@ -74,6 +82,7 @@ class Clones:
         self._table = volume.table
         self._names = volume.names
         self._database = volume.table.database
+        self.in_use: set[bytes] = set()
         self._waiting: list[int] = []
         self._unfinished = 0
 
@@ -172,6 +181,12 @@ class Clones:
             snapshot = None if mark is None else mark[0].decode("utf-8", "replace")
             found.append(Clone(name, snapshot, node.btime_ns))
         return found
+
+    def left_over(self) -> list[bytes]:
+        """Return the names of clones that were to be thrown away and that nobody uses any more."""
+        bounds = (THROW_AWAY, THROW_AWAY + b"\xff")
+        names = [row[0] for row in self._database.rows(_THROWN_AWAY, bounds)]
+        return [name for name in names if name not in self.in_use]
 
     def hide(self, name: bytes) -> None:
         """Take a clone out of clones/ for ever, in one transaction; its rows go by `delete_some`.

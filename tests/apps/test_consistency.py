@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import sqlite3
 import sys
 import time
@@ -16,11 +17,11 @@ import pytest
 
 from tests.apps import sqlite_writer
 from tests.apps.postgres_cluster import NEEDS_POSTGRES, Cluster
-from tests.apps.programs import reporting
+from tests.apps.programs import reporting, run
 from tests.apps.test_postgres import BALANCES_OF_HISTORY, under_load
 from tests.apps.test_sqlite import check_bank, copy_database, make_bank
-from tests.harness.accounts import make_private_folder
-from tests.harness.mounted_state import MountedState
+from tests.harness.accounts import make_private_folder, postgres_account
+from tests.harness.mounted_state import MountedState, mounted
 from tests.harness.trees import capture
 
 
@@ -86,10 +87,32 @@ class TestPostgres:
         report = json.loads(app_state.command("check", app_state.state, snapshot, "--json"))
         assert report["outcome"] == "verified", report["findings"]
         assert report["opened"]["postgres"] == 1
+        assert [each["note"] for each in report["findings"]] == [None]  # in place, in a clone
+        assert os.listdir(app_state.state / "clones") == []
         for segment in (cluster.data / "pg_wal").glob("0*"):
             segment.unlink()
         done = app_state.run("check", app_state.state, app_state.save())
         assert done.returncode == 21 and "it does not recover" in done.stdout
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="needs root: others are kept out of a mount")
+    def test_a_server_that_is_kept_out_of_the_mount_is_started_on_a_copy(self, disk: Path) -> None:
+        """Without allow_other nobody else can look into a clone; the report says what was done."""
+        account = postgres_account()
+        made = Cluster(disk / "dbdata", disk / "s", account)
+        for folder in (made.data, made.disk):
+            make_private_folder(folder, account)
+        made.initialise()
+        with mounted(disk) as state:
+            run("cp", "-a", made.data, state.current / "volumes" / "dbdata")
+            name = state.save()
+            report = json.loads(state.command("check", state.state, name, "--json"))
+            assert report["outcome"] == "verified", report["findings"]
+            (finding,) = report["findings"]
+            assert "a copy: the user postgres cannot reach the mount" in finding["note"]
+            assert "note: volumes/dbdata: opened in a copy" in state.command(
+                "check", state.state, name
+            )
+            assert os.listdir(state.state / "clones") == []
 
     def test_a_stopped_server_keeps_nobody_from_saving(
         self, app_state: MountedState, cluster: Cluster
@@ -207,6 +230,8 @@ def test_a_check_tells_sound_databases_from_damaged_ones(app_state: MountedState
         "damaged",
     ]
     assert capture(app_state.snapshots / bad / "volumes") == before
+    assert os.listdir(app_state.state / "clones") == []
+    assert os.stat(app_state.state / "clones").st_nlink == 2
 
     app_state.umount()
     refused = app_state.run("check", app_state.state, good, "--store", app_state.store)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import apsw
 import pytest
@@ -16,9 +18,12 @@ from statefs.errors import HookFailed, NotMounted
 from statefs.hooks.process import CheckRequest, check_in_process
 from statefs.hooks.results import Finding
 from statefs.ids import TREE_ROOT
+from statefs.maintenance import cloning, steps
 from statefs.maintenance.checking import report_of
+from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Unmounted
 from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.clones import THROW_AWAY
 from statefs.snapshots.documents import VolumeManifest
 from statefs.snapshots.retention import Candidate, decide
 from tests.unit.cli_fakes import FakeBackend, call, make_empty_store
@@ -26,18 +31,34 @@ from tests.unit.engine_store import EngineStore
 from tests.unit.test_cli_documentation import example_document, shape
 from tests.unit.test_pruning import Asker, ask, newest
 
+T = TypeVar("T")
 Capture = pytest.CaptureFixture[str]
 
 
 class Shown(Unmounted):
     """A host whose mount is an ordinary folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, engine: EngineStore) -> None:
         self._folder = folder
+        self._engine = engine
 
     def mount_point(self) -> Path | None:
         """Return the folder."""
         return self._folder
+
+    def alone(self, operation: Steps[T]) -> T:
+        """Do it, and show the clones that there are then."""
+        result = super().alone(operation)
+        self.list_changed()
+        return result
+
+    def list_changed(self) -> None:
+        """Show a copy of the snapshot's folder for each clone."""
+        shutil.rmtree(self._folder / "clones", ignore_errors=True)
+        for each in self._engine.store.clones.listing():
+            source = self._folder / "snapshots" / (each.snapshot or "")
+            shutil.copytree(source, self._folder / "clones" / os.fsdecode(each.name))
+            (self._folder / "clones" / os.fsdecode(each.name) / "metadata.json").unlink()
 
 
 @pytest.fixture
@@ -45,7 +66,7 @@ def snapshot(engine: EngineStore, tmp_path: Path) -> Path:
     """A snapshot with a volume `db`, and a folder that plays its tree."""
     engine.folder("db", engine.names.lookup(TREE_ROOT, b"volumes").ino)
     engine.save()
-    engine.store.host = Shown(tmp_path / "state")
+    engine.store.host = Shown(tmp_path / "state", engine)
     folder = tmp_path / "state" / "snapshots" / newest(engine).name
     (folder / "volumes" / "db").mkdir(parents=True)
     (folder / "metadata.json").write_text("no document of the application's")
@@ -62,6 +83,7 @@ def make_database(path: Path) -> None:
 def checked(engine: EngineStore) -> Any:
     """Check the newest snapshot as the API does; return the report."""
     report = ask(engine, "check", snapshot="latest")
+    assert engine.store.clones.listing() == []
     changes = {key: report[key] for key in ("outcome", "volumes")}
     ask(engine, "write_down_check", snapshot=report["name"], **changes)
     return report
@@ -125,6 +147,30 @@ def test_a_check_that_nobody_waits_for_is_given_up(
     monkeypatch.setattr(Asker, "is_wanted", False)
     with pytest.raises(HookFailed, match="nobody waits"):
         ask(engine, "check", snapshot="latest")
+    assert engine.store.clones.listing() == []
+
+
+def test_what_a_killed_check_left_goes_with_the_next_open_or_check(
+    engine: EngineStore, snapshot: Path
+) -> None:
+    """A clone of a check under way stays, and so do other people's, whatever they are called."""
+    (snapshot / "a.json").write_text("{}")
+    for name in (THROW_AWAY + b"killed", b".statefs-mine", b"mine"):
+        steps.run(cloning.clone(engine.store, newest(engine), name))
+    with cloning.throw_away(engine.store) as name:
+        steps.run(cloning.clone(engine.store, newest(engine), name))
+        with engine.killed() as again:
+            names = {each.name for each in again.store.clones.listing()}
+            assert names == {b".statefs-mine", b"mine"}
+            again.store.collect()
+            assert again.problems() == []
+        steps.run(cloning.clone(engine.store, newest(engine), THROW_AWAY + b"killed"))
+        checked_names = {each.name for each in engine.store.clones.listing()}
+        assert checked_names == {b".statefs-mine", b"mine", name, THROW_AWAY + b"killed"}
+        ask(engine, "check", snapshot="latest")
+        checked_names = {each.name for each in engine.store.clones.listing()}
+        assert checked_names == {b".statefs-mine", b"mine", name}
+    assert {each.name for each in engine.store.clones.listing()} == {b".statefs-mine", b"mine"}
 
 
 @pytest.mark.parametrize(
@@ -173,8 +219,14 @@ REPORT = {
     "outcome": "damaged",
     "opened": {"sqlite": 2},
     "findings": [
-        {"path": "a.db", "kind": "sqlite", "problem": "malformed", "unchecked": None},
-        {"path": "b.db", "kind": "sqlite", "problem": None, "unchecked": "an extension"},
+        {"path": "a.db", "kind": "sqlite", "problem": "malformed", "unchecked": None, "note": None},
+        {
+            "path": "b.db",
+            "kind": "sqlite",
+            "problem": None,
+            "unchecked": "an extension",
+            "note": "opened in a copy",
+        },
     ],
     "volumes": [{"name": "bank", "consistency": "verified", "notes": []}],
 }
@@ -193,6 +245,7 @@ def test_the_command_says_what_is_wrong(
     assert said.out.splitlines() == [
         "damaged: a.db: malformed",
         "not checked: b.db: an extension",
+        "note: b.db: opened in a copy",
         "2026-03-13T12-04-21Z: damaged (2 SQLite)",
     ]
     printed = call(capsys, "check", tmp_path / "state", "latest", "--json")

@@ -138,6 +138,7 @@ class State:
         *,
         dry_run: bool = False,
         force: bool = False,
+        on_progress: OnProgress | None = None,
     ) -> Document:
         """Make a snapshot, or some paths of it, current again (docs/cli.md, "restore").
 
@@ -155,7 +156,12 @@ class State:
             UsageError: a path is not in the snapshot. FilesInUse: see `force`. As `show`.
         """
         told: Document = self._ask(
-            "restore", snapshot=snapshot, paths=list(paths), dry_run=dry_run, force=force
+            "restore",
+            on_progress,
+            snapshot=snapshot,
+            paths=list(paths),
+            dry_run=dry_run,
+            force=force,
         )
         return told
 
@@ -164,6 +170,7 @@ class State:
         snapshot: str,
         folder: Path | str,
         paths: Iterable[str] = (),
+        on_progress: OnProgress | None = None,
     ) -> Document:
         """Copy a snapshot, or some paths of it, into a new folder; whole or not at all.
 
@@ -175,10 +182,15 @@ class State:
         """
         from statefs.archive.copying import copy_out
 
-        return copy_out(self, snapshot, Path(folder), list(paths))
+        return copy_out(self, snapshot, Path(folder), list(paths), on_progress)
 
     def undo(
-        self, *, force: bool = False, dry_run: bool = False, of: str | None = None
+        self,
+        *,
+        force: bool = False,
+        dry_run: bool = False,
+        of: str | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Document:
         """Put back what the last restore, `try` or undo changed.
 
@@ -194,10 +206,12 @@ class State:
         Raises:
             NoSuchSnapshot: there is nothing to undo. FilesInUse: see `restore`.
         """
-        told: Document = self._ask("undo", force=force, dry_run=dry_run, of=of)
+        told: Document = self._ask("undo", on_progress, force=force, dry_run=dry_run, of=of)
         return told
 
-    def clone(self, snapshot: str, name: str, path: str = "") -> Document:
+    def clone(
+        self, snapshot: str, name: str, path: str = "", *, on_progress: OnProgress | None = None
+    ) -> Document:
         """Make a writable copy of a snapshot in clones/ (docs/semantics.md, "Clones").
 
         Args:
@@ -212,7 +226,7 @@ class State:
             CloneExists. UsageError: there is no such folder, or no clone can be called so. As
                 `show`.
         """
-        made: Document = self._ask("clone", snapshot=snapshot, name=name, path=path)
+        made: Document = self._ask("clone", on_progress, snapshot=snapshot, name=name, path=path)
         return made
 
     def delete_clone(self, name: str) -> None:
@@ -224,7 +238,7 @@ class State:
         found: list[Document] = self._ask("clones")
         return found
 
-    def prune(self, *, dry_run: bool = False) -> Document:
+    def prune(self, *, dry_run: bool = False, on_progress: OnProgress | None = None) -> Document:
         """Delete what the retention policy does not keep (docs/cli.md, "prune").
 
         Args:
@@ -233,7 +247,7 @@ class State:
         Raises:
             InvalidConfig: statefs.toml is wrong. UsageError: its policy is empty.
         """
-        plan: Document = self._ask("prune", dry_run=dry_run)
+        plan: Document = self._ask("prune", on_progress, dry_run=dry_run)
         return plan
 
     def pin(self, snapshot: str, reason: str, until: str = "") -> SnapshotDocument:
@@ -253,9 +267,9 @@ class State:
         """Allow the deletion of one snapshot again. Raises UsageError: it is not pinned."""
         return msgspec.convert(self._ask("unpin", snapshot=snapshot), SnapshotDocument)
 
-    def sizes(self) -> dict[str, int]:
+    def sizes(self, on_progress: OnProgress | None = None) -> dict[str, int]:
         """Return for each snapshot's name the bytes that deleting it alone would free."""
-        sizes: dict[str, int] = self._ask("sizes")
+        sizes: dict[str, int] = self._ask("sizes", on_progress)
         return sizes
 
     def export(

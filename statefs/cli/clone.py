@@ -18,6 +18,7 @@ from statefs.cli.options import (
     store_option,
 )
 from statefs.cli.output import Column, print_json, print_line, print_table
+from statefs.cli.progress import shown_progress
 from statefs.errors import UsageError
 from statefs.target import Target, find_target
 
@@ -73,8 +74,8 @@ def _make(words: tuple[str, ...], store: Path | None, *, as_json: bool) -> None:
     *path, name = rest
     if not all(is_utf8(word) for word in rest):
         raise UsageError("paths and names of clones must be UTF-8 here; mkdir takes any name")
-    with api.open_target(target) as opened:
-        made = opened.clone(snapshot, name, *path)
+    with api.open_target(target) as opened, shown_progress(as_json) as told:
+        made = opened.clone(snapshot, name, *path, on_progress=told)
     if as_json:
         print_json(made)
     else:

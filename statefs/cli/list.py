@@ -11,6 +11,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import plain, print_json
+from statefs.cli.progress import shown_progress
 from statefs.cli.snapshot_view import print_list
 from statefs.target import find_target
 
@@ -35,9 +36,9 @@ def command(state: Path | None, store: Path | None, sizes: bool, as_json: bool) 
 
     Times are local; columns that are empty in every row are left out.
     """
-    with api.open_target(find_target(state, store)) as opened:
+    with api.open_target(find_target(state, store)) as opened, shown_progress(as_json) as told:
         snapshots = plain(opened.list_snapshots())
-        freed = opened.sizes() if sizes else {}
+        freed = opened.sizes(told) if sizes else {}
     for snapshot in snapshots if sizes else ():
         snapshot["freedBytes"] = freed.get(snapshot["name"], 0)
     if as_json:

@@ -12,6 +12,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import Column, print_json, print_line, print_table
+from statefs.cli.progress import shown_progress
 from statefs.cli.units import size_text
 from statefs.target import find_target
 
@@ -42,8 +43,8 @@ def command(state: Path | None, store: Path | None, dry_run: bool, as_json: bool
     The policy is the section [retention] of statefs.toml in the store. A mounted state prunes by
     itself after each save; this does it now. STATE/current is not touched.
     """
-    with api.open_target(find_target(state, store)) as opened:
-        plan = opened.prune(dry_run=dry_run)
+    with api.open_target(find_target(state, store)) as opened, shown_progress(as_json) as told:
+        plan = opened.prune(dry_run=dry_run, on_progress=told)
     if as_json:
         print_json(plan)
         return

@@ -17,6 +17,7 @@ from statefs.cli.options import (
     store_option,
 )
 from statefs.cli.output import Column, print_json, print_line, print_table
+from statefs.cli.progress import shown_progress
 from statefs.cli.units import count_text
 from statefs.errors import UsageError
 
@@ -57,13 +58,13 @@ def command(
     copy goes into the new folder DIR.
     """
     target, name, paths = find_snapshot_and_paths(words, store, "restore")
-    with api.open_target(target) as opened:
+    with api.open_target(target) as opened, shown_progress(as_json) as told_of:
         if to is None:
-            told = opened.restore(name, paths, dry_run=dry_run, force=force)
+            told = opened.restore(name, paths, dry_run=dry_run, force=force, on_progress=told_of)
         elif dry_run or force:
             raise UsageError("--to replaces nothing: leave --dry-run and --force out")
         else:
-            told = opened.copy_out(name, to, paths)
+            told = opened.copy_out(name, to, paths, on_progress=told_of)
     if as_json:
         print_json(told)
     elif to is not None:

@@ -10,6 +10,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import print_json, warn
+from statefs.cli.progress import shown_progress
 from statefs.cli.restore import print_restored
 from statefs.target import find_target
 
@@ -36,8 +37,8 @@ def command(
     Only those paths: what was changed elsewhere since stays. What is replaced is saved first, so
     a second undo takes the first one back. The snapshot that was restored may be gone by then.
     """
-    with api.open_target(find_target(state, store)) as opened:
-        told = opened.undo(force=force, dry_run=dry_run)
+    with api.open_target(find_target(state, store)) as opened, shown_progress(as_json) as told_of:
+        told = opened.undo(force=force, dry_run=dry_run, on_progress=told_of)
     if not told["exact"]:
         warn(
             "what was changed then is not known any more: this is all that changed between"

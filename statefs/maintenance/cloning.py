@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from statefs.ids import CLONES_ROOT, Epoch
+from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.steps import Pace, Steps, give_way
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.clones import THROW_AWAY, Clone
@@ -27,11 +28,18 @@ SEPARATOR: Final = "@"
 """In a name given to mkdir(2): what follows says which snapshot is meant."""
 
 
-def clone(store: Store, snapshot: Snapshot, name: bytes, path: str = "") -> Steps[dict[str, Any]]:
+def clone(
+    store: Store,
+    snapshot: Snapshot,
+    name: bytes,
+    path: str = "",
+    on_progress: OnProgress | None = None,
+) -> Steps[dict[str, Any]]:
     """Make a writable copy of a snapshot, or of a folder of it, in clones/.
 
     Args:
         path: of the folder, relative to the snapshot.
+        on_progress: told how many files and folders are copied; may raise to give up.
 
     Raises:
         UsageError: there is no such folder, or it cannot be called so. CloneExists.
@@ -43,9 +51,13 @@ def clone(store: Store, snapshot: Snapshot, name: bytes, path: str = "") -> Step
     what: Listed = yield partial(_listed, store, top, epoch)
     pace = Pace(INODES_PER_STEP)
     making = clones.make(name, (snapshot.name, epoch), what, lambda: pace.rows)
+    done, total = 0, len(what.folders) + len(what.files)
     try:
         with closing(making):
             while _goes_on(making, pace):
+                done = min(total, done + pace.rows)
+                if on_progress is not None:
+                    on_progress(done, total)
                 yield give_way
     except BaseException:
         store.host.space_changed()

@@ -31,6 +31,7 @@ from statefs.maintenance import (
     restoring,
     saving,
 )
+from statefs.maintenance.progress import reporting
 from statefs.maintenance.rereading import verify_data
 from statefs.maintenance.scrubbing import scrub
 from statefs.maintenance.sealing import seal
@@ -98,7 +99,7 @@ def _save(
 
 def _restore(
     commands: Commands,
-    _call: Call,
+    call: Call,
     *,
     snapshot: str,
     paths: list[str],
@@ -110,12 +111,17 @@ def _restore(
     scope = Scope(parsed_paths(paths))
     named = [quoted(path) for path in sorted(scope.paths or ())]
     operation = Operation(kind="restore", phase="before", other=chosen.uuid, paths=named)
-    steps = restoring.bring_back(store, chosen, scope, operation, force=force, dry_run=dry_run)
-    return (yield from steps)
+    on_progress = reporting(call, "finding out what changed", "files")
+    return (
+        yield from restoring.bring_back(
+            store, chosen, scope, operation, force=force, dry_run=dry_run, on_progress=on_progress
+        )
+    )
 
 
-def _undo(commands: Commands, _call: Call, **arguments: Any) -> Steps[Document]:
-    return (yield from restoring.undo(commands.store, **arguments))
+def _undo(commands: Commands, call: Call, **arguments: Any) -> Steps[Document]:
+    on_progress = reporting(call, "finding out what changed", "files")
+    return (yield from restoring.undo(commands.store, on_progress=on_progress, **arguments))
 
 
 def _scrub(commands: Commands, call: Call, *, start: bool) -> Steps[Document]:
@@ -147,8 +153,8 @@ def _delete(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document
     return document_of((yield from saving.delete(commands.store, chosen)))
 
 
-def _prune(commands: Commands, _call: Call, *, dry_run: bool) -> Steps[Document]:
-    plan = yield from pruning.prune(commands.store, dry_run=dry_run)
+def _prune(commands: Commands, call: Call, *, dry_run: bool) -> Steps[Document]:
+    plan = yield from pruning.prune(commands.store, dry_run=dry_run, call=call)
     return pruning.document_of(plan, is_done=not dry_run)
 
 
@@ -165,8 +171,8 @@ def _unpin(commands: Commands, _call: Call, *, snapshot: str) -> Steps[Document]
     return document_of((yield from pruning.unpin(commands.store, chosen)))
 
 
-def _sizes(commands: Commands, _call: Call) -> Steps[Document]:
-    return (yield from pruning.sizes(commands.store))
+def _sizes(commands: Commands, call: Call) -> Steps[Document]:
+    return (yield from pruning.sizes(commands.store, call))
 
 
 def _diff(commands: Commands, call: Call, *, older: str, newer: str) -> Steps[Document]:
@@ -182,10 +188,11 @@ def _locate(commands: Commands, _call: Call, **arguments: Any) -> Steps[Document
 
 
 def _clone(
-    commands: Commands, _call: Call, *, snapshot: str, name: str, path: str
+    commands: Commands, call: Call, *, snapshot: str, name: str, path: str
 ) -> Steps[Document]:
-    store = commands.store
-    return (yield from cloning.clone(store, store.catalog.choose(snapshot), name.encode(), path))
+    chosen = commands.store.catalog.choose(snapshot)
+    on_progress = reporting(call, f"copying {chosen.name}", "files")
+    return (yield from cloning.clone(commands.store, chosen, name.encode(), path, on_progress))
 
 
 def _delete_clone(commands: Commands, _call: Call, *, name: str) -> Steps[None]:
@@ -210,7 +217,8 @@ def _verify(
     table = store.volume.table
     store.settle()
     totals = None if store.host.is_mounted else (table.files, table.bytes)
-    problems = yield lambda: store.verify_files(totals)
+    on_rule = reporting(call, "checking rules", "rules")
+    problems = yield lambda: store.verify_files(totals, on_rule)
     read = None
     if read_data:
         data, read = yield from verify_data(store, chosen, call)

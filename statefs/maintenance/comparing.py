@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
-from statefs.errors import NoSuchPath, PosixError, StatefsError, UsageError
+from statefs.errors import NoSuchPath, PosixError, UsageError
 from statefs.ids import NOW, Epoch
+from statefs.maintenance.progress import reporting
 from statefs.maintenance.steps import Steps
 from statefs.metadata.connection import Queries
 from statefs.snapshots import reports
-from statefs.snapshots.diff import OnProgress, compare, document_of, type_of
+from statefs.snapshots.diff import compare, document_of, type_of
 from statefs.snapshots.history import History, Version
 from statefs.snapshots.naming import CURRENT, iso_time
 from statefs.snapshots.views import PastTree
@@ -72,7 +73,7 @@ def _encoded_differences(
     database: Queries, older: Epoch, newer: Epoch, call: Call
 ) -> tuple[Document, msgspec.Raw]:
     """Return the counts, and the list as JSON: that of a million would hold up the mount."""
-    pairs = compare(database, older, newer, _reporting(call, "comparing"))
+    pairs = compare(database, older, newer, reporting(call, "comparing", "files"))
     documents = [document_of(pair) for pair in pairs]
     stat: Document = msgspec.to_builtins(reports.count_all(documents))
     parts = [
@@ -80,15 +81,6 @@ def _encoded_differences(
         for first in range(0, len(documents), ENCODED_TOGETHER)
     ]
     return stat, msgspec.Raw(b"[" + b",".join(parts) + b"]")
-
-
-def _reporting(call: Call, what: str) -> OnProgress:
-    def report(done: int, total: int) -> None:
-        if not call.is_wanted:
-            raise StatefsError("nobody waits for the answer any more")
-        call.report({"what": what, "done": done, "total": total, "unit": "files"})
-
-    return report
 
 
 def log(store: Store, path: str) -> Steps[list[Document]]:

@@ -15,6 +15,7 @@ from statefs.config import Retention
 from statefs.content.objects import DISK_BLOCK_BYTES
 from statefs.errors import SnapshotPinned, UsageError
 from statefs.maintenance import saving
+from statefs.maintenance.progress import OnProgress, reporting
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import naming, undoing
 from statefs.snapshots.catalog import DELETING, Snapshot
@@ -23,6 +24,7 @@ from statefs.snapshots.retention import Candidate, Decision, decide, relieve
 from statefs.snapshots.sharing import Sharing, measure
 
 if TYPE_CHECKING:
+    from statefs.maintenance.commands import Call
     from statefs.maintenance.store import Store
 
 REMOVED_PER_STEP: Final = 50
@@ -53,8 +55,11 @@ class Plan(NamedTuple):
         return [snapshot for snapshot, decision in pairs if not decision.keep]
 
 
-def planned(store: Store, *, with_sizes: bool) -> Steps[Plan]:
+def planned(store: Store, *, with_sizes: bool, call: Call | None = None) -> Steps[Plan]:
     """Return what pruning would do now.
+
+    Args:
+        call: who waits for it, and is told how far it is.
 
     Raises:
         InvalidConfig: statefs.toml is wrong. UsageError: its policy is empty.
@@ -68,25 +73,32 @@ def planned(store: Store, *, with_sizes: bool) -> Steps[Plan]:
     decisions = decide(candidates, policy, now_ns)
     sharing = None
     if with_sizes or shortages:
-        sharing = yield lambda: sharing_of(store)
+        sharing = yield lambda: sharing_of(store, _measuring(call))
     for missing_bytes, why in shortages:
         assert sharing is not None
         relieve(decisions, missing_bytes, why, sharing.freed_by)
     return Plan(snapshots, decisions, sharing, shortages)
 
 
-def prune(store: Store, *, dry_run: bool, with_sizes: bool = True) -> Steps[Plan]:
+def prune(
+    store: Store, *, dry_run: bool, with_sizes: bool = True, call: Call | None = None
+) -> Steps[Plan]:
     """Delete what the retention policy does not keep, and return what was decided.
 
     Args:
         dry_run: only decide.
+        call: who waits for it, and is told how far it is. What is not deleted yet when nobody
+            waits any more stays.
 
     Raises:
         InvalidConfig, UsageError: see `planned`. OSError: the disk refused.
     """
-    plan = yield from planned(store, with_sizes=with_sizes)
+    plan = yield from planned(store, with_sizes=with_sizes, call=call)
     removed = [] if dry_run else plan.removed
+    on_progress = None if call is None else reporting(call, "deleting", "snapshots")
     for start in range(0, len(removed), REMOVED_PER_STEP):
+        if on_progress is not None:
+            on_progress(start, len(removed))
         yield from saving.delete_all(store, removed[start : start + REMOVED_PER_STEP])
     return plan
 
@@ -156,8 +168,16 @@ def _statuses(folder: Path) -> Iterator[os.stat_result]:
             continue
 
 
-def sharing_of(store: Store) -> Sharing:
-    """Return what deleting snapshots would free; reads all rows of the past, so it may be slow."""
+def _measuring(call: Call | None) -> OnProgress | None:
+    return None if call is None else reporting(call, "measuring what is freed", "objects")
+
+
+def sharing_of(store: Store, on_progress: OnProgress | None = None) -> Sharing:
+    """Return what deleting snapshots would free; reads all rows of the past, so it may be slow.
+
+    Args:
+        on_progress: told how many object files have been looked at; may raise to give up.
+    """
 
     def allocated(number: int) -> tuple[int, int]:
         try:
@@ -168,12 +188,12 @@ def sharing_of(store: Store) -> Sharing:
 
     with store.reader() as reader:
         epochs = reader.rows("SELECT epoch FROM snapshots WHERE state < ? ORDER BY 1", (DELETING,))
-        return measure(reader, [row[0] for row in epochs], allocated)
+        return measure(reader, [row[0] for row in epochs], allocated, on_progress)
 
 
-def sizes(store: Store) -> Steps[dict[str, int]]:
+def sizes(store: Store, call: Call | None = None) -> Steps[dict[str, int]]:
     """Return for each snapshot's name the bytes that deleting it alone would free."""
-    sharing: Sharing = yield lambda: sharing_of(store)
+    sharing: Sharing = yield lambda: sharing_of(store, _measuring(call))
     each = sharing.freed_by_each()
     return {s.name: each[s.epoch] for s in store.catalog.snapshots if s.epoch in each}
 

@@ -1,6 +1,7 @@
 """Restores, and what undoes them: a safety snapshot, then the rows, with no change in between.
 
-* settle, write back, sync: beside the programs; most of what is owed to the disk is paid.
+* settle, write back, plan, sync: beside the programs; most of what is owed to the disk is paid, and
+  who asked is told how far it is, and may give up.
 * held, from here on no request of the kernel is answered:
 
   * begin, sync, complete: the before-restore snapshot, durable;
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
+from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.saving import make_durable, publish
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
@@ -52,6 +54,7 @@ def bring_back(
     *,
     force: bool,
     dry_run: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Steps[dict[str, Any]]:
     """Make what a scope holds current again as a snapshot has it.
 
@@ -59,6 +62,7 @@ def bring_back(
         operation: what the safety snapshot says it was taken for.
         force: although programs have files open for writing there.
         dry_run: only tell what would change.
+        on_progress: told while nothing has been changed; may raise to give up.
 
     Returns:
         `restored` (the snapshot's name), `saved` (that of the safety snapshot, null when nothing
@@ -68,7 +72,8 @@ def bring_back(
         UsageError: a path is not in the snapshot. FilesInUse: see `force`. OSError: the disk.
     """
     yield store.host.write_back
-    plan = _planner(store, snapshot, scope).plan()
+    store.settle()
+    plan: Plan = yield lambda: _planned_beside(store, snapshot, scope, on_progress)
     if dry_run or plan.is_empty:
         return _told(snapshot, None, plan)
     if not force:
@@ -87,6 +92,14 @@ def bring_back(
     yield store.database.sync
     yield from publish(store)
     return _told(snapshot, saved, plan)
+
+
+def _planned_beside(
+    store: Store, snapshot: Snapshot, scope: Scope, on_progress: OnProgress | None
+) -> Plan:
+    """Return what would be done as of now, while programs go on."""
+    with store.reader() as reader:
+        return Planner(reader, snapshot.epoch, NOW, scope).plan(on_progress)
 
 
 def _planner(store: Store, snapshot: Snapshot, scope: Scope) -> Planner:
@@ -131,14 +144,19 @@ def _refuse_writers(store: Store, scope: Scope) -> None:
 
 
 def undo(
-    store: Store, *, force: bool, of: str | None = None, dry_run: bool = False
+    store: Store,
+    *,
+    force: bool,
+    of: str | None = None,
+    dry_run: bool = False,
+    on_progress: OnProgress | None = None,
 ) -> Steps[dict[str, Any]]:
     """Put back what a command (`statefs try`), or the last restore, command or undo changed.
 
     Args:
         of: the UUID of the snapshot that was taken after the command, whatever came since; None
             for the last operation.
-        force, dry_run: as of `bring_back`.
+        force, dry_run, on_progress: as of `bring_back`.
 
     Returns:
         As `bring_back`; and `exact`, whether just that is put back. Where it is not known any more,
@@ -152,7 +170,9 @@ def undo(
         raise NoSuchSnapshot("nothing to undo: no restore and no 'statefs try' was made here")
     before, scope, until = yield from _undone(store, undone)
     operation = Operation(kind="undo", phase="before", other=undone.uuid)
-    told = yield from bring_back(store, before, scope, operation, force=force, dry_run=dry_run)
+    told = yield from bring_back(
+        store, before, scope, operation, force=force, dry_run=dry_run, on_progress=on_progress
+    )
     return told | {"exact": until is None, "until": until}
 
 

@@ -33,6 +33,7 @@ from statefs.locking import boot_id
 from statefs.maintenance import cloning, saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
+from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.recovery import recover
 from statefs.maintenance.scrubbing import Scrubber
 from statefs.maintenance.sealing import Sealer
@@ -470,13 +471,16 @@ class Store:
             "version": __version__,
         }
 
-    def verify_files(self, totals: tuple[int, int] | None = None) -> list[Problem]:
+    def verify_files(
+        self, totals: tuple[int, int] | None = None, on_rule: OnProgress | None = None
+    ) -> list[Problem]:
         """Check the store as it lies on disk; may run in a thread while the mount goes on.
 
         Args:
             totals: files and bytes of the living tree, where nothing changes meanwhile.
+            on_rule: see `verify`.
         """
-        return verify(self.layout, totals)
+        return verify(self.layout, totals, on_rule)
 
     def close(self, *, clean: bool = True) -> None:
         """Settle what is newer in memory, make it durable and close.

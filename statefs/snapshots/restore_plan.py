@@ -16,7 +16,7 @@ This module reads; snapshots/restore.py writes.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
@@ -37,6 +37,8 @@ from statefs.snapshots.views import PastTree
 
 Key = tuple[int, bytes]
 """A name in a folder: the folder's inode number, and the name."""
+PROGRESS_INODES: Final = 500
+"""Progress is told after so many inodes: some hundredths of a second."""
 _COMPARED: Final = ("mode", "uid", "gid", "rdev", "size", "mtime_ns", "btime_ns")
 """Attributes in which a file must not differ to be the same file as it was."""
 
@@ -178,8 +180,12 @@ class Planner:
         self._folder_paths: dict[tuple[int, int], bytes | None] = {}
         self._copied_paths: set[bytes] = set()
 
-    def plan(self) -> Plan:
+    def plan(self, on_progress: Callable[[int, int], None] | None = None) -> Plan:
         """Return what is to be done.
+
+        Args:
+            on_progress: told now and then of how many inodes it knows what becomes of them, and of
+                how many there are; may raise to give up.
 
         Raises:
             UsageError: a path of the scope is not in the snapshot, or a file is in the way of it.
@@ -189,7 +195,9 @@ class Planner:
         self._scope = replace(self._scope, alone=frozenset(alone))
         found = list(changes(self._database, self._snapshot, self._now))
         self._plan_copies(plan, found)
-        for change in found:
+        for number, change in enumerate(found):
+            if on_progress is not None and number % PROGRESS_INODES == 0:
+                on_progress(number, len(found))
             self._plan_inode(plan, change)
         paths = self._scope.paths or frozenset()
         for path in sorted(paths):

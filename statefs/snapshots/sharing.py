@@ -30,6 +30,11 @@ _ROW_BYTES: Final = {
 """What a row takes with its indexes: measured on stores of many files, to a tenth or so."""
 
 
+_OBJECTS: Final = f"SELECT count(DISTINCT object) FROM extents WHERE valid_to < {LIVING}"
+PROGRESS_OBJECTS: Final = 500
+"""Progress is told after so many object files: some hundredths of a second."""
+
+
 class Sharing:
     """Sizes of the past by who sees it.
 
@@ -53,7 +58,10 @@ class Sharing:
 
 
 def measure(
-    database: Queries, epochs: Sequence[int], allocated: Callable[[int], tuple[int, int]]
+    database: Queries,
+    epochs: Sequence[int],
+    allocated: Callable[[int], tuple[int, int]],
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Sharing:
     """Add up the past of a store by who sees it.
 
@@ -61,7 +69,9 @@ def measure(
         database: its rows.
         epochs: of all its snapshots, oldest first.
         allocated: gives an object file's length and the bytes that it takes on the disk.
+        on_progress: told now and then of how many object files of how many; may raise to give up.
     """
+    total = database.value(_OBJECTS)
     sizes: defaultdict[Viewers, int] = defaultdict(int)
     for table, row_bytes in _ROW_BYTES.items():
         for valid_from, valid_to, size in database.rows(
@@ -74,7 +84,9 @@ def measure(
         'SELECT object, start, "end", valid_from, valid_to FROM extents WHERE object IN'
         f" (SELECT object FROM extents WHERE valid_to < {LIVING}) ORDER BY object"
     )
-    for number, rows in groupby(extents, key=lambda row: row[0]):
+    for place, (number, rows) in enumerate(groupby(extents, key=lambda row: row[0])):
+        if on_progress is not None and place % PROGRESS_OBJECTS == 0:
+            on_progress(place, total)
         length, taken = allocated(number)
         ranges = [
             (start, min(end, length), viewers_of(epochs, valid_from, valid_to))

@@ -77,15 +77,20 @@ class Problem(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     ranges: Sequence[tuple[int, int]] = ()
 
 
-def verify(layout: StoreLayout, totals: tuple[int, int] | None = None) -> list[Problem]:
+def verify(
+    layout: StoreLayout,
+    totals: tuple[int, int] | None = None,
+    on_rule: Callable[[int, int], None] | None = None,
+) -> list[Problem]:
     """Return every problem found in a store, in the order of the rules.
 
     Args:
         layout: a store that this process has open, or nobody.
         totals: files and bytes as the process counts them that has the store open and changes
             nothing meanwhile; without it they are checked after a clean close only.
+        on_rule: told before each rule how many of how many have been checked; may raise to give up.
     """
-    found = _look(layout, CHECKS, totals)
+    found = _look(layout, CHECKS, totals, on_rule)
     if not found:
         return []
     time.sleep(STEP_SECONDS)
@@ -94,7 +99,10 @@ def verify(layout: StoreLayout, totals: tuple[int, int] | None = None) -> list[P
 
 
 def _look(
-    layout: StoreLayout, rules: Iterable[str], totals: tuple[int, int] | None
+    layout: StoreLayout,
+    rules: Iterable[str],
+    totals: tuple[int, int] | None,
+    on_rule: Callable[[int, int], None] | None = None,
 ) -> list[Problem]:
     """Return what breaks some of the rules, as of one moment."""
     try:
@@ -102,12 +110,13 @@ def _look(
     except (apsw.Error, StatefsError) as error:
         return [Problem(rule="R01", message=f"meta.db cannot be read: {error}")]
     try:
-        return [
-            Problem(rule=rule, message=message)
-            for rule, check in CHECKS.items()
-            if rule in rules
-            for message in _messages(check, reading)
-        ]
+        found = []
+        for number, (rule, check) in enumerate(CHECKS.items()):
+            if on_rule is not None:
+                on_rule(number, len(CHECKS))
+            if rule in rules:
+                found += [Problem(rule=rule, message=each) for each in _messages(check, reading)]
+        return found
     finally:
         reading.close()
 

@@ -47,6 +47,7 @@ bench: setup ## Measure operations, size, history, going back, other tools (minu
 	@$(PY) -m benchmarks.scale
 	@$(PY) -m benchmarks.sealing
 	@$(PY) -m benchmarks.time_travel
+	@$(PY) -m benchmarks.takeover
 	@$(PY) -m benchmarks.peers
 
 crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing acknowledged may be lost

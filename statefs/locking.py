@@ -142,6 +142,7 @@ class StoreLock:
         if self._fd is None:
             return
         os.ftruncate(self._fd, 0)
+        fcntl.flock(self._fd, fcntl.LOCK_UN)  # for whoever has a copy, too
         os.close(self._fd)
         self._fd = None
 

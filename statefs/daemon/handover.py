@@ -139,9 +139,3 @@ class Channel:
     def close(self) -> None:
         """Close this end; harmless twice."""
         self._socket.close()
-
-
-def make_channels() -> tuple[Channel, socket.socket]:
-    """Return the supervisor's end, and the worker's to be inherited by it."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    return Channel(ours), theirs

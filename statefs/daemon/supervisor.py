@@ -19,9 +19,8 @@ import os
 import select
 import signal
 import socket
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Final, TypeVar
@@ -30,16 +29,17 @@ from statefs.control.messages import raised_error
 from statefs.daemon.background import ReadyNotice
 from statefs.daemon.handover import (
     Begin,
+    Channel,
     Ended,
     Failed,
     Message,
     Opened,
     Ready,
     Serve,
-    make_channels,
 )
 from statefs.daemon.init_system import InitSystem
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_process, undisturbed
+from statefs.daemon.spawning import Spawn, Started, spawn_worker, start
 from statefs.errors import AlreadyMounted, FuseUnavailable, NotMounted, StaleMount, StatefsError
 from statefs.fuse.handshake import Greeting, ask_again, is_connected, read_init_request
 from statefs.layout import StoreLayout
@@ -55,8 +55,6 @@ from statefs.mounts import (
 )
 
 M = TypeVar("M", bound=Message)
-Spawn = Callable[[socket.socket], int]
-"""Starts a worker that is given its end of the channel; returns its pid."""
 
 log = logging.getLogger(__name__)
 
@@ -79,11 +77,14 @@ CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 OOM_FILE: Final = Path("/proc/self/oom_score_adj")
 PAGE_BYTES: Final = 4096
 """Of the changes under way (statefs/volume/underway.py), which only workers understand."""
-_WORKER: Final = ("-P", "-m", "statefs.daemon.worker")
 
 
 def run_foreground(
-    state: Path, store: Path, options: MountOptions, spawn: Spawn | None = None
+    state: Path,
+    store: Path,
+    options: MountOptions,
+    spawn: Spawn = spawn_worker,
+    first: Started | None = None,
 ) -> None:
     """Mount `store` at `state` and have it served until it is unmounted.
 
@@ -91,7 +92,8 @@ def run_foreground(
         state: the mount point, an existing folder.
         store: an existing store.
         options: of the mount.
-        spawn: how to start a worker; None for the usual way.
+        spawn: how to start a worker.
+        first: a worker that has been started already.
 
     Raises:
         AlreadyMounted: the state or the store is mounted.
@@ -105,8 +107,8 @@ def run_foreground(
     try:
         prepare_process()
         layout = StoreLayout(store.absolute())
-        chosen = spawn or spawn_worker
-        Supervisor(state.absolute(), layout, options, notice, chosen, manager).run()
+        supervisor = Supervisor(state.absolute(), layout, options, notice, spawn, manager)
+        supervisor.run(Worker(*(first or start(spawn))))
     except StatefsError as error:
         notice.fail(error)
         raise
@@ -115,20 +117,17 @@ def run_foreground(
         raise
 
 
-def spawn_worker(end: socket.socket) -> int:
-    """Start a worker in a session of its own, which no terminal sends signals to."""
-    end.set_inheritable(True)
-    command = [sys.executable, *_WORKER, str(end.fileno())]
-    return os.posix_spawn(command[0], command, os.environ, setsid=True)
-
-
 class Worker:
-    """A process that serves the mount, from the side of the supervisor."""
+    """A process that serves the mount, from the side of the supervisor.
 
-    def __init__(self, spawn: Spawn) -> None:
-        self.channel, theirs = make_channels()
-        with theirs:
-            self.pid = spawn(theirs)
+    Args:
+        pid: of the process, a child of this one.
+        end: of the channel to it.
+    """
+
+    def __init__(self, pid: int, end: socket.socket) -> None:
+        self.pid = pid
+        self.channel = Channel(end)
         self.ready_at: float | None = None
         self.has_ended = False
         self._code: int | None = None
@@ -224,11 +223,14 @@ class Supervisor:
         self._dead: list[Worker] = []
         self._signals = -1
 
-    def run(self) -> None:
-        """Mount, serve, unmount, and let the lock go last. Raises as run_foreground() does."""
+    def run(self, worker: Worker) -> None:
+        """Mount, serve, unmount, and let the lock go last. Raises as run_foreground() does.
+
+        Args:
+            worker: the first one.
+        """
         os.chdir("/")
         self._shun_the_oom_killer()
-        worker = Worker(self._spawn)  # the first, for it takes longest to come up
         try:
             _refuse_mounted(self._state)
             if not self._options.adopt:
@@ -401,7 +403,7 @@ class Supervisor:
             self._pause()
             self._restarts += 1
             try:
-                worker = Worker(self._spawn)
+                worker = Worker(*start(self._spawn))
             except OSError as error:
                 log.error("no worker could be started: %s", error)
                 self._failures += 1

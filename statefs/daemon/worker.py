@@ -66,4 +66,6 @@ def _tell(channel: Channel, error: StatefsError) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(socket.socket(fileno=int(sys.argv[1]))))
+    code = main(socket.socket(fileno=int(sys.argv[1])))
+    sys.stderr.flush()
+    os._exit(code)  # nothing is left to be done: whoever waits need not wait for Python's clean-up

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +20,7 @@ from statefs.daemon import adopt as adopt_module
 from statefs.daemon import background, lifecycle
 from statefs.daemon.adopt import CoveredFiles
 from statefs.daemon.background import READY_VARIABLE, ReadyNotice, start_background
-from statefs.daemon.handover import Begin, Channel, Ready, make_channels
+from statefs.daemon.handover import Begin, Channel, Ready
 from statefs.daemon.lifecycle import MountDaemon
 from statefs.errors import (
     MountBusy,
@@ -216,7 +217,9 @@ async def running(
     mount_point: Path, layout: StoreLayout, service: FakeService
 ) -> AsyncIterator[FakeKernel]:
     """Run the tasks of a mount on a fake kernel until they end by themselves."""
-    kernel, (supervisor, end) = FakeKernel(), make_channels()
+    kernel = FakeKernel()
+    ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    supervisor = Channel(ours)
     greeting = Greeting(read_init_request(kernel.device.fileno()))
     begin = Begin(state="", store="", options="", supervisor_pid=SUPERVISOR_PID, oom_score_adj=0)
     daemon = MountDaemon(mount_point, layout, MountOptions(), service, Channel(end), begin)

@@ -17,7 +17,8 @@ from statefs.control.messages import error_body
 from statefs.daemon import supervisor as module
 from statefs.daemon.background import ReadyNotice
 from statefs.daemon.handover import Begin, Channel, Ended, Failed, Opened, Ready, Serve
-from statefs.daemon.supervisor import Supervisor
+from statefs.daemon.spawning import Spawn, start
+from statefs.daemon.supervisor import Supervisor, Worker
 from statefs.errors import (
     AlreadyMounted,
     FuseUnavailable,
@@ -45,6 +46,7 @@ class Stage:
     Args:
         supervisor: not running yet.
         kernel: the other end of the connection.
+        spawn: starts the next worker.
         done: what was done to the mount, in order.
         lives: what each worker does with its channel, forked; the first is started first.
     """
@@ -52,6 +54,7 @@ class Stage:
     supervisor: Supervisor
     layout: StoreLayout
     kernel: socket.socket
+    spawn: Spawn
     done: list[str] = field(default_factory=list)
     lives: list[Life] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
@@ -60,7 +63,7 @@ class Stage:
         """Run the supervisor to its end, with the signals of this process as they were after it."""
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         try:
-            self.supervisor.run()
+            self.supervisor.run(Worker(*start(self.spawn)))
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
@@ -124,7 +127,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(module, "END_SECONDS", 5.0)
     supervisor = Supervisor(state, layout, MountOptions(), Told(told), spawn)
     try:
-        yield Stage(supervisor, layout, kernel, done, lives, told)
+        yield Stage(supervisor, layout, kernel, spawn, done, lives, told)
     finally:
         kernel.close()
         device.close()

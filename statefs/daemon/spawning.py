@@ -1,0 +1,53 @@
+"""Starting a worker. Loads next to nothing: the first one is started before all else."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import Final
+
+Spawn = Callable[[socket.socket], int]
+"""Starts a worker that is given its end of the channel; returns its pid."""
+Started = tuple[int, socket.socket]
+"""A worker's pid, and the supervisor's end of the channel to it."""
+
+_WORKER: Final = ("-P", "-m", "statefs.daemon.worker")
+"""`-P`: the working directory, which may be anybody's, stays out of the import path."""
+
+
+_SUPERVISORS: Final = (
+    "STATEFS_READY_FD",
+    "STATEFS_LEASH_FD",
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+)
+"""What is said to the supervisor alone (background.py, init_system.py)."""
+
+
+def spawn_worker(end: socket.socket) -> int:
+    """Start a worker in a session of its own, which no terminal sends signals to."""
+    environment = {name: word for name, word in os.environ.items() if name not in _SUPERVISORS}
+    for name in _SUPERVISORS[:2]:  # descriptors that this process has yet to take
+        if os.environ.get(name, "").isdecimal():
+            os.set_inheritable(int(os.environ[name]), False)
+    end.set_inheritable(True)
+    command = [sys.executable, *_WORKER, str(end.fileno())]
+    return os.posix_spawn(command[0], command, environment, setsid=True)
+
+
+def start(spawn: Spawn = spawn_worker) -> Started:
+    """Start a worker.
+
+    Raises:
+        OSError: there is no room for another process.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with theirs:
+        try:
+            return spawn(theirs), ours
+        except BaseException:
+            ours.close()
+            raise

@@ -177,8 +177,12 @@ class State:
         Args:
             paths: relative to the snapshot; none for everything.
 
+        Returns:
+            `restored`, the snapshot's name; `to`; `paths`; `left_out`, how many files could not be
+            made: sockets of a state that is not mounted, and what only root may make.
+
         Raises:
-            UsageError: the folder exists, or a path is not in the snapshot. NotMounted. As `show`.
+            UsageError: the folder exists, or a path is not in the snapshot. As `show`.
         """
         from statefs.archive.copying import copy_out
 
@@ -278,6 +282,8 @@ class State:
         file: Path | str | IO[bytes],
         compress: bool | None = None,
         on_progress: OnProgress | None = None,
+        *,
+        paths: Iterable[str] = (),
     ) -> Document:
         """Write a snapshot as a tar archive; return what was written (docs/cli.md, "export").
 
@@ -286,17 +292,21 @@ class State:
             file: a path, there when all of it is on stable storage and not before; or something to
                 write to.
             compress: with zstd; left out, where the path ends in .zst.
+            paths: only these, relative to the snapshot, and the folders above them.
 
         Raises:
-            NoSuchSnapshot, AmbiguousSnapshot, UsageError. OSError: the disk refused.
+            NoSuchSnapshot, AmbiguousSnapshot. UsageError: a path is not in the snapshot. OSError:
+                the disk refused.
         """
         from statefs.archive import output
 
         def ask(pipe: str) -> Document:
-            found: Document = self._ask("export", on_progress, snapshot=name, pipe=pipe)
+            found: Document = self._ask(
+                "export", on_progress, snapshot=name, pipe=pipe, paths=wanted
+            )
             return found
 
-        name, store = self.show(snapshot).name, self.target.store
+        name, store, wanted = self.show(snapshot).name, self.target.store, list(paths)
         if not isinstance(file, str | Path):
             write = output.writer_to(file)
             return {"file": None, **output.receive(store, write, bool(compress), ask)}

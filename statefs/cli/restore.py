@@ -16,7 +16,7 @@ from statefs.cli.options import (
     json_option,
     store_option,
 )
-from statefs.cli.output import Column, print_json, print_line, print_table
+from statefs.cli.output import Column, print_json, print_line, print_table, warn
 from statefs.cli.progress import shown_progress
 from statefs.cli.units import count_text
 from statefs.errors import UsageError
@@ -69,6 +69,9 @@ def command(
         print_json(told)
     elif to is not None:
         print_line(f"copied {told['restored']} to {to}")
+        if told["left_out"]:
+            count = count_text(told["left_out"])
+            warn(f"left out, as they cannot be made here (sockets, what only root may): {count}")
     else:
         print_restored(told, dry_run=dry_run)
 

@@ -16,7 +16,7 @@ To add one: write it in the module it belongs to, list it here and add its metho
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
@@ -226,9 +226,12 @@ def _verify(
     return {"problems": msgspec.to_builtins(problems), "read": read}
 
 
-def _export(commands: Commands, call: Call, *, snapshot: str, pipe: str) -> Steps[Document]:
+def _export(
+    commands: Commands, call: Call, *, snapshot: str, pipe: str, paths: Sequence[str] = ()
+) -> Steps[Document]:
     chosen = commands.store.catalog.choose(snapshot)
-    return (yield from exporting.export(commands.store, call, chosen, pipe))
+    wanted = parsed_paths(paths)
+    return (yield from exporting.export(commands.store, call, chosen, pipe, wanted))
 
 
 def _check(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:

@@ -10,13 +10,13 @@ import fcntl
 import os
 import select
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from statefs.archive import headers
 from statefs.archive.headers import Member, Range
-from statefs.errors import StatefsError, UsageError
+from statefs.errors import PosixError, StatefsError, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.steps import Steps
 from statefs.metadata.connection import Reader
@@ -24,6 +24,7 @@ from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.changes import xattrs_of
 from statefs.snapshots.documents import encode
 from statefs.snapshots.namespace import METADATA_NAME
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastInode, PastTree
 
 if TYPE_CHECKING:
@@ -90,22 +91,33 @@ class PipeWriter:
                 raise StatefsError("the export was given up: nobody waits for it any more")
 
 
-def export(store: Store, call: Call, snapshot: Snapshot, pipe: str) -> Steps[dict[str, Any]]:
+def export(
+    store: Store, call: Call, snapshot: Snapshot, pipe: str, paths: Collection[bytes] | None = None
+) -> Steps[dict[str, Any]]:
     """Write a snapshot into the FIFO of that name in the store's folder; return what it was.
 
+    Args:
+        paths: leave out what is not at or below one of these, or a folder above; None for nothing.
+
     Raises:
-        UsageError: nobody reads it. StatefsError: the reader went away.
+        UsageError: nobody reads it, or a path is not there. StatefsError: the reader went away.
     """
     if "/" in pipe:
         raise UsageError(f"'{pipe}' is no name of a pipe")
     path = str(store.layout.root / pipe)
     try:
         with store.objects.all_being_read():
-            counts = yield lambda: _write(store, call, snapshot, path)
+            counts = yield lambda: _write(store, call, snapshot, path, paths)
     finally:
         store.host.space_changed()  # what was deleted meanwhile can be freed now
     found: dict[str, Any] = counts._asdict()
     return {"snapshot": snapshot.name} | found
+
+
+def _is_on_the_way(path: bytes, wanted: bytes) -> bool:
+    """Whether a path is a wanted one, lies below it, or is a folder above it."""
+    one, other = path + b"/", wanted + b"/"
+    return one.startswith(other) or other.startswith(one)
 
 
 class Counts(NamedTuple):
@@ -116,9 +128,11 @@ class Counts(NamedTuple):
     sockets: int
 
 
-def _write(store: Store, call: Call, snapshot: Snapshot, path: str) -> Counts:
+def _write(
+    store: Store, call: Call, snapshot: Snapshot, path: str, paths: Collection[bytes] | None
+) -> Counts:
     with PipeWriter(path, call) as pipe, store.reader() as reader:
-        counts = _Archive(store, reader, snapshot, pipe, call).write()
+        counts = _Archive(store, reader, snapshot, pipe, call).write(paths)
         pipe.write(headers.END)
         return counts
 
@@ -139,12 +153,18 @@ class _Archive:
         self._first_names: dict[int, bytes] = {}
         self._members = self._bytes = self._sockets = 0
 
-    def write(self) -> Counts:
-        """Write metadata.json and every file, folders before what they hold."""
+    def write(self, paths: Collection[bytes] | None) -> Counts:
+        """Write metadata.json and every file, or what `paths` name, folders before what they hold.
+
+        Raises:
+            UsageError: a path is not there.
+        """
+        for path in paths or ():
+            self._require(path)
         self._write_document()
         root = self._tree.inode(TREE_ROOT)
         self._write_member(b".", root)
-        for path, inode in self._walk():
+        for path, inode in self._walk(paths):
             if headers.can_hold(inode.mode):
                 self._write_member(path, inode)
             else:
@@ -152,8 +172,15 @@ class _Archive:
         self._report()
         return Counts(self._members, self._bytes, self._sockets)
 
-    def _walk(self) -> Iterator[tuple[bytes, PastInode]]:
-        """Yield path and inode of everything, what a folder holds directly behind it.
+    def _require(self, path: bytes) -> None:
+        try:
+            self._tree.find(path)
+        except PosixError:
+            name = self._snapshot.name
+            raise UsageError(f"'{path_text(path)}' is not in the snapshot {name}") from None
+
+    def _walk(self, paths: Collection[bytes] | None) -> Iterator[tuple[bytes, PastInode]]:
+        """Yield path and inode of everything wanted, what a folder holds directly behind it.
 
         GNU tar sets a folder's times when it comes to a member outside it.
         """
@@ -168,6 +195,8 @@ class _Archive:
             path = prefix + name
             if path == METADATA_NAME:
                 continue  # the snapshot's own stands in its place, as in snapshots/
+            if paths is not None and not any(_is_on_the_way(path, wanted) for wanted in paths):
+                continue
             yield path, inode
             if inode.is_dir:
                 pending.append((path + b"/", self._listing(inode.ino)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import subprocess
@@ -14,10 +15,15 @@ import pytest
 
 import statefs
 from statefs.api import State
+from statefs.archive.extraction import Extraction
+from statefs.archive.headers import Member
+from statefs.archive.reading import Archive
 from statefs.cli import app
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.snapshots.documents import SnapshotDocument
 from tests.harness.mounted_state import MountedState
+from tests.harness.sample_tree import make_sample_tree
+from tests.harness.trees import capture, differences
 
 BIG = 300_000
 HOLDER = "import sys; file = open(sys.argv[1], 'a'); print(1, flush=True); input()"
@@ -334,6 +340,66 @@ def test_a_copy_goes_elsewhere(own_state: MountedState, tmp_path: Path) -> None:
     assert (own_state.files / "a").read_text() == "two"
     refused = run("restore", own_state.state, name, "--to", tmp_path / "one", check=False)
     assert refused.returncode == 2 and "exists" in refused.stderr
+
+
+@pytest.mark.parametrize("paths", [(), ("files/linked", "volumes")])
+def test_a_copy_is_the_same_without_a_mount(
+    own_state: MountedState, tmp_path: Path, paths: tuple[str, ...]
+) -> None:
+    """Links, holes, extended attributes, ACLs, owners and nanoseconds, as through the mount."""
+    make_sample_tree(own_state.files)
+    (own_state.files / "socket").unlink(missing_ok=True)
+    (own_state.current / "volumes" / "db").mkdir(mode=0o710)
+    (own_state.files / "linked").mkdir(mode=0o750)
+    (own_state.files / "linked" / "one").write_bytes(b"1" * 20_000)
+    os.link(own_state.files / "linked" / "one", own_state.files / "linked" / "two")
+    os.link(own_state.files / "linked" / "one", own_state.files / "a first name elsewhere")
+    os.utime(own_state.files / "linked", ns=(3, 1_500_000_000_123_456_789))
+    name = own_state.save()
+    run("restore", own_state.state, name, *paths, "--to", tmp_path / "mounted")
+    own_state.umount()
+    store = ("--store", own_state.store)
+    done = run("restore", *store, name, *paths, "--to", tmp_path / "offline")
+    assert done.stdout == f"copied {name} to {tmp_path / 'offline'}\n"
+    expected, found = (capture(tmp_path / each) for each in ("mounted", "offline"))
+    for tree in (expected, found):
+        del tree[b"."]  # the new folder itself is nobody's copy
+    assert differences(expected, found) == []
+    for path in (tmp_path / "mounted").rglob("*"):
+        there = tmp_path / "offline" / path.relative_to(tmp_path / "mounted")
+        assert os.lstat(there).st_blocks <= os.lstat(path).st_blocks + 8
+    missing = run("restore", *store, name, "files/none", "--to", tmp_path / "no", check=False)
+    assert missing.returncode == 2 and "'files/none' is not in the snapshot" in missing.stderr
+    again = run("restore", *store, name, "--to", tmp_path / "offline", check=False)
+    assert again.returncode == 2 and "exists" in again.stderr
+    assert sorted(os.listdir(tmp_path)) == ["mounted", "offline"]
+
+
+def test_a_copy_that_fails_leaves_nothing(
+    own_state: MountedState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is that of the disk, not of the pipe in between."""
+    for number in range(40):
+        (own_state.files / f"f{number}").write_bytes(os.urandom(50_000))
+    name = own_state.save()
+    own_state.umount()
+    made = Extraction.add
+    added: list[bytes] = []
+
+    def refuse(self: Extraction, member: Member, archive: Archive) -> None:
+        added.append(member.path)
+        if len(added) > 10:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        made(self, member, archive)
+
+    monkeypatch.setattr(Extraction, "add", refuse)
+    (tmp_path / "place").mkdir()
+    with (
+        statefs.open(own_state.state, store=own_state.store) as state,
+        pytest.raises(OSError, match="No space left"),
+    ):
+        state.copy_out(name, tmp_path / "place" / "copy")
+    assert os.listdir(tmp_path / "place") == []
 
 
 def test_the_command_line_restores(own_state: MountedState) -> None:

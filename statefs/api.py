@@ -134,7 +134,7 @@ class State:
     def restore(
         self,
         snapshot: str,
-        paths: Iterable[str] = (),
+        paths: Iterable[str] | str = (),
         *,
         dry_run: bool = False,
         force: bool = False,
@@ -145,7 +145,8 @@ class State:
         A snapshot of what is replaced is taken first; `undo` brings that back.
 
         Args:
-            paths: relative to current/; none for everything. runtime/ is never restored.
+            paths: one or more, relative to current/; none for everything. runtime/ is never
+                restored.
             dry_run: only tell what would change.
             force: although programs have files open for writing there.
 
@@ -153,13 +154,13 @@ class State:
             `restored` and `saved` (names of snapshots), `changes` (`path`, `what`).
 
         Raises:
-            UsageError: a path is not in the snapshot. FilesInUse: see `force`. As `show`.
+            NoSuchPath: a path is not in the snapshot. FilesInUse: see `force`. As `show`.
         """
         told: Document = self._ask(
             "restore",
             on_progress,
             snapshot=snapshot,
-            paths=list(paths),
+            paths=_listed(paths),
             dry_run=dry_run,
             force=force,
         )
@@ -169,13 +170,13 @@ class State:
         self,
         snapshot: str,
         folder: Path | str,
-        paths: Iterable[str] = (),
+        paths: Iterable[str] | str = (),
         on_progress: OnProgress | None = None,
     ) -> Document:
         """Copy a snapshot, or some paths of it, into a new folder; whole or not at all.
 
         Args:
-            paths: relative to the snapshot; none for everything.
+            paths: one or more, relative to the snapshot; none for everything.
 
         Returns:
             `restored`, the snapshot's name; `to`; `paths`; `left_out`, how many files could not be
@@ -186,7 +187,7 @@ class State:
         """
         from statefs.archive.copying import copy_out
 
-        return copy_out(self, snapshot, Path(folder), list(paths), on_progress)
+        return copy_out(self, snapshot, Path(folder), _listed(paths), on_progress)
 
     def undo(
         self,
@@ -490,6 +491,10 @@ class State:
         """
         found: Document = self._ask("verify", on_progress, snapshot=snapshot, read_data=read_data)
         return found
+
+
+def _listed(paths: Iterable[str] | str) -> list[str]:
+    return [paths] if isinstance(paths, str) else list(paths)
 
 
 def _encoded(path: AnyPath) -> str:

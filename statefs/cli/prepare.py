@@ -26,8 +26,13 @@ def make_mount_point(state: Path) -> None:
     """Make the folder of a mount point, with its parents, where it is not there.
 
     Raises:
-        UsageError: something that is no folder is in the way.
+        UsageError: something that is no folder is in the way, or a store.
     """
+    if store_exists(state):
+        raise UsageError(
+            f"{state} is a store, not a state: name the folder to mount it at, as in "
+            f"'statefs mount STATE --store {state}'"
+        )
     try:
         state.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):

@@ -46,7 +46,13 @@ class CoveredFiles:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        os.close(self._fd)
+        self.let_go()
+
+    def let_go(self) -> None:
+        """Close the folder: held open it would keep the mount busy."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
 
     @property
     def descriptors(self) -> tuple[int, ...]:

@@ -223,6 +223,7 @@ class MountDaemon:
             raise StatefsError(f"the mount at {self._state} does not answer")
         if self._covered is not None:
             await _in_thread(self._covered.bring_in, self._covered.descriptors)
+            self._covered.let_go()
         if not self._since:
             self._since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             log.info("mounted %s", self._state)

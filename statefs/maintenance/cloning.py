@@ -42,7 +42,7 @@ def clone(
         on_progress: told how many files and folders are copied; may raise to give up.
 
     Raises:
-        UsageError: there is no such folder, or it cannot be called so. CloneExists.
+        NoSuchPath: there is no such folder. UsageError: it cannot be called so. CloneExists.
         OSError: the disk refused.
     """
     store.reserve.require()

@@ -62,7 +62,7 @@ def planned(store: Store, *, with_sizes: bool, call: Call | None = None) -> Step
         call: who waits for it, and is told how far it is.
 
     Raises:
-        InvalidConfig: statefs.toml is wrong. UsageError: its policy is empty.
+        InvalidConfig: statefs.toml is wrong, or its policy is empty.
     """
     policy = store.settings.read().retention
     shortages: list[tuple[int, str]] = yield lambda: shortages_of(store.layout.root, policy)
@@ -91,7 +91,7 @@ def prune(
             waits any more stays.
 
     Raises:
-        InvalidConfig, UsageError: see `planned`. OSError: the disk refused.
+        InvalidConfig: see `planned`. OSError: the disk refused.
     """
     plan = yield from planned(store, with_sizes=with_sizes, call=call)
     removed = [] if dry_run else plan.removed

@@ -69,7 +69,7 @@ def bring_back(
         was done), `changes` (path and what becomes of it).
 
     Raises:
-        UsageError: a path is not in the snapshot. FilesInUse: see `force`. OSError: the disk.
+        NoSuchPath: a path is not in the snapshot. FilesInUse: see `force`. OSError: the disk.
     """
     yield store.host.write_back
     store.settle()

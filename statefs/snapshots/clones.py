@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Generator
 from typing import Final, NamedTuple
 
-from statefs.errors import CloneExists, NoSuchClone, PosixError, UsageError
+from statefs.errors import CloneExists, NoSuchClone, NoSuchPath, PosixError, UsageError
 from statefs.ids import CLONES_ROOT, DELETED_CLONES, LIVING, NOW, Epoch
 from statefs.metadata.entries import living_entry
 from statefs.metadata.inodes import InodeFlag, living_row
@@ -94,7 +94,7 @@ class Clones:
             path: of the folder, relative to the tree.
 
         Raises:
-            UsageError: the name, or the path. CloneExists.
+            UsageError: the name, or the path is no folder. NoSuchPath. CloneExists.
         """
         check_name(name)
         if living_entry(self._database, CLONES_ROOT, name) is not None:
@@ -168,7 +168,7 @@ class Clones:
         try:
             inode = tree.find(path)
         except PosixError:
-            raise UsageError(f"the snapshot has no {path_text(path)!r}") from None
+            raise NoSuchPath(f"the snapshot has no {path_text(path)!r}") from None
         if not inode.is_dir:
             raise UsageError("only folders can be cloned: 'statefs cat' shows a file")
         return int(inode.ino)

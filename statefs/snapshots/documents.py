@@ -39,7 +39,7 @@ class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     notes: list[str] = []
 
 
-class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True, omit_defaults=True):
+class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     r"""What a snapshot was taken for: what `statefs undo` needs to know.
 
     Args:

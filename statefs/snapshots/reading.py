@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
-from statefs.errors import StatefsError
+from statefs.errors import CorruptStore, StatefsError
 from statefs.ids import ObjectId
 from statefs.layout import StoreLayout
 from statefs.snapshots.reports import Location
@@ -41,24 +41,36 @@ def read_parts(layout: StoreLayout, locate: Locate, first: Location) -> Iterator
         first: what it has answered for the whole file. What grows beyond that size is left out.
 
     Raises:
+        CorruptStore: an object file is missing, or shorter than what lies in it.
         StatefsError: it is written all the time. OSError: the disk refused.
     """
     place, plan = first, deque(first.pieces)
     offset, size, failures = 0, first.size, 0
+    lost = ""
     while offset < size:
         if place.content is not None:
             yield place.content[: size - offset]
             return
         if plan:
             _, end, number = plan[0]
-            part, stop = _read_part(layout, offset, end, number)
-            if part is not None and locate(offset, stop).pieces == [(offset, stop, number)]:
-                yield part
-                offset, failures = stop, 0
-                if stop == end:
-                    plan.popleft()
-                continue
+            try:
+                part, stop = _read_part(layout, offset, end, number)
+            except _Lost as error:
+                is_there = locate(offset, offset + 1).pieces == [(offset, offset + 1, number)]
+                lost = str(error) if is_there else ""
+            else:
+                if locate(offset, stop).pieces == [(offset, stop, number)]:
+                    yield part
+                    offset, failures = stop, 0
+                    if stop == end:
+                        plan.popleft()
+                    continue
+                lost = ""
             failures += 1
+            if failures == ATTEMPTS and lost:
+                raise CorruptStore(
+                    f"the file is damaged: {lost}; 'statefs verify --read-data' names all damage"
+                )
             if failures == ATTEMPTS:
                 raise StatefsError("the file is being written: take a snapshot and read that")
         place = locate(offset, FILE_END)
@@ -66,18 +78,24 @@ def read_parts(layout: StoreLayout, locate: Locate, first: Location) -> Iterator
         size = min(size, place.size)
 
 
-def _read_part(layout: StoreLayout, start: int, end: int, number: int) -> tuple[Part | None, int]:
+class _Lost(Exception):
+    """An object file that is not there, or too short: it is damaged, or was cut meanwhile."""
+
+
+def _read_part(layout: StoreLayout, start: int, end: int, number: int) -> tuple[Part, int]:
     """Return the first bytes of a piece, or its first hole, and where that ends.
 
-    None stands for an object that is gone. Source: lseek(2), SEEK_DATA.
+    Raises:
+        _Lost: the object file does not have them. Source: lseek(2), SEEK_DATA.
     """
     if not number:
         return end - start, end
     try:
         file = os.open(layout.object_path(ObjectId(number)), os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
-        return None, start
+        raise _Lost(f"the object file {number:x} is missing") from None
     try:
+        _require_length(file, end, number)
         data = _seek(file, start, os.SEEK_DATA, end)
         if data > start:
             return data - start, data
@@ -85,12 +103,18 @@ def _read_part(layout: StoreLayout, start: int, end: int, number: int) -> tuple[
         found = bytearray()
         while len(found) < stop - start:
             more = os.pread(file, stop - start - len(found), start + len(found))
-            if not more:  # it was cut meanwhile: the answer to the next question says so
-                return None, start
+            if not more:
+                _require_length(file, end, number)
             found += more
         return bytes(found), stop
     finally:
         os.close(file)
+
+
+def _require_length(file: int, end: int, number: int) -> None:
+    length = os.fstat(file).st_size
+    if length < end:
+        raise _Lost(f"the object file {number:x} ends at byte {length}, not at {end}")
 
 
 def _seek(file: int, start: int, whence: int, end: int) -> int:

@@ -20,7 +20,7 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Final
 
-from statefs.errors import PosixError, UsageError
+from statefs.errors import NoSuchPath, PosixError, UsageError
 from statefs.ids import INO_MASK, TREE_ROOT, Epoch
 from statefs.layout import RUNTIME
 from statefs.metadata.connection import Queries
@@ -79,10 +79,12 @@ def parsed_paths(words: Iterable[str]) -> frozenset[bytes] | None:
     """Return paths as a `Scope` has them; `current/` in front is understood.
 
     Raises:
-        UsageError: one leads out of current/ or into runtime/.
+        UsageError: one is empty, leads out of current/, or into runtime/.
     """
     found = []
     for word in words:
+        if not word:
+            raise UsageError("a path is empty: name it relative to current/, '.' for all of it")
         parts = word.encode("utf-8", "surrogateescape").split(b"/")
         parts = [part for part in parts if part not in (b"", b".")]
         if b".." in parts:
@@ -188,7 +190,8 @@ class Planner:
                 how many there are; may raise to give up.
 
         Raises:
-            UsageError: a path of the scope is not in the snapshot, or a file is in the way of it.
+            NoSuchPath: a path of the scope is not in the snapshot.
+            UsageError: a file is in the way of it.
         """
         plan = Plan(self._snapshot)
         alone = {path for path in self._scope.alone if self.is_same_folder(path)}
@@ -249,8 +252,9 @@ class Planner:
         except PosixError:
             if self._scope.may_be_missing:
                 return None
-            raise UsageError(
-                f"'{path_text(path)}' is not in the snapshot: remove it yourself, or name what is"
+            raise NoSuchPath(
+                f"'{path_text(path)}' is not in the snapshot: name what is, relative to current/,"
+                " for example files/a.json"
             ) from None
 
     def _folder_then(self, path: bytes) -> int:

@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from statefs.config import Retention as Policy
-from statefs.errors import UsageError
+from statefs.errors import InvalidConfig
 from statefs.hooks.results import CONSISTENCY_LABEL
 from statefs.snapshots.documents import Pin
 
@@ -52,10 +52,10 @@ def require_rules(policy: Policy) -> None:
     """Refuse a policy that says nothing.
 
     Raises:
-        UsageError: no keep rule and no limit is set: nothing could ever be pruned.
+        InvalidConfig: no keep rule and no limit is set: nothing could ever be pruned.
     """
     if is_empty(policy):
-        raise UsageError(
+        raise InvalidConfig(
             "the retention policy is empty: set max_snapshots or a keep rule (keep_last,"
             " keep_daily, ...) in the section [retention] of statefs.toml"
         )
@@ -155,7 +155,7 @@ def decide(snapshots: Sequence[Candidate], policy: Policy, now_ns: int) -> list[
         n decisions in the same order; at least one keeps, where n > 0.
 
     Raises:
-        UsageError: the policy says nothing.
+        InvalidConfig: the policy says nothing.
     """
     require_rules(policy)
     decisions = [_protected(snapshot, policy, now_ns) for snapshot in snapshots]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from statefs.mounts import processes_using
 from tests.harness.mounted_state import MountedState, mounted, open_folder
 from tests.leftovers import COMMAND_SECONDS, mounts_below
 
@@ -188,6 +189,8 @@ def test_files_under_the_mount_point_are_not_hidden(tmp_path: Path, statefs_cli:
     assert refused.returncode == 10
     assert "(current, note)" in refused.stderr and "--adopt" in refused.stderr
     adopted = statefs_cli("mount", "--adopt", state)
+    holders = {each.pid for each in processes_using(state)}
+    assert not holders, "the daemon itself keeps the mount busy"
     assert adopted.stdout.endswith("brought into current/: current, note\n")
     assert (state / "current" / "files" / "early").read_text() == "bird"
     assert (state / "current" / "note").read_text() == "hello"

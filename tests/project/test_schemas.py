@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import pytest
 
 from scripts.make_schemas import schemas
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.store import init_store, open_store
+from statefs.snapshots.documents import Operation
 from statefs.volume.names import Creator
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
@@ -22,6 +24,7 @@ NAMES: Final = (
     "ports.schema.json",
     "service-state.schema.json",
 )
+RESTORE: Final = Operation(kind="restore", phase="before", other="an id")
 TYPES: Final[dict[str, type]] = {
     "string": str,
     "integer": int,
@@ -84,6 +87,8 @@ def test_the_documents_of_a_store_obey_their_schemas(tmp_path: Path) -> None:
         store.volume.names.create(volumes, b"dbdata", 0o40755, Creator(0, 0))
         store.save("first", "manual", {})
         store.save("", "before-upgrade", {"name": "clean", "ticket": "17"})
+        safety = store.catalog.snapshots[-1]._replace(operation=RESTORE)
+        assert breaks(msgspec.to_builtins(safety.document()), "metadata.schema.json") == []
     finally:
         store.close()
     index = json.loads((root / "index.json").read_bytes())

@@ -19,8 +19,9 @@ import statefs
 from statefs.cli.cat import write_sparse
 from statefs.cli.difference_view import text_of
 from statefs.cli.options import complete_snapshot, find_moments
-from statefs.errors import NoSuchPath, StatefsError, UsageError
-from statefs.ids import TREE_ROOT
+from statefs.errors import CorruptStore, NoSuchPath, StatefsError, UsageError
+from statefs.ids import TREE_ROOT, ObjectId
+from statefs.layout import StoreLayout
 from statefs.volume.attributes import AttributeChange
 from tests.unit.cli_fakes import call
 from tests.unit.engine_store import FILE, ME, EngineStore
@@ -312,6 +313,33 @@ def test_a_file_that_changes_while_it_is_read_is_read_again(
         limit = 1000
         with pytest.raises(StatefsError, match="is being written"):
             list(opened.read("a", "files/big"))
+
+
+@pytest.mark.damages_store("an object file is cut, then removed")
+def test_a_damaged_object_is_an_error_and_never_zeros(state: Path) -> None:
+    """Cut, or missing: what is lost is told, as damage."""
+    with engine_of(state) as engine:
+        node = engine.names.lookup(engine.names.lookup(TREE_ROOT, b"files").ino, b"big")
+        number = engine.data.extents(node)[0].object
+    place = StoreLayout(Path(f"{state}.store")).object_path(ObjectId(number))
+    with statefs.open(state) as opened:
+        os.truncate(place, BIG // 2)
+        with pytest.raises(CorruptStore, match=f"ends at byte {BIG // 2}, not at {BIG}"):
+            list(opened.read("current", "files/big"))
+        place.unlink()
+        with pytest.raises(CorruptStore, match="is missing; 'statefs verify --read-data'"):
+            list(opened.read("current", "files/big"))
+
+
+def test_one_path_is_not_a_list_of_letters(state: Path) -> None:
+    """A string names one path; nothing but that is restored. An empty one names nothing."""
+    with statefs.open(state) as opened:
+        told = opened.restore("a", "files/text", dry_run=True)
+        assert [each["path"] for each in told["changes"]] == ["files/text"]
+        with pytest.raises(NoSuchPath, match="'files/nope' is not in the snapshot"):
+            opened.restore("a", "files/nope", dry_run=True)
+        with pytest.raises(UsageError, match="a path is empty"):
+            opened.restore("a", [""], dry_run=True)
 
 
 def test_the_api_takes_paths_of_any_kind(state: Path) -> None:

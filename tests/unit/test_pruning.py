@@ -103,7 +103,7 @@ def test_an_empty_policy_is_refused(engine: EngineStore) -> None:
     """Before anything is deleted."""
     engine.save()
     settings(engine, "[retention]\nmax_snapshots = 0\n")
-    with pytest.raises(UsageError, match="policy is empty"):
+    with pytest.raises(InvalidConfig, match="policy is empty"):
         ask(engine, "prune", dry_run=False)
 
 

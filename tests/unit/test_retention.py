@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from statefs.config import Duration
 from statefs.config import Retention as Policy
-from statefs.errors import UsageError
+from statefs.errors import InvalidConfig
 from statefs.snapshots.documents import Pin
 from statefs.snapshots.naming import iso_time
 from statefs.snapshots.retention import (
@@ -141,7 +141,7 @@ def test_each_golden_file_belongs_to_a_policy() -> None:
 )
 def test_an_empty_policy_is_refused(policy: Policy) -> None:
     """One that says nothing would be taken for "keep nothing" by some, for "keep all" by others."""
-    with pytest.raises(UsageError, match="empty"):
+    with pytest.raises(InvalidConfig, match="empty"):
         decide(year(), policy, NOW)
 
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from statefs.errors import UsageError
+from statefs.errors import StatefsError, UsageError
 from statefs.ids import TREE_ROOT, ObjectId
 from statefs.maintenance import steps
 from statefs.maintenance.commands import Commands
 from statefs.maintenance.rereading import Rereading
-from statefs.maintenance.verify import Problem
+from statefs.maintenance.verify import CHECKS, Problem
 from statefs.snapshots.digest import BLOCK_BYTES
 from tests.unit.engine_store import EngineStore
 from tests.unit.test_sealing import fill, seal
@@ -204,7 +204,9 @@ def test_verify_reads_tells_how_far_it_is_and_gives_up(engine: EngineStore) -> N
     assert answer["read"]["bytes"] == 30 << 20
     assert answer["read"]["unsealed"] == names(engine)[1:]
     assert listener.heard[-1]["done"] == listener.heard[-1]["total"] == 30 << 20
-    impatient = Listener(patience=1)
+    with pytest.raises(StatefsError, match="given up"):
+        steps.run(commands.start("verify", {"read_data": True}, Listener(patience=1)))
+    impatient = Listener(patience=len(CHECKS) + 1)  # each rule is told of, before reading begins
     answer = steps.run(commands.start("verify", {"read_data": True}, impatient))
     assert answer["read"]["bytes"] < 30 << 20
 

@@ -91,10 +91,9 @@ def complete_snapshot(
         names = []
     if ctx.info_name in WITH_CURRENT:
         names = [*names, CURRENT]
-    items = [CompletionItem(name) for name in names if name.startswith(incomplete)]
-    if not named:
-        items.append(CompletionItem(incomplete, type="dir"))
-    return items
+    # Folders stand first: bash drops what is offered before them, and takes them if no name fits.
+    folders = [] if named else [CompletionItem(incomplete, type="dir")]
+    return folders + [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
 snapshot_argument: Final[Decorator] = click.argument(

@@ -205,6 +205,23 @@ def test_completion_offers_current(state: Path) -> None:
         assert "a" in offered and ("current" in offered) == has_current
 
 
+def test_bash_offers_snapshots_where_the_state_may_be_left_out(state: Path) -> None:
+    """With STATEFS_STATE set a state may come, or a snapshot: bash itself shows the latter."""
+    script = (
+        "compopt() { :; }; complete() { :; }; source <(statefs completion bash);"
+        " COMP_WORDS=(statefs show lat); COMP_CWORD=2; _statefs_completion statefs;"
+        ' echo "${COMPREPLY[@]}"'
+    )
+    folders = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script],
+        env=os.environ | {"STATEFS_STATE": str(state), "PATH": folders},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.stdout, done.stderr) == ("latest\n", "")
+
+
 def test_log_shows_versions(state: Path, capsys: Capture) -> None:
     """Change, mode, size, digest; where nothing is known of a path, exit code 22."""
     lines = call(capsys, "log", state, "files/text").out.splitlines()

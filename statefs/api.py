@@ -228,7 +228,7 @@ class State:
             `name`, `snapshot` (its name) and `created`.
 
         Raises:
-            CloneExists. UsageError: there is no such folder, or no clone can be called so. As
+            CloneExists. NoSuchPath. UsageError: it is no folder, or no clone can be called so. As
                 `show`.
         """
         made: Document = self._ask("clone", on_progress, snapshot=snapshot, name=name, path=path)
@@ -250,7 +250,7 @@ class State:
             dry_run: only decide.
 
         Raises:
-            InvalidConfig: statefs.toml is wrong. UsageError: its policy is empty.
+            InvalidConfig: statefs.toml is wrong, or its policy is empty.
         """
         plan: Document = self._ask("prune", on_progress, dry_run=dry_run)
         return plan

@@ -33,12 +33,8 @@ class Checker:
         self._alone = alone
         self.news = Bell()
         self._is_wanted = True
-        newest = self._newest()
+        newest = store.catalog.newest
         self._looked_at = newest.epoch if newest else 0
-
-    def _newest(self) -> Snapshot | None:
-        snapshots = self._store.catalog.snapshots
-        return snapshots[-1] if snapshots else None
 
     async def run(self) -> None:
         """Check what is new, until cancelled."""
@@ -46,7 +42,7 @@ class Checker:
             nursery.start_soon(self._note_the_end)
             while True:
                 await self.news.heard()
-                newest = self._newest()
+                newest = self._store.catalog.newest
                 if newest is not None and newest.epoch > self._looked_at:
                     self._looked_at = newest.epoch
                     await self._check(newest)

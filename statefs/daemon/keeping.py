@@ -57,8 +57,8 @@ class Keeper:
         self._room_is_looked_at = 0.0
 
     def _newest_epoch(self) -> int:
-        snapshots = self._store.catalog.snapshots
-        return snapshots[-1].epoch if snapshots else 0
+        newest = self._store.catalog.newest
+        return newest.epoch if newest else 0
 
     async def run(self) -> None:
         """Save and prune when that is due, until cancelled."""

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Final
 
+from statefs.daemon.init_system import PERIOD_VARIABLE, PROCESS_VARIABLE, SOCKET_VARIABLE
+
 Spawn = Callable[[socket.socket], int]
 """Starts a worker that is given its end of the channel; returns its pid."""
 Started = tuple[int, socket.socket]
@@ -15,14 +17,12 @@ Started = tuple[int, socket.socket]
 
 _WORKER: Final = ("-P", "-m", "statefs.daemon.worker")
 """`-P`: the working directory, which may be anybody's, stays out of the import path."""
-
-
 _SUPERVISORS: Final = (
     "STATEFS_READY_FD",
     "STATEFS_LEASH_FD",
-    "NOTIFY_SOCKET",
-    "WATCHDOG_USEC",
-    "WATCHDOG_PID",
+    SOCKET_VARIABLE,
+    PERIOD_VARIABLE,
+    PROCESS_VARIABLE,
 )
 """What is said to the supervisor alone (background.py, init_system.py)."""
 

@@ -446,7 +446,7 @@ class Store:
     def status(self) -> dict[str, Any]:
         """Return what is known of the store; a daemon adds what it knows of the mount."""
         table = self.volume.table
-        newest = self.catalog.snapshots[-1].name if self.catalog.snapshots else None
+        newest = self.catalog.newest
         free = os.statvfs(self.layout.root)
         return {
             "mounted": False,
@@ -456,7 +456,7 @@ class Store:
             "app_id": self.database.store_value("app_id"),
             "epoch": table.epoch,
             "snapshots": len(self.catalog.snapshots),
-            "latest": newest,
+            "latest": newest.name if newest else None,
             "worker_pid": None,
             "supervisor_pid": None,
             "restarts": None,

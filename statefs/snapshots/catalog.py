@@ -254,7 +254,7 @@ class Catalog:
         stale = table.stale_nodes()
         for node in stale:
             node.blocks = self._volume.data.blocks(node)
-        newest = self.snapshots[-1] if self.snapshots else None
+        newest = self.newest
         with table.change(*stale):
             table.store_stale(stale)
             files, size = self._without_runtime()
@@ -359,6 +359,11 @@ class Catalog:
         self._show([s for s in self.snapshots if s.epoch != epoch])
         self._table.unpin(Epoch(self.newest_pinned()))
 
+    @property
+    def newest(self) -> Snapshot | None:
+        """The newest complete snapshot, None without any."""
+        return self.snapshots[-1] if self.snapshots else None
+
     def by_epoch(self, epoch: int) -> Snapshot | None:
         """Return the complete snapshot of an epoch, or None."""
         return self._by_epoch.get(Epoch(epoch))
@@ -403,6 +408,7 @@ class Catalog:
             "SELECT min(epoch) FROM snapshots WHERE epoch > ? AND state < ?", (epoch, DELETING)
         )
         span = (before, epoch, table.epoch if after is None else after)
+        # A digest goes before its inode: verify knows of none without one, also half-way.
         for life in (DIGESTS, *(each for each in VERSIONED if each is not DIGESTS)):
             forgetting = table.temporal.forget(life, span, limit)
             while True:

@@ -45,8 +45,7 @@ def read_parts(layout: StoreLayout, locate: Locate, first: Location) -> Iterator
         StatefsError: it is written all the time. OSError: the disk refused.
     """
     place, plan = first, deque(first.pieces)
-    offset, size, failures = 0, first.size, 0
-    lost = ""
+    offset, size, failures, lost = 0, first.size, 0, ""
     while offset < size:
         if place.content is not None:
             yield place.content[: size - offset]
@@ -67,11 +66,12 @@ def read_parts(layout: StoreLayout, locate: Locate, first: Location) -> Iterator
                     continue
                 lost = ""
             failures += 1
-            if failures == ATTEMPTS and lost:
-                raise CorruptStore(
-                    f"the file is damaged: {lost}; 'statefs verify --read-data' names all damage"
-                )
             if failures == ATTEMPTS:
+                if lost:
+                    raise CorruptStore(
+                        f"the file is damaged: {lost}; 'statefs verify --read-data' names all"
+                        " damage"
+                    )
                 raise StatefsError("the file is being written: take a snapshot and read that")
         place = locate(offset, FILE_END)
         plan = deque(place.pieces)

@@ -21,13 +21,18 @@ def manager(tmp_path: Path) -> Iterator[socket.socket]:
         yield receiver
 
 
+def say(monkeypatch: pytest.MonkeyPatch, folder: Path, watched: int) -> None:
+    """Set what a manager says in the environment: it watches the process `watched`."""
+    monkeypatch.setenv("NOTIFY_SOCKET", str(folder / "notify"))
+    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
+    monkeypatch.setenv("WATCHDOG_PID", str(watched))
+
+
 def test_a_manager_is_told_everything(
     manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its address and period come from the environment, and no child finds them there."""
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
-    monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+    say(monkeypatch, tmp_path, os.getpid())
     told = InitSystem.from_environment()
     assert not {"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"} & os.environ.keys()
     assert told.period_seconds == 1.5
@@ -42,9 +47,7 @@ def test_the_watchdog_of_another_process_is_not_ours(
     manager: socket.socket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The manager watches the process that it has started."""
-    monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-    monkeypatch.setenv("WATCHDOG_USEC", "3000000")
-    monkeypatch.setenv("WATCHDOG_PID", str(os.getppid()))
+    say(monkeypatch, tmp_path, os.getppid())
     told = InitSystem.from_environment()
     assert told.period_seconds is None
     told.alive()

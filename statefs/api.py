@@ -284,7 +284,7 @@ class State:
         compress: bool | None = None,
         on_progress: OnProgress | None = None,
         *,
-        paths: Iterable[str] = (),
+        paths: Iterable[str] | str = (),
     ) -> Document:
         """Write a snapshot as a tar archive; return what was written (docs/cli.md, "export").
 
@@ -293,7 +293,7 @@ class State:
             file: a path, there when all of it is on stable storage and not before; or something to
                 write to.
             compress: with zstd; left out, where the path ends in .zst.
-            paths: only these, relative to the snapshot, and the folders above them.
+            paths: only these, or this one, relative to the snapshot, and the folders above them.
 
         Raises:
             NoSuchSnapshot, AmbiguousSnapshot. UsageError: a path is not in the snapshot. OSError:
@@ -307,7 +307,7 @@ class State:
             )
             return found
 
-        name, store, wanted = self.show(snapshot).name, self.target.store, list(paths)
+        name, store, wanted = self.show(snapshot).name, self.target.store, _listed(paths)
         if not isinstance(file, str | Path):
             write = output.writer_to(file)
             return {"file": None, **output.receive(store, write, bool(compress), ask)}

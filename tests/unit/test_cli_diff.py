@@ -353,6 +353,8 @@ def test_one_path_is_not_a_list_of_letters(state: Path) -> None:
     with statefs.open(state) as opened:
         told = opened.restore("a", "files/text", dry_run=True)
         assert [each["path"] for each in told["changes"]] == ["files/text"]
+        with pytest.raises(StatefsError, match="files/nope"):
+            opened.export("a", io.BytesIO(), paths="files/nope")
         with pytest.raises(NoSuchPath, match="'files/nope' is not in the snapshot"):
             opened.restore("a", "files/nope", dry_run=True)
         with pytest.raises(UsageError, match="a path is empty"):

@@ -96,8 +96,8 @@ class Installation:
         return self._opened(name, folder)
 
     def _move(self, source: int, name: bytes, target: int, new_name: bytes) -> None:
-        _rename(source, name, target, new_name)
-        self._undo.append(lambda: _rename(target, new_name, source, name))
+        move(source, name, target, new_name)
+        self._undo.append(lambda: move(target, new_name, source, name))
 
     def _change(self, folder: int, wanted: Any) -> None:
         """Give a folder other attributes; None only has `undo` bring back those it has."""
@@ -107,8 +107,14 @@ class Installation:
             set_attributes(folder, wanted)
 
 
-def _rename(source: int, name: bytes, target: int, new_name: bytes) -> None:
-    """Move a file or folder, also one that an ordinary user has taken away the rights of."""
+def move(
+    source: int | None, name: bytes | Path, target: int | None, new_name: bytes | Path
+) -> None:
+    """Move a file or folder, also one that an ordinary user has taken away the rights of.
+
+    Args:
+        source, target: folders that the names are relative to; None for paths.
+    """
     mode = os.lstat(name, dir_fd=source).st_mode
     is_closed = os.geteuid() != 0 and stat.S_ISDIR(mode) and not mode & stat.S_IWUSR
     if is_closed:  # to move a folder is to write its ".."

@@ -89,10 +89,12 @@ def command(
     from statefs.daemon.background import start_background
 
     covered = covered_files(mount_point)
-    start_background(mount_point, chosen, options)
+    remark = start_background(mount_point, chosen, options)
     print_line(f"mounted {mount_point}")
     if covered:
         print_line(f"brought into current/: {names_text(covered)}")
+    if remark:
+        warn(remark)
 
 
 def permitted(options: MountOptions) -> MountOptions:
@@ -156,7 +158,11 @@ def prepare(
     require_fuse(options)
     make_mount_point(mount_point)
     require_mount_point(mount_point)
-    if not options.adopt:
+    if options.adopt:
+        from statefs.daemon.adopt import refuse_reserved
+
+        refuse_reserved(mount_point)
+    else:
         refuse_covered_files(mount_point)
     if ensure_store(chosen, app_id):
         print_line(f"made the store {chosen}")

@@ -1,7 +1,8 @@
 """Brings into current/ what was written into a mount point while nothing was mounted there.
 
-The files are copied through the mount, so every rule of the filesystem holds for them, and removed
-from under it only when all of them are in and on stable storage. Nothing in current/ is replaced:
+The files are copied through the mount, so every rule of the filesystem holds for them, into a
+hidden folder, and renamed into place when all of them are there: all come in, or none. They are
+removed from under the mount only when they are on stable storage. Nothing in current/ is replaced:
 where a name is taken, the file gets another.
 """
 
@@ -17,17 +18,34 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, Self
 
-from statefs.errors import StatefsError
-from statefs.mounts import write_back
+from statefs.archive.extraction import FOLDER_FLAGS
+from statefs.archive.placing import DURABILITY, NEW, move, staging_folder
+from statefs.errors import MountPointNotEmpty, StatefsError
+from statefs.snapshots.namespace import METADATA_NAME
 
 log = logging.getLogger(__name__)
 
 CURRENT: Final = "current"
 """Files below a folder of this name keep their place; everything else goes directly into it."""
-BATCH_NAMES: Final = 1000
-"""Names given to one cp, which keeps hard links among them; a thousand fit a command line."""
 ADOPTED: Final = "adopted"
 """Comes after the name of a file whose own name is taken."""
+RENAMED_NAMED_MAX: Final = 5
+"""Files named in the message about names that were taken; the log has all of them."""
+
+
+def refuse_reserved(mount_point: Path) -> None:
+    """Refuse what no folder current/ can hold, before anything is made or copied.
+
+    Raises:
+        MountPointNotEmpty: names the file, and what to do.
+    """
+    reserved = os.fsdecode(METADATA_NAME)
+    for path in (mount_point / reserved, mount_point / CURRENT / reserved):
+        if os.path.lexists(path):
+            raise MountPointNotEmpty(
+                f"{path} cannot be brought into current/, where that name is kept for the "
+                "documents of snapshots: rename it or move it away first"
+            )
 
 
 class CoveredFiles:
@@ -35,13 +53,20 @@ class CoveredFiles:
 
     Args:
         mount_point: not mounted when the `with` block begins, mounted when bring_in() is called.
+
+    Raises:
+        MountPointNotEmpty: see `refuse_reserved`.
     """
 
     def __init__(self, mount_point: Path) -> None:
         self._mount_point = mount_point
+        self._target = mount_point / CURRENT
         self._fd = -1
+        self._moves: list[tuple[Path, Path]] = []
+        self._renamed: list[str] = []
 
     def __enter__(self) -> Self:
+        refuse_reserved(self._mount_point)
         self._fd = os.open(self._mount_point, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         return self
 
@@ -59,58 +84,117 @@ class CoveredFiles:
         """What `bring_in` needs of the process that made this."""
         return (self._fd,)
 
-    def bring_in(self) -> None:
+    def bring_in(self) -> str:
         """Move every file into current/.
 
+        Returns:
+            A line for the user about files that got another name; empty where there is none.
+
         Raises:
-            StatefsError: copying failed; the files are still under the mount point.
+            StatefsError: it failed; the files are still under the mount point, and current/ is as
+                it was, but for the case that the message tells of.
         """
-        source, target = Path(f"/proc/self/fd/{self._fd}"), self._mount_point / CURRENT
+        source = Path(f"/proc/self/fd/{self._fd}")
         names = os.listdir(source)
-        if CURRENT in names and _is_folder(source / CURRENT):
-            self._merge(source / CURRENT, target, os.listdir(source / CURRENT))
-            self._merge(source, target, [name for name in names if name != CURRENT])
-        else:
-            self._merge(source, target, names)
-        write_back(self._mount_point)
+        if not names:
+            return ""
+        try:
+            self._copy_and_place(source)
+        except OSError as error:
+            raise _failed(f"{error.strerror}") from error
         for name in names:
-            _remove(source / name)
-        if names:
-            log.info("brought in what lay under the mount: %s", ", ".join(sorted(names)))
+            self._remove(source, name)
+        log.info("brought in what lay under the mount: %s", ", ".join(sorted(names)))
+        return self._renamed_text()
 
-    def _merge(self, source: Path, target: Path, names: list[str]) -> None:
-        """Copy `names` of the folder `source` into the folder `target`, replacing nothing."""
-        taken = [name for name in names if os.path.lexists(target / name)]
-        free = sorted(set(names).difference(taken))
-        for start in range(0, len(free), BATCH_NAMES):
-            batch = [str(source / name) for name in free[start : start + BATCH_NAMES]]
-            self._copy(f"--target-directory={target}", "--", *batch)
-        for name in taken:
+    def _copy_and_place(self, source: Path) -> None:
+        root = os.open(self._target, FOLDER_FLAGS)
+        try:
+            with staging_folder(self._target, root) as staging:
+                os.setxattr(staging, DURABILITY, b"close")  # whatever the mount's mode is
+                # /proc/self has the files of another thread (mounts/outside.py)
+                new = Path(os.readlink(f"/proc/thread-self/fd/{staging}"), os.fsdecode(NEW))
+                self._copy(f"{source}/.", new)
+                try:
+                    self._place_all(new)
+                except BaseException:
+                    while self._moves:
+                        old, now = self._moves.pop()
+                        move(None, now, None, old)
+                    raise
+            os.fsync(root)
+        finally:
+            os.close(root)
+
+    def _place_all(self, new: Path) -> None:
+        names = os.listdir(new)
+        if CURRENT in names and _is_folder(new / CURRENT):
+            names.remove(CURRENT)
+            self._place(new / CURRENT, self._target, os.listdir(new / CURRENT))
+        self._place(new, self._target, names)
+
+    def _place(self, source: Path, target: Path, names: list[str]) -> None:
+        """Move `names` of the folder `source` into the folder `target`, replacing nothing."""
+        for name in sorted(names):
             old, new = source / name, target / name
-            if _is_folder(old) and _is_folder(new):
-                self._merge(old, new, os.listdir(old))
-                continue
-            if _are_equal_files(old, new):
-                continue  # from an earlier attempt that was interrupted
-            other = next(path for path in _other_names(new) if not os.path.lexists(path))
-            log.info("%s is there already: what lay under the mount is now %s", new, other)
-            self._copy("--no-target-directory", "--", str(old), str(other))
+            if os.path.lexists(new):
+                if _is_folder(old) and _is_folder(new):
+                    self._place(old, new, os.listdir(old))
+                    continue
+                if _are_equal_files(old, new):
+                    continue  # from an earlier attempt that was interrupted
+                new = next(path for path in _other_names(new) if not os.path.lexists(path))
+                self._note_renamed(target / name, new)
+            move(None, old, None, new)
+            self._moves.append((old, new))
 
-    def _copy(self, *arguments: str) -> None:
+    def _note_renamed(self, wanted: Path, new: Path) -> None:
+        log.info("%s is there already: what lay under the mount is now %s", wanted, new)
+        shown = f"{wanted.relative_to(self._mount_point)} as {new.name}"
+        self._renamed.append(os.fsencode(shown).decode(errors="backslashreplace"))
+
+    def _renamed_text(self) -> str:
+        if not self._renamed:
+            return ""
+        left = len(self._renamed) - RENAMED_NAMED_MAX
+        more = f" and {left} more, see the log" if left > 0 else ""
+        named = ", ".join(self._renamed[:RENAMED_NAMED_MAX])
+        return f"brought in under another name, as theirs was taken: {named}{more}"
+
+    def _copy(self, source: str, target: Path) -> None:
         # cp carries over what a file has besides its bytes: owner, times, links, xattrs, holes.
         done = subprocess.run(
-            ["cp", "--archive", *arguments],
+            ["cp", "--archive", "--", source, str(target)],
+            env=os.environ | {"LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             capture_output=True,
             pass_fds=[self._fd],
             check=False,
         )
         if done.returncode != 0:
-            said = done.stderr.decode(errors="replace").strip().splitlines() or ["cp failed"]
+            said = done.stderr.decode(errors="backslashreplace").strip().splitlines()
+            last = said[-1] if said else "cp failed"
+            raise _failed(last.replace(f"{target}/./", "").replace(f"{target}/", ""))
+
+    def _remove(self, source: Path, name: str) -> None:
+        path = source / name
+        try:
+            if _is_folder(path):
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+        except OSError as error:
             raise StatefsError(
-                f"the files under the mount point could not be brought in: {said[-1]}; "
-                "they are still there, and nothing of them was removed"
-            )
+                f"what lay under the mount point is in current/ now, but {self._mount_point / name}"
+                f" cannot be removed from under it ({error.strerror}): remove it, and mount again"
+            ) from error
+
+
+def _failed(why: str) -> StatefsError:
+    return StatefsError(
+        f"the files under the mount point could not be brought in: {why}; "
+        "they are still there, and nothing of them is in current/"
+    )
 
 
 def _is_folder(path: Path) -> bool:
@@ -127,10 +211,3 @@ def _other_names(target: Path) -> Iterator[Path]:
     while True:
         yield target.with_name(f"{target.name}.{ADOPTED}-{number}")
         number += 1
-
-
-def _remove(path: Path) -> None:
-    if _is_folder(path):
-        shutil.rmtree(path)
-    else:
-        path.unlink()

@@ -46,9 +46,14 @@ _LINE_BYTES_MAX: Final = 1 << 16
 
 
 class Readiness(msgspec.Struct, omit_defaults=True):
-    """The line in the pipe: an error, or none when the mount is usable."""
+    """The line in the pipe: an error, or none when the mount is usable.
+
+    Args:
+        remark: a line for whoever mounts, "" for none.
+    """
 
     error: ErrorBody | None = None
+    remark: str = ""
 
 
 class ReadyNotice:
@@ -70,9 +75,9 @@ class ReadyNotice:
         os.set_inheritable(int(word), False)
         return cls(int(word))
 
-    def succeed(self) -> None:
+    def succeed(self, remark: str = "") -> None:
         """Say that the mount is usable."""
-        self._say(Readiness())
+        self._say(Readiness(remark=remark))
 
     def fail(self, error: StatefsError) -> None:
         """Say why the mount will not be usable."""
@@ -108,7 +113,7 @@ def mounted_meanwhile(store: Path) -> Iterator[Path]:
     mount_point = Path(tempfile.mkdtemp(prefix="statefs-mount-"))
     reader, leash = os.pipe()
     try:
-        process = _started(mount_point, store, MountOptions(), {LEASH_VARIABLE: reader})
+        process, _ = _started(mount_point, store, MountOptions(), {LEASH_VARIABLE: reader})
         try:
             yield mount_point
         finally:
@@ -143,7 +148,7 @@ def obey_leash() -> bool:
     return True
 
 
-def start_background(state: Path, store: Path, options: MountOptions) -> None:
+def start_background(state: Path, store: Path, options: MountOptions) -> str:
     """Start a daemon for `state` and return when the mount is usable.
 
     Args:
@@ -151,17 +156,21 @@ def start_background(state: Path, store: Path, options: MountOptions) -> None:
         store: an existing store; the daemon's log is written there.
         options: of the mount.
 
+    Returns:
+        A line to tell the user, "" for none.
+
     Raises:
         StatefsError: what the daemon raised, or that it died, or was not ready in time.
     """
-    process = _started(state, store, options, {})
+    process, remark = _started(state, store, options, {})
     process.returncode = 0  # it lives on; Popen need not warn that nobody waits for it
+    return remark
 
 
 def _started(
     state: Path, store: Path, options: MountOptions, descriptors: Mapping[str, int]
-) -> subprocess.Popen[bytes]:
-    """Start a daemon and return it when its mount is usable.
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a daemon and return it, and its remark, when its mount is usable.
 
     Args:
         descriptors: that it inherits, by the variables that tell it of them.
@@ -183,7 +192,7 @@ def _started(
         os.close(writer)
         writer = -1
         try:
-            _await_readiness(reader, process, layout)
+            remark = _await_readiness(reader, process, layout)
         except BaseException:
             _end(process)
             raise
@@ -191,7 +200,7 @@ def _started(
         os.close(reader)
         if writer >= 0:
             os.close(writer)
-    return process
+    return process, remark
 
 
 def _open_log(layout: StoreLayout) -> int:
@@ -212,7 +221,7 @@ def _import_path() -> dict[str, str]:
     return {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else str(root)}
 
 
-def _await_readiness(reader: int, process: subprocess.Popen[bytes], layout: StoreLayout) -> None:
+def _await_readiness(reader: int, process: subprocess.Popen[bytes], layout: StoreLayout) -> str:
     give_up = time.monotonic() + READY_SECONDS
     line = b""
     while not line.endswith(b"\n"):
@@ -231,6 +240,7 @@ def _await_readiness(reader: int, process: subprocess.Popen[bytes], layout: Stor
     readiness = msgspec.json.decode(line, type=Readiness)
     if readiness.error is not None:
         raise raised_error(readiness.error)
+    return readiness.remark
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:

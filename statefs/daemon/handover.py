@@ -72,10 +72,12 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     Args:
         since: since when, ISO 8601.
         init_reply: what the kernel was told.
+        remark: a line for whoever mounts, "" for none.
     """
 
     since: str
     init_reply: bytes
+    remark: str = ""
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

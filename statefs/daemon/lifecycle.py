@@ -16,7 +16,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 import trio
 
@@ -32,6 +32,8 @@ from statefs.mounts import MountOptions, call_outside, unmount, write_back
 
 if TYPE_CHECKING:
     from statefs.fuse.operations import Operations
+
+T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -128,9 +130,9 @@ def _raise_cause(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     raise StatefsError(f"internal error: {type(chosen).__name__}: {chosen}") from None
 
 
-async def _in_thread(call: Callable[[], object], keep: Collection[int] = ()) -> None:
+async def _in_thread(call: Callable[[], T], keep: Collection[int] = ()) -> T:
     """Make a call on the mount that this process serves (mounts/outside.py)."""
-    await trio.to_thread.run_sync(call_outside, call, keep, abandon_on_cancel=True)
+    return await trio.to_thread.run_sync(call_outside, call, keep, abandon_on_cancel=True)
 
 
 class MountDaemon:
@@ -221,14 +223,15 @@ class MountDaemon:
             await _in_thread(partial(os.stat, self._state / "current"))
         if scope.cancelled_caught:
             raise StatefsError(f"the mount at {self._state} does not answer")
+        remark = ""
         if self._covered is not None:
-            await _in_thread(self._covered.bring_in, self._covered.descriptors)
+            remark = await _in_thread(self._covered.bring_in, self._covered.descriptors)
             self._covered.let_go()
         if not self._since:
             self._since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             log.info("mounted %s", self._state)
         with contextlib.suppress(BrokenPipeError):  # `_miss_supervisor` will tell
-            self._channel.send(Ready(self._since, self._greeting.reply))
+            self._channel.send(Ready(self._since, self._greeting.reply, remark))
 
     async def _miss_supervisor(self) -> None:
         """Say so when the supervisor has gone: this process serves on, the last to do so."""

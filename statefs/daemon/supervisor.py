@@ -236,8 +236,7 @@ class Supervisor:
             if not self._options.adopt:
                 require_empty(self._state)
             self._lock.acquire_for_mount()
-            self._start(worker)
-            self._notice.succeed()
+            self._notice.succeed(self._start(worker))
             self._manager.ready(f"{self._layout.root} is mounted at {self._state}")
         except BaseException:
             with undisturbed():
@@ -256,15 +255,17 @@ class Supervisor:
         with contextlib.suppress(PermissionError):  # an ordinary user may not
             OOM_FILE.write_text(str(min(OOM_SCORE_ADJ, self._oom_score_adj)))
 
-    def _start(self, worker: Worker) -> None:
-        """Have a worker open the store, mount, and have it serve the mount."""
+    def _start(self, worker: Worker) -> str:
+        """Have a worker open the store, mount, and have it serve; return its remark."""
         worker.channel.send(self._begin(self._options), [self._lock.fileno(), self._page])
         worker.expect(Opened)
         self._fuse_fd = mount_fuse(self._layout.root, self._state, self._options)
         self._mount = find_mount(self._state)
         self._greeting = Greeting(read_init_request(self._fuse_fd))
         worker.channel.send(self._serve(), [self._fuse_fd])
-        self._note_ready(worker, worker.expect(Ready))
+        ready = worker.expect(Ready)
+        self._note_ready(worker, ready)
+        return ready.remark
 
     def _begin(self, options: MountOptions) -> Begin:
         return Begin(

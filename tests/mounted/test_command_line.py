@@ -196,6 +196,22 @@ def test_files_under_the_mount_point_are_not_hidden(tmp_path: Path, statefs_cli:
     assert (state / "current" / "note").read_text() == "hello"
     statefs_cli("umount", state)
     assert os.listdir(state) == []
+    (state / "note").write_text("another")
+    again = statefs_cli("mount", "--adopt", state)
+    assert "current/note as note.adopted-1" in again.stderr
+    assert (state / "current" / "note.adopted-1").read_text() == "another"
+    assert (state / "current" / "note").read_text() == "hello"
+
+
+def test_a_reserved_name_under_the_mount_point_is_told(tmp_path: Path, statefs_cli: Cli) -> None:
+    """Before a store is made, with the file's name and what to do about it."""
+    state = tmp_path / "state"
+    state.mkdir()
+    (state / "metadata.json").write_text("{}")
+    refused = statefs_cli("mount", "--adopt", state, check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (10, 1)
+    assert f"{state}/metadata.json cannot be brought into current/" in refused.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
 @pytest.fixture

@@ -95,9 +95,12 @@ def test_an_ordinary_user_is_told_that_suid_and_dev_have_no_effect(
     started: list[MountOptions] = []
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(mounts, "require_fuse", lambda _options: None)
-    monkeypatch.setattr(
-        "statefs.daemon.background.start_background", lambda *words: started.append(words[2])
-    )
+
+    def start_background(_state: Path, _store: Path, options: MountOptions) -> str:
+        started.append(options)
+        return ""
+
+    monkeypatch.setattr("statefs.daemon.background.start_background", start_background)
     done = call(capsys, "mount", tmp_path / "state", "-o", "suid,dev,noexec")
     assert done.exit_code == 0 and done.out.endswith(f"mounted {tmp_path}/state\n")
     assert done.err.count("statefs: warning: suid and dev have no effect") == warnings

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import signal
@@ -14,6 +15,7 @@ import pyfuse3
 import pytest
 import trio
 
+from statefs.archive.placing import move
 from statefs.control.client import ControlClient
 from statefs.control.server import Call
 from statefs.daemon import adopt as adopt_module
@@ -24,6 +26,7 @@ from statefs.daemon.handover import Begin, Channel, Ready
 from statefs.daemon.lifecycle import MountDaemon
 from statefs.errors import (
     MountBusy,
+    MountPointNotEmpty,
     NewerStore,
     StatefsError,
 )
@@ -393,11 +396,11 @@ def test_an_interrupt_stays_an_interrupt() -> None:
 # --- adopted files ----------------------------------------------------------------------------
 
 
-def adopt(folder: Path, current: dict[str, str]) -> Path:
+def adopt(folder: Path, current: dict[str, str]) -> tuple[Path, str]:
     """Cover `folder` by another one with these files in current/, bring the covered ones in.
 
     Returns:
-        The folder that was covered, under its new name.
+        The folder that was covered, under its new name, and what the user is told.
     """
     with CoveredFiles(folder) as covered:
         under = folder.rename(folder.with_name("under"))
@@ -406,8 +409,8 @@ def adopt(folder: Path, current: dict[str, str]) -> Path:
             path = folder / "current" / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
-        covered.bring_in()
-    return under
+        remark = covered.bring_in()
+    return under, remark
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -426,17 +429,17 @@ def test_covered_files_move_into_current(mount_point: Path) -> None:
     (mount_point / "b").write_text("b")
     (mount_point / "c").mkdir()
     (mount_point / "c" / "d").write_text("d")
-    under = adopt(mount_point, {"files/old": "old"})
+    under, remark = adopt(mount_point, {"files/old": "old"})
     expected = {"files/a": "a", "files/old": "old", "b": "b", "c/d": "d"}
     assert contents(mount_point / "current") == expected
-    assert list(under.iterdir()) == []
+    assert (list(under.iterdir()), remark) == ([], "")
 
 
 def test_nothing_in_current_is_replaced(mount_point: Path) -> None:
     """A file whose name is taken gets another; a folder and a file of one name are both kept."""
     (mount_point / "current" / "taken").write_text("new")
     (mount_point / "current" / "folder").write_text("a file")
-    adopt(mount_point, {"taken": "old", "taken.adopted-1": "older", "folder/x": "x"})
+    _, remark = adopt(mount_point, {"taken": "old", "taken.adopted-1": "older", "folder/x": "x"})
     assert contents(mount_point / "current") == {
         "taken": "old",
         "taken.adopted-1": "older",
@@ -444,6 +447,30 @@ def test_nothing_in_current_is_replaced(mount_point: Path) -> None:
         "folder/x": "x",
         "folder.adopted-1": "a file",
     }
+    assert remark.endswith(
+        "theirs was taken: current/folder as folder.adopted-1, current/taken as taken.adopted-2"
+    )
+
+
+def test_many_names_that_were_taken_are_counted(mount_point: Path) -> None:
+    """The line stays one that a person reads, also with names that are no UTF-8."""
+    names = [os.fsdecode(b"\xff"), *map(str, range(9))]
+    for name in names:
+        (mount_point / "current" / name).write_text("new")
+    _, remark = adopt(mount_point, dict.fromkeys(names, "old"))
+    assert remark.count(".adopted-1") == adopt_module.RENAMED_NAMED_MAX
+    assert remark.endswith("5 more, see the log") and remark.isprintable()
+
+
+@pytest.mark.parametrize("place", ["metadata.json", "current/metadata.json"])
+def test_a_reserved_name_is_refused_before_anything_is_done(mount_point: Path, place: str) -> None:
+    """The message says which file it is and what to do; nothing has been mounted yet."""
+    (mount_point / place).touch()
+    with (
+        pytest.raises(MountPointNotEmpty, match=f"{mount_point / place} cannot .* rename it"),
+        CoveredFiles(mount_point),
+    ):
+        pass
 
 
 def test_adopted_files_keep_what_they_are(mount_point: Path) -> None:
@@ -455,6 +482,7 @@ def test_adopted_files_keep_what_they_are(mount_point: Path) -> None:
     os.utime(first, ns=(1_000_000_007, 2_000_000_009))
     first.with_name("second").hardlink_to(first)
     first.with_name("link").symlink_to("nowhere")
+    first.parent.chmod(0o555)
     (mount_point / "third").hardlink_to(first)
     (mount_point / "fourth").hardlink_to(first)
     adopt(mount_point, {})
@@ -482,29 +510,40 @@ def test_a_file_called_current_is_adopted_too(mount_point: Path) -> None:
     assert contents(mount_point / "current") == {"current": "a file", "x": "x"}
 
 
-def test_more_files_than_one_copy_takes_are_adopted(
-    monkeypatch: pytest.MonkeyPatch, mount_point: Path
-) -> None:
-    """Every one of them, in batches."""
-    monkeypatch.setattr(adopt_module, "BATCH_NAMES", 3)
-    expected = {f"f{number}": str(number) for number in range(10)}
-    for name, text in expected.items():
-        (mount_point / name).write_text(text)
-    adopt(mount_point, {})
-    assert contents(mount_point / "current") == expected
-
-
-def test_nothing_is_removed_when_copying_fails(
+def test_a_failed_copy_leaves_all_as_it_was(
     monkeypatch: pytest.MonkeyPatch, mount_point: Path, tmp_path: Path
 ) -> None:
-    """The files stay under the mount point and the message says so."""
+    """The files stay under the mount point, no part of one is in current/; the message says so."""
     (mount_point / "current" / "a").write_text("a")
     (mount_point / "b").write_text("b")
     program = tmp_path / "bin" / "cp"
     program.parent.mkdir()
-    program.write_text("#!/bin/sh\necho 'cp: No space left on device' >&2\nexit 1\n")
+    program.write_text(
+        '#!/bin/sh\n/bin/mkdir "$4"\necho part >"$4/b"\n'
+        "echo \"cp: error writing '$4/./b': No space left on device\" >&2\nexit 1\n"
+    )
     program.chmod(0o755)
     monkeypatch.setenv("PATH", str(program.parent))
-    with pytest.raises(StatefsError, match=r"No space left.*nothing of them was removed"):
+    with pytest.raises(StatefsError, match=r"cp: error writing 'b': No space left.*still there"):
         adopt(mount_point, {})
     assert contents(tmp_path / "under") == {"current/a": "a", "b": "b"}
+    assert list((mount_point / "current").iterdir()) == []
+
+
+def test_what_was_placed_is_taken_back_when_a_later_one_fails(
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, tmp_path: Path
+) -> None:
+    """All of them come in, or none."""
+    for name in "abc":
+        (mount_point / "current" / name).write_text(name)
+
+    def fail_at_c(source: None, old: Path, target: None, new: Path) -> None:
+        if new.name == "c":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        move(source, old, target, new)
+
+    monkeypatch.setattr(adopt_module, "move", fail_at_c)
+    with pytest.raises(StatefsError, match=r"No space left.*nothing of them is in current/"):
+        adopt(mount_point, {"x": "x"})
+    assert contents(tmp_path / "under") == {f"current/{name}": name for name in "abc"}
+    assert contents(mount_point / "current") == {"x": "x"}

@@ -76,9 +76,9 @@ class Told(ReadyNotice):
         super().__init__(None)
         self._stage = stage
 
-    def succeed(self) -> None:
-        """Note it."""
-        self._stage.append("usable")
+    def succeed(self, remark: str = "") -> None:
+        """Note it, with what the worker remarks."""
+        self._stage.append(f"usable{remark}")
 
 
 @pytest.fixture

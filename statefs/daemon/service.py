@@ -66,7 +66,7 @@ class Service:
         self._commands = Commands(store)
         self._keeper = Keeper(store, self._alone)
         self._checker = Checker(store, self._alone)
-        self._tasks = Tasks(store, self._durability, self._alone)
+        self._tasks = Tasks(store, self._durability, self._alone, self._save_lock.locked)
         store.host = self
 
     # What operations need of the process that has the mount (maintenance.store.Host).

@@ -17,7 +17,7 @@ import trio
 from statefs.errors import PosixError
 from statefs.fuse.durability import Durability
 from statefs.maintenance import merging
-from statefs.maintenance.steps import Steps, drive
+from statefs.maintenance.steps import Step, Steps, drive, give_way
 from statefs.maintenance.store import Store
 
 T = TypeVar("T")
@@ -30,6 +30,8 @@ WAL_PAGES_MAX: Final = 1024
 """A log of 4 MiB is moved into meta.db; on a full disk the reserve must have room for that."""
 WAL_PAGES_RESTART: Final = 8 * WAL_PAGES_MAX
 """A log of 32 MiB is started anew even if that holds commits up for a moment."""
+FREEING_PAUSE_SECONDS: Final = 0.1
+"""Between steps that free while an operation runs which somebody waits for: it has most turns."""
 CHECKPOINT_PAUSE_SECONDS: Final = 0.1
 """Between checkpoints that did not make the log short, because commits went on meanwhile."""
 SEALING_RETRY_SECONDS: Final = 10.0
@@ -45,7 +47,13 @@ Alone = Callable[[Steps[Any]], Awaitable[Any]]
 
 async def in_threads(steps: Steps[T]) -> T:
     """Run an operation, its blocking steps in threads (maintenance/steps.py)."""
-    return await drive(steps, trio.to_thread.run_sync)
+    return await drive(steps, _in_thread)
+
+
+async def _in_thread(step: Step) -> Any:
+    if step is give_way:  # a thread would wait for those that hash, too
+        return await trio.lowlevel.checkpoint()
+    return await trio.to_thread.run_sync(step)
 
 
 class Bell:
@@ -81,12 +89,16 @@ class Tasks:
         store: opened under its lock.
         durability: knows what is owed to the disk.
         alone: see `Alone`.
+        is_busy: says whether an operation runs alone.
     """
 
-    def __init__(self, store: Store, durability: Durability, alone: Alone) -> None:
+    def __init__(
+        self, store: Store, durability: Durability, alone: Alone, is_busy: Callable[[], bool]
+    ) -> None:
         self._store = store
         self._durability = durability
         self._alone = alone
+        self._is_busy = is_busy
         self.space = Bell()
         self.seals = Bell()
         self.scrubs = Bell()
@@ -127,15 +139,18 @@ class Tasks:
         await self.space.heard(TICK_SECONDS)
         collector = self._store.collector
         while self._store.freeing(collector.delete_rows):
-            await trio.sleep(0)
+            await self._give_way()
         while candidates := collector.candidates():
             await trio.to_thread.run_sync(self._store.sync)
             if not collector.free(candidates):
                 break
-            await trio.sleep(0)
+            await self._give_way()
         while collector.shrink():
-            await trio.sleep(0)
+            await self._give_way()
         await in_threads(merging.merge_all(self._store))
+
+    async def _give_way(self) -> None:
+        await trio.sleep(FREEING_PAUSE_SECONDS if self._is_busy() else 0)
 
     async def _shorten_log(self) -> None:
         """Move the log into meta.db when it has become long."""

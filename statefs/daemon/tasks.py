@@ -138,6 +138,7 @@ class Tasks:
         """Free what nothing refers to, a step at a time."""
         await self.space.heard(TICK_SECONDS)
         collector = self._store.collector
+        collector.try_again()
         while self._store.freeing(collector.delete_rows):
             await self._give_way()
         while candidates := collector.candidates():

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 from typing import Final
 
 from statefs.content.objects import ObjectFiles
-from statefs.ids import LIVING
+from statefs.content.reserve import FULL
+from statefs.errors import PosixError
+from statefs.ids import LIVING, Epoch
 from statefs.maintenance.steps import Pace
 from statefs.metadata.connection import Database
 from statefs.snapshots.catalog import Catalog
@@ -67,21 +69,34 @@ class Collector:
         self._clones = clones
         self._deleting: Iterator[None] | None = None
         self._pace = Pace(ROWS_PER_STEP)
+        self._held: set[int] = set()
 
     @property
     def is_busy(self) -> bool:
-        """Whether rows or objects are known that are still to be freed."""
+        """Whether rows or objects are known that can be freed now."""
         has_garbage = self._database.value("SELECT EXISTS (SELECT 1 FROM garbage)")
-        return bool(has_garbage or self._catalog.deleting() or self._clones.is_deleting)
+        return bool(has_garbage or self._deletable() or self._clones.is_deleting)
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the disk has no room for what clones share with a snapshot being deleted."""
+        return bool(self._held)
+
+    def try_again(self) -> None:
+        """Let `delete_rows` see whether there is room for that by now."""
+        self._held.clear()
+
+    def _deletable(self) -> list[int]:
+        return [epoch for epoch in self._catalog.deleting() if epoch not in self._held]
 
     def delete_rows(self) -> bool:
         """Delete some rows of snapshots and clones being deleted; return whether there is more."""
         if self._deleting is None:
-            epochs = self._catalog.deleting()
+            epochs = self._deletable()
             if not epochs:
                 return self._clones.delete_some()
             self._pace = Pace(ROWS_PER_STEP)
-            self._deleting = self._catalog.delete_rows(epochs[0], lambda: self._pace.rows)
+            self._deleting = self._rows_of(epochs[0])
         try:
             with self._pace.step():
                 next(self._deleting)
@@ -90,6 +105,24 @@ class Collector:
             if not isinstance(error, StopIteration):
                 raise
         return True
+
+    def _rows_of(self, epoch: int) -> Iterator[None]:
+        """Delete the rows of a snapshot; small content that clones share is copied to them first.
+
+        All else goes before that is copied. On a full disk the rest waits for the room that comes
+        back, or for the clones to go.
+        """
+        if self._catalog.is_shared(epoch):
+            yield from self._catalog.delete_rows(epoch, lambda: self._pace.rows)
+            try:
+                while self._clones.copy_shared(Epoch(epoch), self._pace.rows):
+                    yield
+            except PosixError as error:
+                if error.errno not in FULL:
+                    raise
+                self._held.add(epoch)
+                return
+        yield from self._catalog.delete_rows(epoch, lambda: self._pace.rows)
 
     def candidates(self) -> dict[int, Ranges]:
         """Return objects that may hold unreferenced bytes, with the ranges referred to now.

@@ -9,19 +9,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from statefs.errors import NoSuchSnapshot, PosixError, SnapshotPinned
 from statefs.maintenance.applications import at_rest
-from statefs.maintenance.steps import Pace, Steps, give_way
+from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import Operation, VolumeManifest
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
-
-COPIED_PER_STEP: Final = 1000
-"""Contents of up to 8 KiB copied at a time where that takes some milliseconds."""
 
 
 def save(
@@ -106,7 +103,6 @@ def delete(store: Store, snapshot: Snapshot) -> Steps[Snapshot]:
 def delete_all(store: Store, snapshots: Sequence[Snapshot]) -> Steps[None]:
     """Delete snapshots that nobody has pinned. Raises OSError: the disk refused."""
     for snapshot in snapshots:
-        yield from _keep_for_clones(store, snapshot)
         store.freeing(partial(store.catalog.begin_delete, snapshot.epoch))
         store.owes_index = True  # until `publish` has come to its end
     yield store.database.sync
@@ -114,17 +110,6 @@ def delete_all(store: Store, snapshots: Sequence[Snapshot]) -> Steps[None]:
         store.remove_documents(snapshot)
     yield from publish(store)
     store.host.space_changed()
-
-
-def _keep_for_clones(store: Store, snapshot: Snapshot) -> Steps[None]:
-    """Copy the small content that clones share with a snapshot: its rows are about to go."""
-    pace = Pace(COPIED_PER_STEP)
-    while True:
-        with pace.step():
-            copied = partial(store.clones.copy_shared, snapshot.epoch, pace.rows)
-            if not store.freeing(copied):
-                return
-        yield give_way
 
 
 def amend(store: Store, snapshot: Snapshot, **columns: Any) -> Steps[Snapshot]:

@@ -435,13 +435,19 @@ class Store:
 
     def collect(self) -> None:
         """Free everything that nothing refers to, now."""
+        self._free_rows_and_objects()
+        if self.collector.is_held:  # there may be room now
+            self._free_rows_and_objects()
+        while self.collector.shrink():
+            pass
+
+    def _free_rows_and_objects(self) -> None:
+        self.collector.try_again()
         while self.freeing(self.collector.delete_rows):
             pass
         while candidates := self.collector.candidates():
             self.sync()
             self.collector.free(candidates)
-        while self.collector.shrink():
-            pass
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the store; a daemon adds what it knows of the mount."""

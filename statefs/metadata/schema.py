@@ -73,8 +73,8 @@ _TABLES: Final = (
         id INTEGER PRIMARY KEY, ino INTEGER NOT NULL, valid_to INTEGER NOT NULL,
         valid_from INTEGER NOT NULL, data BLOB NOT NULL)""",
     # A file or link of a clone whose small content is still what inode `source` held in `epoch`,
-    # that of a complete snapshot; it has no row in `inline` then. Written to, it gets one; and all
-    # get theirs before the snapshot is deleted (snapshots/clones.py).
+    # that of a snapshot; it has no row in `inline` then. Written to, it gets one; and all
+    # get theirs when the snapshot is deleted (maintenance/gc.py); until then its rows stay.
     """CREATE TABLE shared (
         ino INTEGER PRIMARY KEY, source INTEGER NOT NULL, epoch INTEGER NOT NULL)""",
     # What a file's content or a folder's whole subtree hashes to, known for the snapshots that are

@@ -85,6 +85,10 @@ EXTENTS: Final = RowLife("extents", ("ino", "start"), ("end", "object"))
 INLINE: Final = RowLife("inline", ("ino",), ("data",))
 DIGESTS: Final = RowLife("digests", ("ino",), ("content", "sha256", "blocks"))
 VERSIONED: Final = (INODES, ENTRIES, XATTRS, EXTENTS, INLINE, DIGESTS)
+KEPT: Final = (
+    "(snapshots.state < 2 OR EXISTS (SELECT 1 FROM shared WHERE shared.epoch = snapshots.epoch))"
+)
+"""Snapshots whose rows stay: of those that are being deleted, the ones that clones share with."""
 
 _KEEP_DIGEST: Final = (
     "INSERT INTO digests (valid_to, valid_from, ino, content, sha256, blocks)"
@@ -134,7 +138,7 @@ class Temporal:
     @classmethod
     def of(cls, database: Database) -> Temporal:
         """Return the writer for a database as its rows are."""
-        pinned = database.value("SELECT coalesce(max(epoch), 0) FROM snapshots WHERE state < 2")
+        pinned = database.value(f"SELECT coalesce(max(epoch), 0) FROM snapshots WHERE {KEPT}")
         return cls(database, Epoch(database.store_value("epoch")), Epoch(pinned))
 
     def pins(self, ino: int, born: int) -> bool:

@@ -20,7 +20,7 @@ from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
 from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
-from statefs.metadata.temporal import DIGESTS, EXTENTS, INODES, VERSIONED
+from statefs.metadata.temporal import DIGESTS, EXTENTS, INLINE, INODES, KEPT, VERSIONED
 from statefs.snapshots import naming
 from statefs.snapshots.documents import (
     IndexDocument,
@@ -372,17 +372,15 @@ class Catalog:
         """Return the epoch of the newest snapshot before `epoch` that is kept, 0 without any."""
         return int(
             self._database.value(
-                "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE epoch < ? AND state < ?",
-                (epoch, DELETING),
+                f"SELECT coalesce(max(epoch), 0) FROM snapshots WHERE epoch < ? AND {KEPT}",
+                (epoch,),
             )
         )
 
     def newest_pinned(self) -> int:
         """Return the epoch of the newest snapshot that is kept, 0 without any."""
         return int(
-            self._database.value(
-                "SELECT coalesce(max(epoch), 0) FROM snapshots WHERE state < ?", (DELETING,)
-            )
+            self._database.value(f"SELECT coalesce(max(epoch), 0) FROM snapshots WHERE {KEPT}")
         )
 
     def deleting(self) -> list[int]:
@@ -394,22 +392,32 @@ class Catalog:
             )
         ]
 
+    def is_shared(self, epoch: int) -> bool:
+        """Return whether clones share small content with the snapshot of `epoch`."""
+        query = "SELECT EXISTS (SELECT 1 FROM shared WHERE epoch = ?)"
+        return bool(self._database.value(query, (epoch,)))
+
     def delete_rows(self, epoch: int, limit: Callable[[], int]) -> Iterator[None]:
         """Delete what only the snapshot of `epoch` saw, step by step.
 
-        At its end the snapshot's own row is gone too. It may be given up and begun anew.
+        At its end the snapshot's own row is gone too. It may be given up and begun anew. While
+        clones share small content with the snapshot (`is_shared`), that and its row stay.
 
         Args:
             limit: says how many rows at most the next step is to delete.
         """
         database, table = self._database, self._table
+        table.unpin(Epoch(self.newest_pinned()))
+        is_shared = self.is_shared(epoch)
         before = self.pinned_before(epoch)
         after = database.value(
-            "SELECT min(epoch) FROM snapshots WHERE epoch > ? AND state < ?", (epoch, DELETING)
+            f"SELECT min(epoch) FROM snapshots WHERE epoch > ? AND {KEPT}", (epoch,)
         )
         span = (before, epoch, table.epoch if after is None else after)
         # A digest goes before its inode: verify knows of none without one, also half-way.
         for life in (DIGESTS, *(each for each in VERSIONED if each is not DIGESTS)):
+            if life is INLINE and is_shared:
+                continue
             forgetting = table.temporal.forget(life, span, limit)
             while True:
                 with table.change():
@@ -421,6 +429,8 @@ class Catalog:
                     elif life is INODES:
                         table.temporal.drop_stray_digests(set(deleted))
                 yield
+        if is_shared:
+            return
         while not self.newest_pinned():
             with table.change():
                 if not table.temporal.drop_digests(limit()):

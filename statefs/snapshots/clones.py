@@ -202,7 +202,7 @@ class Clones:
         self._names.rename(CLONES_ROOT, name, DELETED_CLONES, b"%d" % entry.ino)
 
     def copy_shared(self, epoch: Epoch, limit: int) -> bool:
-        """Before a snapshot is deleted: give clones some of the content that they share with it.
+        """Of a snapshot that is deleted: give clones some of the content that they share with it.
 
         Args:
             epoch: of the snapshot.

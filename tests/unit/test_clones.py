@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import stat
 from collections.abc import Generator
 from pathlib import Path
@@ -20,7 +19,7 @@ from statefs.errors import (
     UsageError,
 )
 from statefs.ids import CLONE_BIT, CLONES_ROOT, NOW, TREE_ROOT
-from statefs.maintenance import cloning, saving, steps
+from statefs.maintenance import cloning, steps
 from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Pace
 from statefs.maintenance.unsaved import has_unsaved, touched_before
@@ -214,78 +213,6 @@ def test_small_content_is_shared_until_it_is_written(engine: EngineStore) -> Non
     assert engine.problems() == []
     delete(engine, "test")
     assert everything(engine) == before
-    assert engine.problems() == []
-
-
-@pytest.mark.parametrize("is_newest", [True, False])
-def test_small_content_outlives_its_snapshot(engine: EngineStore, is_newest: bool) -> None:
-    """Deleting the snapshot gives it to the clone, also where the file then changes in place."""
-    ino, gone = engine.file("f", b"one"), engine.file("g", b"two")
-    first = engine.save()
-    if not is_newest:
-        engine.data.write(ino, 0, b"ONE")
-        engine.save()
-    steps.run(cloning.clone(engine.store, engine.store.catalog.snapshots[0], b"test"))
-    root = engine.names.lookup(CLONES_ROOT, b"test").ino
-    engine.delete(first)
-    assert engine.rows("shared") == 0
-    engine.data.write(ino, 0, b"changed")
-    engine.names.unlink(TREE_ROOT, b"g")
-    engine.save()
-    engine.forget_memory()
-    for name, content in ((b"f", b"one"), (b"g", b"two")):
-        copy = engine.names.lookup(root, name).ino
-        assert copy not in (ino, gone)
-        assert engine.content(copy) == content
-    assert engine.problems() == []
-
-
-def test_deleting_a_snapshot_with_clones_goes_in_steps(
-    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What clones share is copied a part at a time; killed on the way, the snapshot is there."""
-    for number in range(60):
-        engine.file(f"f{number}", b"%d" % number)
-    epoch = engine.save()
-    root = clone(engine, "test")
-    then = tree_of(engine, root=root)
-    monkeypatch.setattr(saving, "COPIED_PER_STEP", 8)
-    deleting = saving.delete(engine.store, engine.store.catalog.choose("latest"))
-    left = [engine.rows("shared")]
-    while left[-1]:
-        next(deleting)()
-        left.append(engine.rows("shared"))
-        with engine.killed() as again:
-            assert again.problems() == []
-            assert tree_of(again, root=root) == then
-            assert len(again.store.catalog.snapshots) == 1
-    assert max(one - other for one, other in itertools.pairwise(left)) <= 8
-    deleting.close()
-    engine.delete(epoch)
-    assert tree_of(engine, root=root) == then
-    assert engine.problems() == []
-
-
-def test_a_snapshot_whose_content_cannot_be_copied_stays(
-    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a full disk its deletion is refused as long as clones share small files with it."""
-    engine.file("f", b"1")
-    epoch = engine.save()
-    root = clone(engine, "test")
-
-    def fail(*_: object) -> None:
-        raise PosixError(errno.ENOSPC)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(engine.table.temporal, "copy_shared", fail)
-        with pytest.raises(PosixError):
-            engine.delete(epoch)
-    assert len(engine.store.catalog.snapshots) == 1
-    assert engine.content(engine.names.lookup(root, b"f").ino) == b"1"
-    assert engine.problems() == []
-    delete(engine, "test")
-    engine.delete(epoch)
     assert engine.problems() == []
 
 

@@ -11,7 +11,7 @@ from statefs.content.objects import FOLDERS
 from statefs.ids import LIVING, ObjectId
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.inodes import InodeFlag
-from statefs.snapshots.catalog import COMPLETE
+from statefs.snapshots.catalog import PENDING
 
 IS_INLINE: Final = (
     f"(i.mode & 0xF000 = {stat.S_IFLNK} OR"
@@ -48,7 +48,7 @@ def check_shared(reading: Reading) -> Iterator[str]:
         f" LEFT JOIN inline d ON d.ino = s.source AND {seen}"
         f" WHERE NOT {in_clones('s.ino')} OR i.size IS NOT length(d.data) OR d.data IS NULL"
         " OR EXISTS (SELECT 1 FROM inline o WHERE o.ino = s.ino) OR NOT EXISTS"
-        f" (SELECT 1 FROM snapshots n WHERE n.epoch = s.epoch AND n.state = {COMPLETE})"
+        f" (SELECT 1 FROM snapshots n WHERE n.epoch = s.epoch AND n.state != {PENDING})"
         " ORDER BY s.ino"
     )
     for ino, source, epoch in reading.rows(query):

@@ -85,7 +85,8 @@ class State:
         Args:
             operation: what it is taken for, as `operation` stands in metadata.json: `undo` puts
                 back what lies between one of kind "try" and phase "before", and one of phase
-                "after" whose `other` is the first one's snapshot_id.
+                "after" whose `other` is the first one's snapshot_id; the first gets that of the
+                second as its `other` then.
 
         Raises:
             UsageError: an unknown reason, an impossible label. SnapshotExists: the label is taken.
@@ -151,7 +152,8 @@ class State:
             force: although programs have files open for writing there.
 
         Returns:
-            `restored` and `saved` (names of snapshots), `changes` (`path`, `what`).
+            `restored` and `saved` (names of snapshots), `changes` (`path`, `what`), `overridden`
+                (`name`, `pid`, `path`: programs that have files open for writing there).
 
         Raises:
             NoSuchPath: a path is not in the snapshot. FilesInUse: see `force`. As `show`.
@@ -197,19 +199,22 @@ class State:
         of: str | None = None,
         on_progress: OnProgress | None = None,
     ) -> Document:
-        """Put back what the last restore, `try` or undo changed.
+        """Put back what the last restore, `try`, import or undo changed.
 
         Args:
             force, dry_run: as of `restore`.
-            of: the snapshot_id of the snapshot that a `try` took after its command: puts back
-                what that command changed, whatever came since.
+            of: a snapshot that was taken for a restore, `try`, import or undo, by its
+                snapshot_id or as for `show`: what that one changed is put back, whatever came
+                since.
 
         Returns:
             What `restore` does; `exact`, false where it is not known any more what was changed:
             then all that changed until `until`, a snapshot or current, is put back.
 
         Raises:
-            NoSuchSnapshot: there is nothing to undo. FilesInUse: see `restore`.
+            NoSuchSnapshot: there is nothing to undo, or the snapshot that was taken for the last
+                operation is deleted. FilesInUse: see `restore`. UsageError: `of` was taken for
+                nothing that can be undone.
         """
         told: Document = self._ask("undo", on_progress, force=force, dry_run=dry_run, of=of)
         return told

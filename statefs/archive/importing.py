@@ -53,7 +53,14 @@ class Saver(Protocol):
     def target(self) -> Target:
         """Which state it is."""
 
-    def save(self, message: str = "", reason: str = ..., labels: Any = None) -> SnapshotDocument:
+    def save(
+        self,
+        message: str = "",
+        reason: str = ...,
+        labels: Any = None,
+        *,
+        operation: Document | None = None,
+    ) -> SnapshotDocument:
         """Take a snapshot."""
 
     def delete(self, snapshot: str) -> SnapshotDocument:
@@ -83,14 +90,15 @@ def import_archive(
         incoming = Import(mount.mount_point / "current", into, replace, named)
         incoming.check_place()
         archive = Archive(source, name)
-        before = state.save(f"before the import of {name}", "before-restore")
+        before = state.save(f"before the import of {name}", "before-import")
         try:
             incoming.run(archive, _reporter(source, on_progress))
         except BaseException:
             with suppress(NoSuchSnapshot):  # pruned, or deleted by somebody
                 state.delete(before.name)  # nothing has changed since
             raise
-    after = _save(state, name, incoming.document)
+    operation = {"kind": "import", "phase": "after", "other": before.snapshot_id}
+    after = _save(state, name, incoming.document, operation)
     return {
         "snapshot": after,
         "before": before,
@@ -114,15 +122,18 @@ def _reporter(source: IO[bytes], on_progress: OnProgress | None) -> Callable[[in
     return report
 
 
-def _save(state: Saver, name: str, document: SnapshotDocument | None) -> SnapshotDocument:
+def _save(
+    state: Saver, name: str, document: SnapshotDocument | None, operation: Document
+) -> SnapshotDocument:
     """Take the snapshot after an import, with what the archive's metadata.json says."""
     if document is None:
-        return state.save(f"import of {name}")
+        return state.save(f"import of {name}", "import", operation=operation)
     labels = document.labels | {IMPORTED_FROM: document.name}
     taken = {each.labels.get(NAME_LABEL) for each in state.list_snapshots()}
     if NAME_LABEL in labels and labels[NAME_LABEL] in taken:
         del labels[NAME_LABEL]  # `imported-from` says which it was all the same
-    return state.save(document.message[:MESSAGE_CHARACTERS_MAX], "manual", labels)
+    message = document.message[:MESSAGE_CHARACTERS_MAX]
+    return state.save(message, "import", labels, operation=operation)
 
 
 class Import:

@@ -95,3 +95,13 @@ def print_restored(told: Mapping[str, Any], *, dry_run: bool = False) -> None:
             f"restored {told['restored']}: {paths} changed; 'statefs undo' brings back what was"
             f" replaced ({told['saved']})"
         )
+        warn_of_writers(told)
+
+
+def warn_of_writers(told: Mapping[str, Any]) -> None:
+    """Name the programs under whose hands files were restored: they may write over them."""
+    if told["overridden"]:
+        from statefs.snapshots.reports import writers_text
+
+        named = writers_text(told["overridden"])
+        warn(f"programs may write over what was put back: {named}; look at it, or start them anew")

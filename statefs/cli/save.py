@@ -63,7 +63,8 @@ def parse_labels(
     type=click.Choice(REASONS),
     default="manual",
     show_default=True,
-    help="Why it is taken.",
+    metavar="REASON",
+    help=f"Why it is taken: {', '.join(REASONS)}.",
 )
 @click.option("--wait", is_flag=True, help="Return when it is sealed: it has its stateDigest then.")
 @json_option

@@ -15,6 +15,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, store_option
 from statefs.cli.output import plain, print_json, print_line
+from statefs.cli.restore import warn_of_writers
 from statefs.errors import NotMounted, UsageError
 from statefs.target import find_target, names_state
 
@@ -58,13 +59,14 @@ def command(
     with api.open_target(target) as opened:
         before = opened.save(
             message or f"before: {shlex.join(arguments)}",
-            "before-upgrade",
+            "before-try",
             operation={"kind": "try", "phase": "before", "command": arguments},
         )
     exit_code = run_command(arguments)
     with api.open_target(target) as opened:
         after = opened.save(
             message or f"after: {shlex.join(arguments)}",
+            "try",
             operation={
                 "kind": "try", "phase": "after", "other": before.snapshot_id,
                 "command": arguments, "exitCode": exit_code,
@@ -135,3 +137,5 @@ def report(
         what = f"kept what it changed; 'statefs undo {state}' puts it back"
     end = "ended" if not exit_code else f"failed with {exit_code}"
     print_line(f"statefs: the command {end} ({before} to {after}), {what}", err=True)
+    if told is not None:
+        warn_of_writers(told)

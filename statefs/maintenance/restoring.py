@@ -15,7 +15,7 @@ What was changed is noted beside the documents, so that undo needs the safety sn
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
@@ -24,9 +24,9 @@ from statefs.maintenance.saving import make_durable, publish
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.documents import ChangedPaths, Operation
+from statefs.snapshots.documents import AROUND, ChangedPaths, Operation
 from statefs.snapshots.naming import CURRENT
-from statefs.snapshots.reports import path_text
+from statefs.snapshots.reports import path_text, writers_text
 from statefs.snapshots.restore import restore
 from statefs.snapshots.restore_plan import (
     CHANGED,
@@ -41,9 +41,6 @@ from statefs.snapshots.views import PastTree
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
-
-WRITERS_NAMED_MAX: Final = 5
-"""Programs named in a refusal; one is mostly enough to know what is meant."""
 
 
 def bring_back(
@@ -66,7 +63,7 @@ def bring_back(
 
     Returns:
         `restored` (the snapshot's name), `saved` (that of the safety snapshot, null when nothing
-        was done), `changes` (path and what becomes of it).
+        was done), `changes` (path and what becomes of it), `overridden` (see `_writers`).
 
     Raises:
         NoSuchPath: a path is not in the snapshot. FilesInUse: see `force`. OSError: the disk.
@@ -76,8 +73,9 @@ def bring_back(
     plan: Plan = yield lambda: _planned_beside(store, snapshot, scope, on_progress)
     if dry_run or plan.is_empty:
         return _told(snapshot, None, plan)
-    if not force:
-        yield lambda: _refuse_writers(store, scope)
+    writers: list[dict[str, Any]] = yield lambda: _writers(store, scope)
+    if writers and not force:
+        raise FilesInUse(_refusal(writers))
     store.reserve.require()
     yield store.sync
     with store.host.held():
@@ -87,11 +85,13 @@ def bring_back(
         plan = planner.plan()
         changed = _changed(planner, plan)
         restored = store.freeing(partial(restore, store.volume.table, plan))
+        if scope.paths is None:
+            store.catalog.note_restored(snapshot)
     yield lambda: store.host.refresh(restored)
     yield lambda: store.write_changed(saved, _noted(changed))
     yield store.database.sync
     yield from publish(store)
-    return _told(snapshot, saved, plan)
+    return _told(snapshot, saved, plan) | {"overridden": writers}
 
 
 def _planned_beside(
@@ -115,29 +115,30 @@ def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, A
             {"path": path_text(path) or ".", "what": what}
             for path, what in sorted(plan.paths.items())
         ],
+        "overridden": [],
     }
 
 
-def _refuse_writers(store: Store, scope: Scope) -> None:
-    """Raise FilesInUse where programs have files of a scope open for writing."""
+def _writers(store: Store, scope: Scope) -> list[dict[str, Any]]:
+    """Return which programs have files of a scope open for writing: `name`, `pid` and `path`."""
     writers = store.host.writers()
     if not writers:
-        return
+        return []
     with store.reader() as reader:
         tree = PastTree(reader, NOW)
-        found = {
-            f"{writer} has {path_text(path)} open"
+        return [
+            {"name": writer.name, "pid": writer.pid, "path": path_text(path)}
             for writer in writers
-            for path in tree.paths(writer.ino)
+            for path in sorted(tree.paths(writer.ino))
             if scope.holds(path)
-        }
-    if found:
-        named = sorted(found)[:WRITERS_NAMED_MAX]
-        more = f" and {len(found) - len(named)} more" if len(found) > len(named) else ""
-        raise FilesInUse(
-            f"programs write what is to be restored: {', '.join(named)}{more}; end them, or add"
-            " --force to restore it under their hands"
-        )
+        ]
+
+
+def _refusal(writers: list[dict[str, Any]]) -> str:
+    return (
+        f"programs write what is to be restored: {writers_text(writers)}; end them, or add --force"
+        " to restore it under their hands"
+    )
 
 
 # What undoes it.
@@ -154,8 +155,8 @@ def undo(
     """Put back what a command (`statefs try`), or the last restore, command or undo changed.
 
     Args:
-        of: the UUID of the snapshot that was taken after the command, whatever came since; None
-            for the last operation.
+        of: a snapshot that was taken for an operation, by its UUID or as `Catalog.choose` takes it:
+            what that one changed is put back, whatever came since; None for the last operation.
         force, dry_run, on_progress: as of `bring_back`.
 
     Returns:
@@ -164,16 +165,36 @@ def undo(
 
     Raises:
         NoSuchSnapshot: there is nothing to undo, or what it goes back to has been deleted.
+        UsageError: `of` was taken for nothing that can be undone.
     """
-    undone = undoing.last_operation(store.catalog.snapshots) if of is None else _by_uuid(store, of)
-    if undone is None or undone.operation is None:
-        raise NoSuchSnapshot("nothing to undo: no restore and no 'statefs try' was made here")
+    undone = _last(store) if of is None else _chosen(store, of)
     before, scope, until = yield from _undone(store, undone)
     operation = Operation(kind="undo", phase="before", other=undone.uuid)
     told = yield from bring_back(
         store, before, scope, operation, force=force, dry_run=dry_run, on_progress=on_progress
     )
     return told | {"exact": until is None, "until": until}
+
+
+def _last(store: Store) -> Snapshot:
+    """Return the snapshot of the last operation; an older one does not stand in for it."""
+    last, older = store.catalog.last_operation(), undoing.last_operation(store.catalog.snapshots)
+    found = older if last is None else store.catalog.by_uuid(last.snapshot_id)
+    if found is not None:  # no `last` is noted by versions before this one
+        return found
+    if last is None:
+        raise NoSuchSnapshot("nothing to undo: no restore, import or 'statefs try' was made here")
+    raise NoSuchSnapshot(undoing.refusal(last, older))
+
+
+def _chosen(store: Store, of: str) -> Snapshot:
+    chosen = store.catalog.by_uuid(of) or store.catalog.choose(of)
+    if chosen.operation is None:
+        raise UsageError(
+            f"{chosen.name} was taken for no restore, import or 'statefs try': 'statefs restore'"
+            " makes it current again"
+        )
+    return chosen
 
 
 def _undone(store: Store, snapshot: Snapshot) -> Steps[tuple[Snapshot, Scope, str | None]]:
@@ -183,15 +204,15 @@ def _undone(store: Store, snapshot: Snapshot) -> Steps[tuple[Snapshot, Scope, st
     """
     operation = snapshot.operation
     assert operation is not None
-    if operation.kind == "try":
-        before = _before_command(store, snapshot, operation)
-        return before, _changed_between(store, before, snapshot, Scope()), None
+    if operation.kind in AROUND:
+        before, after = _around(store, snapshot, operation)
+        return before, _changed_between(store, before, after, Scope()), None
     noted: ChangedPaths | None = yield lambda: store.read_changed(snapshot)
     if noted is not None:
         return snapshot, _scope_of(noted), None
     # Noted by no version before this one, and not where the power failed at that moment.
     scope = Scope(parsed_paths(map(unquoted, operation.paths)), may_be_missing=True)
-    other = _find(store, operation.other)
+    other = store.catalog.by_uuid(operation.other)
     if other is not None and operation.kind == "restore":
         return snapshot, _changed_between(store, snapshot, other, scope), None
     if other is not None:
@@ -205,28 +226,20 @@ def _undone(store: Store, snapshot: Snapshot) -> Steps[tuple[Snapshot, Scope, st
     return snapshot, _changed(planner, planner.plan()), until
 
 
-def _before_command(store: Store, snapshot: Snapshot, operation: Operation) -> Snapshot:
-    """Return the snapshot before a command, of the one after it."""
-    if operation.phase == "after":
-        return _by_uuid(store, operation.other)
-    raise UsageError(
-        f"'statefs try' has not come to its end: 'statefs restore' of {snapshot.name} goes"
-        " back to before its command"
-    )
-
-
-def _find(store: Store, uuid: str | None) -> Snapshot | None:
-    return next((each for each in store.catalog.snapshots if each.uuid == uuid), None)
-
-
-def _by_uuid(store: Store, uuid: str | None) -> Snapshot:
-    found = _find(store, uuid)
-    if found is None:
-        raise NoSuchSnapshot(
-            "a snapshot that was taken for this command is deleted: choose one by 'statefs list'"
-            " and restore it"
+def _around(store: Store, one: Snapshot, operation: Operation) -> tuple[Snapshot, Snapshot]:
+    """Return the snapshots before and after a command or an import, of one of them."""
+    if operation.other is None:
+        raise UsageError(
+            f"'statefs try' has not come to its end: 'statefs restore' of {one.name} goes back to"
+            " before its command"
         )
-    return found
+    other = store.catalog.by_uuid(operation.other)
+    if other is None:
+        raise NoSuchSnapshot(
+            f"one of the two snapshots around {undoing.NAMED[operation.kind]} is deleted: choose"
+            " one by 'statefs list' and restore it"
+        )
+    return (other, one) if operation.phase == "after" else (one, other)
 
 
 def _changed_between(store: Store, one: Snapshot, other: Snapshot, scope: Scope) -> Scope:

@@ -11,11 +11,13 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from statefs.errors import NoSuchSnapshot, PosixError, SnapshotPinned
 from statefs.maintenance.applications import at_rest
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.documents import Operation, VolumeManifest
+from statefs.snapshots.documents import AROUND, Operation, VolumeManifest
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -44,8 +46,25 @@ def save(
         reason,
         lambda volumes: _end_epoch(store, reason, message, labels, volumes, operation),
     )
-    yield from publish(store)
+    before = _begun(store, operation)
+    if operation is None or before is None:
+        yield from publish(store)
+    else:
+        begun = before.operation or Operation(kind=operation.kind, phase="before")
+        linked = msgspec.structs.replace(begun, other=snapshot.uuid)
+        yield from amend(store, before, operation=linked)
     return snapshot
+
+
+def _begun(store: Store, operation: Operation | None) -> Snapshot | None:
+    """Return the snapshot before an operation that has ended, which does not name the one after."""
+    if operation is None or operation.kind not in AROUND or operation.phase != "after":
+        return None
+    found = store.catalog.by_uuid(operation.other)
+    if found is None or found.operation is None:
+        return found
+    is_begun = (found.operation.kind, found.operation.phase) == (operation.kind, "before")
+    return found if is_begun and found.operation.other is None else None
 
 
 def _end_epoch(

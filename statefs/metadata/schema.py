@@ -31,8 +31,10 @@ _TABLES: Final = (
     # (text or null), `created_ns`, `epoch` (the current one, from 1), `next_id` (no number from
     # here on has been handed out), `last_slot` (the `id` last given to a snapshot),
     # `last_modified_ns` (when the list of snapshots last changed), `clean` (1 after a clean close,
-    # else 0), `boot_id` (text: in which run of the machine the store was opened last), and `files`
-    # and `bytes` (regular files of current/ and their sizes; exact only while `clean` is 1).
+    # else 0), `boot_id` (text: in which run of the machine the store was opened last), `files` and
+    # `bytes` (regular files of current/ and their sizes; exact only while `clean` is 1),
+    # `current_as` (text or null: what current/ was after the last save or restore, a snapshot's
+    # UUID or a state digest) and `last_operation` (JSON: `documents.LastOperation`).
     "CREATE TABLE store (key TEXT PRIMARY KEY, value) WITHOUT ROWID",
     # A file, folder, link or device. `mode` holds type and permissions as stat(2) does; `nlink`
     # is exact, 0 for a file that is unlinked and still open; `size` in bytes, of a folder 0;

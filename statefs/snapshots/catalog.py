@@ -22,9 +22,11 @@ from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
 from statefs.metadata.temporal import DIGESTS, EXTENTS, INLINE, INODES, KEPT, VERSIONED
 from statefs.snapshots import naming
+from statefs.snapshots.digest import DIGEST_PREFIX
 from statefs.snapshots.documents import (
     IndexDocument,
     IndexEntry,
+    LastOperation,
     Operation,
     Pin,
     RetentionPolicy,
@@ -41,6 +43,8 @@ DELETING: Final = 2
 SLOTS: Final = VIEW_MAX // 2
 """Snapshot numbers; each has two views: 2n under its name, 2n + 1 under its label."""
 MESSAGE_CHARACTERS_MAX: Final = 10_000
+REPLACING: Final = ("restore", "undo")
+"""Operations whose snapshot is taken right before rows are replaced."""
 
 
 class Snapshot(NamedTuple):
@@ -173,6 +177,7 @@ class Catalog:
             s.epoch: self._entries.get(s.epoch) or index_entry(s.document()) for s in snapshots
         }
         self.last_modified_ns = int(self._database.store_value("last_modified_ns"))
+        self._current_as = self._database.store_value("current_as")
         self.generation += 1
 
     def _note_change(self) -> None:
@@ -345,9 +350,31 @@ class Catalog:
                 "UPDATE snapshots SET state = ? WHERE epoch = ?", (COMPLETE, snapshot.epoch)
             )
             self._note_change()
+            self._note_taken(snapshot)
         shown = snapshot._replace(state=COMPLETE)
         self._show([*self.snapshots, shown])
         return shown
+
+    def _note_taken(self, snapshot: Snapshot) -> None:
+        """Write down what `current/` is as, and the last operation; in a transaction."""
+        operation = snapshot.operation
+        # Right after this one its rows are replaced: not known until `note_restored`.
+        is_replaced = operation is not None and operation.kind in REPLACING
+        self._database.set_store_value("current_as", None if is_replaced else snapshot.uuid)
+        if operation is not None:
+            last = LastOperation(kind=operation.kind, snapshot_id=snapshot.uuid, name=snapshot.name)
+            self._database.set_store_value("last_operation", msgspec.json.encode(last).decode())
+
+    def note_restored(self, snapshot: Snapshot) -> None:
+        """Write down that `current/`, but for `runtime/`, is what a snapshot shows."""
+        with self._database.transaction():
+            self._database.set_store_value("current_as", snapshot.uuid)
+        self._show(self.snapshots)
+
+    def last_operation(self) -> LastOperation | None:
+        """Return what the last restore, command or undo was; None where none was made."""
+        found = self._database.store_value("last_operation")
+        return None if found is None else msgspec.json.decode(found, type=LastOperation)
 
     def begin_delete(self, epoch: int) -> None:
         """Hide a snapshot for ever, complete or pending; its rows go later (maintenance/gc.py)."""
@@ -355,6 +382,9 @@ class Catalog:
             self._database.execute(
                 "UPDATE snapshots SET state = ?, label = NULL WHERE epoch = ?", (DELETING, epoch)
             )
+            gone = self.by_epoch(epoch)
+            if gone is not None and gone.uuid == self._current_as:
+                self._database.set_store_value("current_as", gone.state_digest)
             self._note_change()
         self._show([s for s in self.snapshots if s.epoch != epoch])
         self._table.unpin(Epoch(self.newest_pinned()))
@@ -363,6 +393,10 @@ class Catalog:
     def newest(self) -> Snapshot | None:
         """The newest complete snapshot, None without any."""
         return self.snapshots[-1] if self.snapshots else None
+
+    def by_uuid(self, uuid: str | None) -> Snapshot | None:
+        """Return the complete snapshot of a UUID, or None."""
+        return next((each for each in self.snapshots if each.uuid == uuid), None)
 
     def by_epoch(self, epoch: int) -> Snapshot | None:
         """Return the complete snapshot of an epoch, or None."""
@@ -441,9 +475,10 @@ class Catalog:
 
     @property
     def current_state_digest(self) -> str | None:
-        """What the newest sealed snapshot hashes to."""
-        sealed = (each.state_digest for each in reversed(self.snapshots))
-        return next((digest for digest in sealed if digest), None)
+        """What current/ hashed to after the last save or restore; None while it is not known."""
+        found = (each.state_digest for each in self.snapshots if each.uuid == self._current_as)
+        is_digest = str(self._current_as).startswith(DIGEST_PREFIX)
+        return self._current_as if is_digest else next(found, None)
 
     def index(self) -> IndexDocument:
         """Return index.json as it is now."""

@@ -23,7 +23,9 @@ BLOCKS_MAX: Final = 1 << 16
 LEFT_OUT: Final = frozenset({RUNTIME, b"metadata.json"})
 """Names in the root that are no part of the state: of the supervisor, and of the mount itself."""
 XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
-_PREFIX: Final = "sha256:"
+HEX: Final = frozenset("0123456789abcdef")
+DIGEST_PREFIX: Final = "sha256:"
+"""What the text of a state digest begins with."""
 _KINDS: Final = {
     stat.S_IFREG: b"f",
     stat.S_IFDIR: b"d",
@@ -55,6 +57,12 @@ class Entry(NamedTuple):
     size: int
     content: bytes
     xattrs: Mapping[bytes, bytes]
+
+
+def is_state_digest(text: str) -> bool:
+    """Return whether a text is, or could be, what `state_digest` returns."""
+    prefix, digits = text[: len(DIGEST_PREFIX)], text[len(DIGEST_PREFIX) :]
+    return prefix == DIGEST_PREFIX and len(digits) == 2 * SHA256_BYTES and set(digits) <= HEX
 
 
 def netstring(data: bytes) -> bytes:
@@ -106,7 +114,7 @@ def folder_digest(entries: Iterable[Entry]) -> bytes:
 
 def state_digest(root: bytes) -> str:
     """Return the `stateDigest` of a tree whose root folder has the digest `root`."""
-    return _PREFIX + root.hex()
+    return DIGEST_PREFIX + root.hex()
 
 
 def block_bytes(size: int) -> int:

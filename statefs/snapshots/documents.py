@@ -39,21 +39,27 @@ class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     notes: list[str] = []
 
 
+OperationKind = Literal["restore", "try", "import", "undo"]
+AROUND: Final = ("try", "import")
+"""Operations with a snapshot before and one after them."""
+
+
 class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     r"""What a snapshot was taken for: what `statefs undo` needs to know.
 
     Args:
-        kind: a restore, a command run by `statefs try`, or what puts one of them back.
+        kind: a restore, a command run by `statefs try`, an import, or what puts one of them back.
         phase: whether the snapshot was taken before or after it.
-        other: the snapshotId of the other one: what a restore brought back, the snapshot before
-            the command, or the one that was taken for what is being undone.
+        other: the snapshotId of the other one: what a restore brought back, the other one of the
+            two around a command or an import (null before it while that is under way), or the one
+            that was taken for what is being undone.
         paths: what a restore was limited to, relative to current/; empty for everything. A byte
             that is not UTF-8 is written as \xNN, a backslash as two.
         command: of `statefs try`.
         exit_code: of that command.
     """
 
-    kind: Literal["restore", "try", "undo"]
+    kind: OperationKind
     phase: Literal["before", "after"]
     other: str | None = None
     paths: list[str] = []
@@ -71,6 +77,18 @@ class ChangedPaths(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
 
     paths: list[str]
     folders: list[str]
+
+
+class LastOperation(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
+    """`last_operation` in the table `store`: what `statefs undo` is to undo next.
+
+    Args:
+        snapshot_id, name: of the snapshot that was taken for it last; it may be deleted.
+    """
+
+    kind: OperationKind
+    snapshot_id: str
+    name: str
 
 
 class Pin(msgspec.Struct, rename="camel", frozen=True, kw_only=True):

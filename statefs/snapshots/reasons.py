@@ -11,6 +11,10 @@ Reason = Literal[
     "shutdown",
     "before-upgrade",
     "before-restore",
+    "before-try",
+    "try",
+    "before-import",
+    "import",
     "before-migration",
     "hook",
 ]

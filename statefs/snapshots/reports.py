@@ -8,7 +8,8 @@ path itself in base64; without such a path that field is null.
 from __future__ import annotations
 
 import base64
-from typing import Final, Literal
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal
 
 import msgspec
 
@@ -22,6 +23,10 @@ For a link, content is where it leads; `entries`, in a log only: names came into
 """
 SUBSTANCE: Final[frozenset[Aspect]] = frozenset({"entries", "type", "content", "device"})
 """What differs in one of these is modified, in the others only its metadata is."""
+
+
+WRITERS_NAMED_MAX: Final = 5
+"""Programs named in a message; one is mostly enough to know what is meant."""
 
 
 class Difference(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
@@ -123,6 +128,15 @@ def count_all(differences: list[Difference]) -> dict[Kind, Count]:
         kind: Count(count=count, bytes_before=before, bytes=after)
         for kind, (count, before, after) in totals.items()
     }
+
+
+def writers_text(writers: Iterable[Mapping[str, Any]]) -> str:
+    """Return which programs have which files open for writing, the first few by name."""
+    found = sorted(
+        {f"{each['name']} (pid {each['pid']}) has {each['path']} open" for each in writers}
+    )
+    more = len(found) - WRITERS_NAMED_MAX
+    return ", ".join(found[:WRITERS_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
 
 
 def path_text(path: bytes) -> str:

@@ -10,9 +10,17 @@ from collections.abc import Sequence
 from typing import Final
 
 from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.documents import LastOperation
 
 KEPT_NS: Final = 24 * 3600 * 1_000_000_000
 """A day: who wants to undo does so soon, and no command under `statefs try` should take longer."""
+NAMED: Final = {
+    "restore": "a restore",
+    "try": "a command of 'statefs try'",
+    "import": "an import",
+    "undo": "an undo",
+}
+"""What each kind of operation is called."""
 FOR_UNDO: Final = "'statefs undo' needs it, for a day"
 FOR_TRY: Final = "a command of 'statefs try' may still run, for a day"
 
@@ -24,6 +32,22 @@ def last_operation(snapshots: Sequence[Snapshot]) -> Snapshot | None:
         snapshots: oldest first.
     """
     return next((each for each in reversed(snapshots) if each.operation is not None), None)
+
+
+def refusal(last: LastOperation, older: Snapshot | None) -> str:
+    """Return why the last operation cannot be undone, as its snapshot is deleted, and what can.
+
+    Args:
+        older: the snapshot of the newest operation that can.
+    """
+    if older is None or older.operation is None:
+        way = "'statefs list' shows what can be restored"
+    else:
+        way = f"'statefs undo --of {older.name}' undoes {NAMED[older.operation.kind]} before it"
+    return (
+        f"the last change was {NAMED[last.kind]}, and {last.name}, the snapshot taken for it, is"
+        f" deleted, so it cannot be undone: {way}"
+    )
 
 
 def needed(snapshots: Sequence[Snapshot], now_ns: int) -> dict[int, str]:

@@ -97,7 +97,8 @@ def test_a_round_trip_gives_the_same_trees(own_state: MountedState, tmp_path: Pa
             f"imported-from={first}, ", ""
         )
         before, after = other.listing()
-        assert (before["reason"], after["message"]) == ("before-restore", "for the journey")
+        assert (before["reason"], after["reason"]) == ("before-import", "import")
+        assert after["message"] == "for the journey"
         assert after["labels"] == {"name": "clean", "ticket": "7", "imported-from": first}
         assert same_trees(own_state.snapshots / first, other.snapshots / "latest") == []
         assert same_trees(own_state.snapshots / first, other.current) == []

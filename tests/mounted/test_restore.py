@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import json
 import mmap
 import os
+import re
+import signal
 import subprocess
 import sys
 import threading
@@ -150,7 +153,11 @@ def test_programs_that_write_are_named(own_state: MountedState) -> None:
             assert (own_state.files / "used").read_text() == "two"
             opened.restore(name, ["files/free"])
             assert (own_state.files / "free").read_text() == "one"
-            opened.restore(name, force=True)
+            told = opened.restore(name, force=True)
+            assert told["overridden"] == [
+                {"name": Path(f"/proc/{program.pid}/comm").read_text().strip(),
+                 "pid": program.pid, "path": "files/used"},
+            ]  # fmt: skip
             assert (own_state.files / "used").read_text() == "one"
         program.communicate("\n", timeout=20)
 
@@ -276,6 +283,43 @@ def test_a_command_that_fails_is_rolled_back(own_state: MountedState) -> None:
     assert (files / "a").read_text() == "one" and not (files / "b").exists()
 
 
+def test_a_rollback_names_the_programs_it_overrides(own_state: MountedState) -> None:
+    """One that the command left behind still writes there: it is said who, and where."""
+    files = own_state.files
+    (files / "a").write_text("one")
+    stays = f"exec 3>>{files}/a; echo two >&3; sleep 60 <&- >&- 2>&- & echo $!; exit 3"
+    done = run("try", own_state.state, "--on-failure", "rollback", "--", "sh", "-c", stays,
+               check=False)  # fmt: skip
+    try:
+        assert done.returncode == 3 and (files / "a").read_text() == "one"
+        assert re.search(rf"may write over.*sleep \(pid {done.stdout.strip()}\)", done.stderr)
+    finally:
+        os.kill(int(done.stdout), signal.SIGKILL)
+
+
+def test_an_import_is_undone(own_state: MountedState, tmp_path: Path) -> None:
+    """Not the restore before it; once its snapshot is gone undo refuses, and says what it can."""
+    files, archive = own_state.files, tmp_path / "a.tar"
+    (files / "a").write_text("one")
+    first = own_state.save()
+    own_state.command("export", own_state.state, first, archive)
+    (files / "a").write_text("two")
+    own_state.command("restore", own_state.state, first)
+    (files / "b").write_text("b")
+    own_state.command("import", own_state.state, archive, "--replace")
+    _, safety, before, after = own_state.listing()
+    assert before["operation"]["other"] == after["snapshotId"]
+    own_state.command("undo", own_state.state)
+    assert (files / "b").read_text() == "b" and (files / "a").read_text() == "one"
+    own_state.command("delete", own_state.state, "latest")
+    refused = own_state.run("undo", own_state.state)
+    assert refused.returncode == NoSuchSnapshot.exit_code
+    assert f"an undo, and {own_state.listing()[-1]['name']}" not in refused.stderr
+    assert f"'statefs undo --of {after['name']}' undoes an import" in refused.stderr
+    own_state.command("undo", own_state.state, "--of", safety["name"], "--force")
+    assert (files / "a").read_text() == "two" and (files / "b").read_text() == "b"
+
+
 def test_a_rollback_is_of_its_own_command(
     own_state: MountedState, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -311,8 +355,12 @@ def test_a_command_is_undone_later(own_state: MountedState) -> None:
     (files / "other").write_text("kept")
     with statefs.open(own_state.state) as opened:
         before, after = opened.list_snapshots()
-        assert after.operation is not None and after.operation.other == before.snapshot_id
         assert (before.message, after.message) == ("turn", "turn")
+        assert (before.reason, after.reason) == ("before-try", "try")
+    shown = own_state.snapshots / before.name / "metadata.json"
+    for each, other in ((before, after), (after, before)):
+        assert each.operation is not None and each.operation.other == other.snapshot_id
+    assert json.loads(shown.read_text())["operation"]["other"] == after.snapshot_id
     assert "1 path" in run("undo", own_state.state).stdout.replace("2 paths", "1 path")
     assert (files / "a").read_text() == "one"
     assert (files / "other").read_text() == "kept"

@@ -86,6 +86,36 @@ def test_documents_tell_the_digest_as_soon_as_it_is_known(own_state: MountedStat
     assert index["currentStateDigest"] == index["snapshots"][-1]["stateDigest"] == digest
 
 
+def current_digest(state: MountedState) -> str | None:
+    """Return what index.json says that current/ hashed to after the last save or restore."""
+    index = json.loads((state.state / "index.json").read_text())
+    digest: str | None = index["currentStateDigest"]
+    return digest
+
+
+def test_the_digest_of_current_is_that_of_what_was_restored(own_state: MountedState) -> None:
+    """Until the next save; after a restore of some paths, and after an undo, it is not known."""
+    make_sample_tree(own_state.files)
+    first = save_and_wait(own_state)
+    (own_state.files / "small").write_text("other")
+    (own_state.files / "new").mkdir()
+    second = save_and_wait(own_state)
+    assert first["stateDigest"] != second["stateDigest"] == current_digest(own_state)
+    own_state.command("restore", own_state.state, first["name"])
+    assert current_digest(own_state) == first["stateDigest"] == by_script(own_state.current)
+    eventually(partial(is_sealed, own_state, "latest"), "the safety snapshot is sealed")
+    own_state.command("delete", own_state.state, first["name"])
+    own_state.remount()
+    assert current_digest(own_state) == first["stateDigest"] == by_script(own_state.current)
+    own_state.verify_mounted()
+    own_state.command("restore", own_state.state, second["name"], "files/small")
+    assert current_digest(own_state) is None
+    own_state.command("undo", own_state.state)
+    assert current_digest(own_state) is None
+    third = save_and_wait(own_state)
+    assert current_digest(own_state) == third["stateDigest"] == by_script(own_state.current)
+
+
 def test_a_labelled_snapshot_of_mkdir_is_sealed(own_state: MountedState) -> None:
     """Nobody has to ask for it."""
     (own_state.files / "f").write_text("x")

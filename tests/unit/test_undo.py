@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from statefs.durable import write_file
-from statefs.errors import PosixError
+from statefs.errors import NoSuchSnapshot, PosixError, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance import steps, store
 from statefs.maintenance.commands import Commands
@@ -259,4 +259,56 @@ def test_a_full_disk_keeps_no_restore_from_being_done(
     assert "not noted" in caplog.text
     assert engine.content(file) == b"old"
     assert ask(engine, "undo", force=True)["exact"]
+    assert engine.content(file) == b"new"
+
+
+def test_the_snapshots_around_a_command_name_each_other(engine: EngineStore) -> None:
+    """Either is enough to undo it; one that names another already keeps that."""
+    file = engine.file("f", b"old")
+    before = save(engine, kind="try", phase="before")
+    engine.data.write(file, 0, b"new")
+    after = save(engine, kind="try", phase="after", other=before["snapshotId"])
+    save(engine, kind="try", phase="after", other=before["snapshotId"])
+    assert ask(engine, "show", snapshot=before["name"])["operation"]["other"] == after["snapshotId"]
+    assert engine.problems() == []  # the document in the store is the new one
+    ask(engine, "undo", force=True, of=before["name"])
+    assert engine.content(file) == b"old"
+
+
+def test_a_snapshot_that_was_taken_for_nothing_is_not_undone(engine: EngineStore) -> None:
+    """It is refused, and says what to do with it."""
+    name = save(engine)["name"]
+    with pytest.raises(UsageError, match=f"{name} was taken for no restore"):
+        ask(engine, "undo", force=True, of="latest")
+
+
+def test_undo_refuses_when_the_last_operation_cannot_be_undone(engine: EngineStore) -> None:
+    """Its snapshot is deleted: an older operation is not undone in its place, unless named."""
+    one, two = engine.file("one", b"old"), engine.file("two", b"old")
+    name = save(engine)["name"]
+    engine.data.write(one, 0, b"new")
+    older = restore(engine, name)["saved"]
+    engine.data.write(two, 0, b"new")
+    newest = restore(engine, name)["saved"]
+    ask(engine, "delete", snapshot=newest)
+    expected = f"a restore, and {newest}, .*--of {older}' undoes a restore before it"
+    with pytest.raises(NoSuchSnapshot, match=expected):
+        ask(engine, "undo", force=True)
+    assert (engine.content(one), engine.content(two)) == (b"old", b"old")
+    ask(engine, "undo", force=True, of=older)
+    assert (engine.content(one), engine.content(two)) == (b"new", b"old")
+    for each in ask(engine, "list")["snapshots"]:
+        ask(engine, "delete", snapshot=each["name"])
+    with pytest.raises(NoSuchSnapshot, match=r"an undo, and .*'statefs list' shows"):
+        ask(engine, "undo", force=True)
+
+
+def test_a_store_of_an_older_version_is_undone(engine: EngineStore) -> None:
+    """It does not say which operation was the last: the newest that there is."""
+    file = engine.file("f", b"old")
+    name = save(engine)["name"]
+    engine.data.write(file, 0, b"new")
+    restore(engine, name)
+    engine.database.execute("DELETE FROM store WHERE key IN ('last_operation', 'current_as')")
+    ask(engine, "undo", force=True)
     assert engine.content(file) == b"new"

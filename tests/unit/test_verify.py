@@ -168,6 +168,7 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ("R01", "page", zero_a_page),
     ("R02", "missing key", sql("DELETE FROM store WHERE key = 'lineage'")),
     ("R02", "no UUID", sql("UPDATE store SET value = 'x' WHERE key = 'lineage'")),
+    ("R02", "current_as", sql("INSERT OR REPLACE INTO store VALUES ('current_as', 'sha256:x')")),
     ("R02", "no number", sql("UPDATE store SET value = 'x' WHERE key = 'last_slot'")),
     ("R02", "half clean", sql("UPDATE store SET value = 2 WHERE key = 'clean'")),
     ("R03", "born before the first epoch",

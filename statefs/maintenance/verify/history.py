@@ -10,6 +10,7 @@ from statefs.ids import CLONE_BIT, FIRST_FREE_INO, LIVING
 from statefs.maintenance.verify.reading import ROOTS, Reading, in_clones
 from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
 from statefs.metadata.temporal import INLINE, VERSIONED, RowLife
+from statefs.snapshots.digest import is_state_digest
 
 INTEGRITY_LINES: Final = 20
 """SQLite's own complaints that are worth reading."""
@@ -53,6 +54,9 @@ def check_store_keys(reading: Reading) -> Iterator[str]:
         least = {"epoch": 1, "next_id": FIRST_FREE_INO}.get(key, 0)
         if key in store and not (isinstance(store[key], int) and store[key] >= least):
             yield f"the key {key} cannot be {store[key]!r}"
+    current_as = store.get("current_as")
+    if not (current_as is None or _is_uuid(current_as) or is_state_digest(current_as)):
+        yield f"the key current_as is no UUID and no state digest: {current_as!r}"
     if store.get("clean", 0) not in (0, 1):
         yield f"the key clean cannot be {store['clean']!r}"
 

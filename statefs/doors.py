@@ -68,8 +68,11 @@ class OfflineDoor:
     def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
         """Do one operation here, and what a daemon would do after it in the background."""
         from statefs.maintenance import steps
-        from statefs.maintenance.commands import CHANGING
+        from statefs.maintenance.commands import CHANGING, READING
+        from statefs.maintenance.opening import refuse_change
 
+        if op not in READING:
+            refuse_change(self._store.layout)
         result = steps.run(self._commands.start(op, dict(arguments), Listener(on_progress)))
         if op in CHANGING:
             self._store.collect()
@@ -102,7 +105,7 @@ def open_door(target: Target) -> Door:
 
     Raises:
         StoreLocked: another process has it open and is no daemon. DaemonUnreachable: a daemon has
-            it, and does not answer. NoSuchStore: it is none.
+            it, and does not answer. NoSuchStore: it is none. OlderStore: only a mount migrates it.
     """
     from statefs.locking import COMMAND_WAIT_SECONDS, StoreLock
 
@@ -155,6 +158,8 @@ def connected_client(target: Target) -> ControlClient | None:
 
 def _opened_store(target: Target) -> Store:
     from statefs.clock import SystemClock
+    from statefs.maintenance.opening import refuse_older
     from statefs.maintenance.store import open_store
 
+    refuse_older(target.layout, target.state)
     return open_store(target.store, clock=SystemClock())

@@ -31,6 +31,11 @@ def sync_filesystem(folder: Path) -> None:
         os.close(fd)
 
 
+def is_on_read_only(path: Path) -> bool:
+    """Return whether the filesystem that holds a file or folder can only be read."""
+    return bool(os.statvfs(path).f_flag & os.ST_RDONLY)
+
+
 def remove_now(path: Path) -> None:
     """Remove a file, there or not, so that its room can be used when this returns.
 

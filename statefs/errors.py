@@ -25,6 +25,8 @@
     ├── FilesInUse                  exit 23  EBUSY    programs write what is to be restored
     ├── CloneExists                 exit 24  EEXIST   a clone of that name is there already
     ├── NoSuchClone                 exit 25  ENOENT   no clone of that name
+    ├── OlderStore                  exit 26  EPROTO   the store has an older format: mount it once
+    ├── ReadOnlyStore               exit 27  EROFS    the store lies where nothing can be written
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -34,6 +36,12 @@ from __future__ import annotations
 
 import errno as _errno
 import os
+import shlex
+
+
+def typed(*words: object) -> str:
+    """Return a command for a message, as a shell takes it: words with blanks in them are quoted."""
+    return shlex.join(map(str, words))
 
 
 class StatefsError(Exception):
@@ -209,6 +217,20 @@ class NoSuchClone(StatefsError):
 
     exit_code = 25
     errno = _errno.ENOENT
+
+
+class OlderStore(StatefsError):
+    """The store was written by an older statefs; mounting it once migrates it."""
+
+    exit_code = 26
+    errno = _errno.EPROTO
+
+
+class ReadOnlyStore(StatefsError):
+    """The store lies on a read-only filesystem, and what is asked for has to write there."""
+
+    exit_code = 27
+    errno = _errno.EROFS
 
 
 class PosixError(StatefsError):

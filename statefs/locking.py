@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from statefs.durable import remove_now
-from statefs.errors import AlreadyMounted, NoSuchStore, StoreLocked
+from statefs.errors import AlreadyMounted, NoSuchStore, ReadOnlyStore, StoreLocked
 from statefs.layout import StoreLayout
 from statefs.mounts import find_mount
 
@@ -70,26 +70,34 @@ class StoreLock:
         self._role: Role = role
         self._mount_point = mount_point
         self._fd: int | None = None
+        self._is_shared = False
 
     def acquire(self, timeout_seconds: float = 0.0) -> None:
         """Take the lock, waiting for its owner at most so long.
 
+        On a read-only filesystem commands share it, and nobody is named as its owner.
+
         Raises:
             StoreLocked: another process holds it; the message names it.
             NoSuchStore: there is no folder to lock in.
+            ReadOnlyStore: a daemon cannot serve what it cannot write to.
         """
-        fd = _open_lock_file(self._layout)
+        fd, kind = _open_lock_file(self._layout)
+        if kind == fcntl.LOCK_SH and self._role == "daemon":
+            os.close(fd)
+            raise ReadOnlyStore(f"{self._layout.root} lies on a read-only filesystem")
         give_up = time.monotonic() + max(timeout_seconds, GRACE_SECONDS)
         try:
-            while not _try_lock(fd, fcntl.LOCK_EX):
+            while not _try_lock(fd, kind):
                 if time.monotonic() >= give_up:
                     raise StoreLocked(_locked_text(self._layout))
                 time.sleep(POLL_SECONDS)
-            self._write_owner(fd)
+            if kind == fcntl.LOCK_EX:
+                self._write_owner(fd)
         except BaseException:
             os.close(fd)
             raise
-        self._fd = fd
+        self._fd, self._is_shared = fd, kind == fcntl.LOCK_SH
 
     def _write_owner(self, fd: int) -> None:
         """Say who holds the lock; on a full disk with the room kept back (content/reserve.py)."""
@@ -141,7 +149,8 @@ class StoreLock:
         """Let go of the lock; harmless when it is not held."""
         if self._fd is None:
             return
-        os.ftruncate(self._fd, 0)
+        if not self._is_shared:
+            os.ftruncate(self._fd, 0)
         fcntl.flock(self._fd, fcntl.LOCK_UN)  # for whoever has a copy, too
         os.close(self._fd)
         self._fd = None
@@ -176,11 +185,18 @@ def read_owner(layout: StoreLayout) -> LockOwner | None:
     return LockOwner(**(asdict(owner) | {"alive": not is_free}))
 
 
-def _open_lock_file(layout: StoreLayout) -> int:
+def _open_lock_file(layout: StoreLayout) -> tuple[int, int]:
+    """Return the lock file, or what stands for it, and the kind of lock to take on it."""
     try:
-        return os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        return os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_EX
     except (FileNotFoundError, NotADirectoryError):
         raise NoSuchStore(f"there is no store at {layout.root}") from None
+    except OSError as error:
+        if error.errno != errno.EROFS:
+            raise
+    # Who can write there by another way, past a read-only bind mount, has made the file.
+    path = layout.lock if layout.lock.exists() else layout.root
+    return os.open(path, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH
 
 
 def _try_lock(fd: int, kind: int) -> bool:

@@ -11,13 +11,14 @@ import secrets
 import select
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import IO, Final, TypeVar
 
 import zstandard
 
-from statefs.durable import sync_folder
+from statefs.durable import is_on_read_only, sync_folder
 from statefs.errors import UsageError
 
 T = TypeVar("T")
@@ -86,32 +87,44 @@ def receive(folder: Path, write: Write, compress: bool, ask: Callable[[str], T])
     """Pass on what `ask` has written into a pipe, and return what it returned.
 
     Args:
-        folder: where the pipe is made, while it is needed: the store's.
+        folder: where the pipe is made, while it is needed: the store's, if that can be written.
         write: takes the archive.
         compress: with zstd.
-        ask: told the name of the pipe; returns when all is written into it.
+        ask: told the name of the pipe, its path if it is elsewhere; returns when all is written
+            into it.
 
     Raises:
         OSError: `write` refused. Exception: as `ask`.
     """
-    path = folder / f"export-{secrets.token_hex(8)}.pipe"
-    os.mkfifo(path, 0o600)
-    try:
-        if os.geteuid() == 0:  # then the daemon may be another user's
-            owner = folder.stat()
-            os.chown(path, owner.st_uid, owner.st_gid)
+    with _pipe(folder) as path:
         copy = _Copy(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), write, compress)
         try:
-            result = ask(path.name)
+            result = ask(path.name if path.parent == folder else str(path))
             copy.finish()
         except BaseException:
             copy.give_up()
             if copy.error is not None:
                 raise copy.error from None
             raise
-    finally:
-        path.unlink(missing_ok=True)
     return result
+
+
+@contextmanager
+def _pipe(folder: Path) -> Iterator[Path]:
+    """Give a named pipe in a store, or elsewhere if that lies on a read-only filesystem.
+
+    No daemon has such a store open: this process writes into the pipe, too.
+    """
+    with ExitStack() as cleaning:
+        if is_on_read_only(folder):
+            folder = Path(cleaning.enter_context(TemporaryDirectory(prefix="statefs-export-")))
+        path = folder / f"export-{secrets.token_hex(8)}.pipe"
+        os.mkfifo(path, 0o600)
+        cleaning.callback(path.unlink, missing_ok=True)
+        if os.geteuid() == 0:  # then the daemon may be another user's
+            owner = folder.stat()
+            os.chown(path, owner.st_uid, owner.st_gid)
+        yield path
 
 
 class _Copy:

@@ -24,8 +24,10 @@ from statefs.cli.prepare import (
     refuse_covered_files,
     refuse_overlap,
 )
+from statefs.durable import is_on_read_only
 from statefs.errors import AlreadyMounted, StaleMount
-from statefs.target import find_target, mount_of_store, require_state
+from statefs.layout import StoreLayout
+from statefs.target import find_target, mount_of_store, require_state, store_exists
 
 if TYPE_CHECKING:
     from statefs.mounts import MountInfo, MountOptions
@@ -164,6 +166,10 @@ def prepare(
         refuse_reserved(mount_point)
     else:
         refuse_covered_files(mount_point)
+    if store_exists(chosen) and is_on_read_only(chosen):
+        from statefs.maintenance.opening import refuse_change
+
+        refuse_change(StoreLayout(chosen))
     if ensure_store(chosen, app_id):
         print_line(f"made the store {chosen}")
     else:

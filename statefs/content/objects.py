@@ -104,8 +104,14 @@ class ObjectFiles:
 
     def _open_file(self, object_id: int, create: bool) -> int:
         path = self._layout.object_path(ObjectId(object_id))
-        flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT | os.O_EXCL if create else 0)
-        return os.open(path, flags, 0o600)
+        if create:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def _close_surplus(self) -> None:
         surplus = len(self._open) - MAX_DESCRIPTORS

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from statefs.content.objects import DISK_BLOCK_BYTES
-from statefs.durable import remove_now
+from statefs.durable import is_on_read_only, remove_now
 from statefs.errors import PosixError
 
 RESERVE_BYTES: Final = 8 << 20
@@ -26,13 +26,14 @@ class Reserve:
     """The reserve file of a store.
 
     Args:
-        path: where the file lies.
+        path: where the file lies; on a read-only filesystem nothing is held.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self.is_held = False
-        self.hold()
+        if not is_on_read_only(path.parent):
+            self.hold()
 
     def hold(self) -> bool:
         """Take the room if it is not held and the disk has it; return whether it is held."""

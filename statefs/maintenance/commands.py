@@ -8,7 +8,7 @@ store; both through `Commands.start`. An operation is a function in `_OPERATIONS
 * It is a generator of blocking steps (maintenance/steps.py). What only reads past trees runs in one
   such step, on a `Reader` of its own, so a mount goes on beside it.
 * `CHANGING` names those that change the list of snapshots or the tree behind the mount's back: one
-  of them runs at a time.
+  of them runs at a time. `READING` names those that write nothing at all.
 
 To add one: write it in the module it belongs to, list it here and add its method to `api.State`.
 """
@@ -286,3 +286,9 @@ CHANGING: Final = frozenset(
     }
 )  # fmt: skip
 """Operations of which one runs at a time."""
+READING: Final = frozenset(
+    {
+        "list", "show", "sizes", "diff", "log", "locate", "clones", "status", "verify", "export",
+    }
+)  # fmt: skip
+"""Operations that write nothing into the store, and so work on a read-only filesystem."""

@@ -25,7 +25,7 @@ from statefs.clock import Clock, SystemClock
 from statefs.config import ConfigFile
 from statefs.content.objects import FOLDERS, ObjectFiles
 from statefs.content.reserve import FULL, Reserve
-from statefs.durable import sync_folder, write_file
+from statefs.durable import is_on_read_only, sync_folder, write_file
 from statefs.errors import CorruptStore, InvalidConfig, NoSuchStore, PosixError
 from statefs.ids import CLONES_ROOT, DELETED_CLONES, FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
@@ -33,6 +33,7 @@ from statefs.locking import boot_id
 from statefs.maintenance import cloning, saving, steps
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
+from statefs.maintenance.opening import refuse_older, refuse_unclean
 from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.recovery import recover
 from statefs.maintenance.scrubbing import Scrubber
@@ -152,9 +153,12 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
     Args:
         follows_another: its mount goes on, which an earlier process has served until now.
 
+    On a read-only filesystem it can only be read: operations of `commands.READING`.
+
     Raises:
         NoSuchStore: nothing is there. NewerStore: it needs a newer statefs. CorruptStore: its
-            database cannot be read.
+            database cannot be read. ReadOnlyStore, OlderStore: it would have to be recovered, or
+            migrated, and nothing can be written there.
     """
     layout = StoreLayout(root)
     if not layout.meta_db.exists():
@@ -252,7 +256,9 @@ class Store:
         self.database = self.freeing(lambda: _opened_database(layout))
         self._is_open = True
         self.was_clean = bool(self.database.store_value("clean"))
-        if not self.was_clean:
+        if self.is_read_only:
+            refuse_unclean(layout, self.was_clean)
+        elif not self.was_clean:
             is_other_boot = self.database.store_value("boot_id") != boot_id()
             self.freeing(
                 lambda: recover(
@@ -263,8 +269,9 @@ class Store:
                     keeps_orphans=follows_another,
                 )
             )
-        self.freeing(self._mark_open)
-        self.database.sync()  # or after a loss of power nobody would recover what comes now
+        if not self.is_read_only:
+            self.freeing(self._mark_open)
+            self.database.sync()  # or after a loss of power nobody would recover what comes now
         self.volume = Volume(self.database, self.objects, clock, follows_another)
         self.catalog = Catalog(self.volume)
         self.settings = ConfigFile(layout.config)
@@ -277,7 +284,13 @@ class Store:
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:
             self.freeing(self.write_all_documents)
-        cloning.delete_left_over(self)
+        if not self.is_read_only:
+            cloning.delete_left_over(self)
+
+    @property
+    def is_read_only(self) -> bool:
+        """Whether it lies on a read-only filesystem."""
+        return self.database.is_read_only
 
     def _mark_open(self) -> None:
         with self.database.transaction():
@@ -526,5 +539,9 @@ class Store:
 
 
 def _opened_database(layout: StoreLayout) -> Database:
-    migrate(layout)
+    if is_on_read_only(layout.root):
+        refuse_older(layout)
+        refuse_unclean(layout)
+    else:
+        migrate(layout)
     return Database(layout.meta_db)

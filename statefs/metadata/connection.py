@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Self
+from urllib.parse import quote
 
 import apsw
 
-from statefs.durable import sync_folder
+from statefs.durable import is_on_read_only, sync_folder
 from statefs.errors import CorruptStore, NewerStore, NoSuchStore, PosixError
 from statefs.metadata import schema
 
@@ -43,16 +44,29 @@ each transaction, and end the process with SIGBUS when a copy-on-write disk is f
 def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connection:
     """Open a connection to a database of this process's store.
 
+    On a read-only filesystem, and where it has no log, SQLite is told that nobody changes it: it
+    would make a log.
+
     Raises:
         apsw.Error: it cannot be opened.
     """
-    connection = apsw.Connection(
-        str(path), flags=flags, vfs=VFS, statementcachesize=STATEMENTS_CACHED
-    )
+    name = str(path)
+    if is_on_read_only(path.parent) and not has_log(path):
+        name = f"file:{quote(name)}?immutable=1"
+        flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    connection = apsw.Connection(name, flags=flags, vfs=VFS, statementcachesize=STATEMENTS_CACHED)
     connection.set_busy_timeout(BUSY_MS)
     connection.pragma("synchronous", "NORMAL")
     connection.pragma("wal_autocheckpoint", 0)
     return connection
+
+
+def has_log(path: Path) -> bool:
+    """Return whether a database has a log with something in it, which it has not when closed."""
+    try:
+        return path.with_name(f"{path.name}-wal").stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 class Queries:
@@ -114,7 +128,8 @@ class Database(Queries):
 
     `commits` counts them, `wal_pages` is the log's length (told to `on_commit`), `sync_seconds` how
     long a sync may be expected to take: as long as the last, or a little less than the longest of
-    late.
+    late. `is_read_only` is whether it lies on a read-only filesystem: then there is no log, and no
+    transaction.
 
     Args:
         path: of meta.db.
@@ -132,6 +147,7 @@ class Database(Queries):
         if not path.exists():
             raise NoSuchStore(f"no store at {path.parent}: make one with `statefs init`")
         self.path = path
+        self.is_read_only = is_on_read_only(path.parent)
         try:
             self.connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
         except apsw.Error as error:
@@ -148,6 +164,10 @@ class Database(Queries):
         self.connection.set_wal_hook(self._note_wal_pages)
         self.connection.pragma("cache_size", -CACHE_KIB)
         self.connection.pragma("temp_store", "MEMORY")
+        self._wal_fd = -1
+        if self.is_read_only:
+            self.failure = OSError(errno.EROFS, os.strerror(errno.EROFS))
+            return
         self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         sync_folder(path.parent)  # the log's own name must survive a loss of power, too
 
@@ -295,7 +315,8 @@ class Database(Queries):
 
     def close(self) -> None:
         """Close the connection; SQLite checkpoints and removes the log."""
-        os.close(self._wal_fd)
+        if self._wal_fd >= 0:
+            os.close(self._wal_fd)
         self.connection.close()
 
 

@@ -32,6 +32,19 @@ def need(*programs: str) -> None:
 
 
 @contextmanager
+def read_only_view(source: Path, view: Path) -> Iterator[Path]:
+    """Show a folder at another place, the new folder `view`, where nothing can be written."""
+    need("mount")
+    view.mkdir()
+    run("mount", "--bind", source, view)
+    try:
+        run("mount", "-o", "remount,bind,ro", view)
+        yield view
+    finally:
+        run("umount", view)
+
+
+@contextmanager
 def loop_disk(folder: Path, size_bytes: int, *make: str) -> Iterator[Path]:
     """Mount a new filesystem of `size_bytes` in `folder`.
 

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
+from statefs.doors import open_door
+from statefs.errors import OlderStore
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.verify import verify
 from statefs.metadata.schema import FORMAT_VERSION
+from statefs.target import Target
 from tests.fixtures.make_store import EXPECTED, STORE, encode, golden, make, shown
 from tests.unit.engine_store import EngineStore
 
@@ -47,6 +50,24 @@ def test_a_store_of_each_version_shows_what_it_held(tmp_path: Path, version: int
         for now, then in zip(found["snapshots"], expected["snapshots"], strict=True):
             assert known_of(now, then) == then  # later formats know more
         assert engine.problems() == []
+
+
+@pytest.mark.parametrize("version", VERSIONS[:-1])
+def test_only_a_mount_migrates(tmp_path: Path, version: int) -> None:
+    """A command says what to type, and the store is as it was: a newer one for an older program."""
+    root = unpacked(version, tmp_path)
+    before = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    for state, typed in ((None, f"STATE --store {root}"), (tmp_path / "store", "store")):
+        target = Target(state, root, None)
+        with pytest.raises(
+            OlderStore, match=rf"format {version}.*'statefs mount .*{typed}'.*backup"
+        ):
+            open_door(target)
+    after = {path: path.read_bytes() for path in root.rglob("*") if path.is_file()}
+    assert after | {root / "lock": b""} == before | {root / "lock": b""}
+    with EngineStore(root):  # as a mount opens it
+        assert [path.name[:7] for path in (root / "backups").iterdir()] == [f"meta-v{version}"]
+    open_door(target).close()
 
 
 @pytest.mark.parametrize("version", VERSIONS)

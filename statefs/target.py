@@ -7,6 +7,7 @@ the mount table of the kernel is asked instead.
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -106,6 +107,44 @@ def find_target(given: Path | None, store: Path | None) -> Target:
     if not store_exists(target.store):
         raise NoSuchStore(_no_store_text(target))
     return target
+
+
+def find_target_of_paths(
+    given: Path | None, store: Path | None, words: Sequence[str]
+) -> tuple[Target, list[str]]:
+    """Return what `find_target` does, and the PATHs of a command line relative to `current/`.
+
+    Where nothing else says which state is meant, a PATH that leads into a mounted one does.
+
+    Args:
+        words: each relative to `current/` already, or the path of a file as every program knows it:
+            one that leads into `current/`, or a snapshot, of the state.
+
+    Raises:
+        UsageError, NoSuchStore: see `find_target`.
+    """
+    from statefs.mounts import mount_containing
+
+    if given is None and store is None and find_state(None) is None:
+        around = (mount_containing(Path(word)) for word in words)
+        given = next((mount.mount_point for mount in around if mount is not None), None)
+    target = find_target(given, store)
+    return target, [_tree_path(target, word) for word in words]
+
+
+def _tree_path(target: Target, word: str) -> str:
+    from statefs.mounts import place_in_mount
+
+    try:
+        place = place_in_mount(Path(word)) if word else None
+    except FileNotFoundError:  # the working directory was removed
+        place = None
+    if place is None or Path(place[0].source) != target.store:
+        return word
+    top, *below = place[1].parts or ("",)
+    if top == "snapshots" and below:
+        return "/".join(below[1:]) or "."
+    return ("/".join(below) or ".") if top == "current" else word
 
 
 def _target_of_store(store: Path) -> Target:

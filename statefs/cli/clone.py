@@ -71,7 +71,7 @@ def _make(words: tuple[str, ...], store: Path | None, *, as_json: bool) -> None:
     target, snapshot, rest = find_snapshot_and_paths(words, store, "clone")
     if len(rest) not in (1, 2) or not all(rest):
         raise UsageError(f"{'the name is missing' if not rest else 'give one name'}: {_USAGE}")
-    *path, name = rest
+    *path, name = *rest[:-1], words[-1]
     if not all(is_utf8(word) for word in rest):
         raise UsageError("paths and names of clones must be UTF-8 here; mkdir takes any name")
     with api.open_target(target) as opened, shown_progress(as_json) as told:

@@ -11,7 +11,7 @@ from click.shell_completion import CompletionItem
 
 from statefs.errors import UsageError
 from statefs.snapshots.naming import CURRENT
-from statefs.target import Target, find_state, find_target, names_state
+from statefs.target import Target, find_state, find_target, find_target_of_paths, names_state
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -148,13 +148,20 @@ def find_snapshot(words: tuple[str, ...], store: Path | None, command: str) -> t
         UsageError: the snapshot, or the state, is missing, or the snapshot is no UTF-8.
         NoSuchStore: there is no store where it should be.
     """
+    state, snapshot = _state_and_snapshot(words, store, command)
+    return find_target(state, store), snapshot
+
+
+def _state_and_snapshot(
+    words: tuple[str, ...], store: Path | None, command: str
+) -> tuple[Path | None, str]:
     usage = snapshot_usage(command)
     missing = "the snapshot is missing" if len(words) < _PAIR else "give one snapshot"
     state, (snapshot,) = split_state(words, 1, f"{missing}: {usage}")
     check_moments(snapshot)
     if state is None and _is_state_alone(snapshot, store):
         raise UsageError(f"'{snapshot}' is the state, {missing}: {usage}")
-    return find_target(state, store), snapshot
+    return state, snapshot
 
 
 def _is_state_alone(word: str, store: Path | None) -> bool:
@@ -200,8 +207,9 @@ def find_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
         UsageError: the path or the state is missing, or there is too much. NoSuchStore.
     """
     usage = "give one path, as it is below current/: statefs log STATE PATH"
-    state, (path,) = split_state(words, 1, usage)
-    return find_target(state, store), path
+    state, paths = split_state(words, 1, usage)
+    target, (path,) = find_target_of_paths(state, store, paths)
+    return target, path
 
 
 def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str, str]:
@@ -213,7 +221,8 @@ def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Ta
     usage = "give a snapshot and one path, as it is below current/: statefs cat STATE SNAPSHOT PATH"
     state, (moment, path) = split_state(words, 2, usage)
     check_moments(moment)
-    return find_target(state, store), moment, path
+    target, (path,) = find_target_of_paths(state, store, [path])
+    return target, moment, path
 
 
 def find_snapshot_and_paths(
@@ -228,5 +237,6 @@ def find_snapshot_and_paths(
     """
     has_state = bool(words) and _is_state(words[0])
     count = 2 if has_state else 1
-    target, name = find_snapshot(words[:count], store, command)
-    return target, name, list(words[count:])
+    state, name = _state_and_snapshot(words[:count], store, command)
+    target, paths = find_target_of_paths(state, store, words[count:])
+    return target, name, paths

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -146,7 +147,7 @@ class ControlServer:
             except UsageError as error:
                 await _send(stream, Reply(0, error=error_body(error)))
                 continue
-            await self._answer(stream, request)
+            await self._answer(stream, buffer, request)
 
     async def _next_line(self, stream: trio.SocketStream, buffer: bytearray) -> bytes | None:
         """Return the next line, or None when there will be none.
@@ -173,10 +174,11 @@ class ControlServer:
             return line
         return None
 
-    async def _answer(self, stream: trio.SocketStream, request: Request) -> None:
+    async def _answer(self, stream: trio.SocketStream, buffer: bytearray, request: Request) -> None:
         call = Call()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show_signs_of_life, stream, request.id, call)
+            nursery.start_soon(_notice_hang_up, stream, buffer, call)
             line = await self._reply_line(request, call)
             nursery.cancel_scope.cancel()
         await _send_line(stream, line)
@@ -215,6 +217,31 @@ async def _show_signs_of_life(stream: trio.SocketStream, request_id: int, call: 
         pass  # a client that has gone away changes nothing, unless the work was for its eyes only
     finally:
         call.is_wanted = False  # also when the daemon ends, which waits for the work
+
+
+async def _notice_hang_up(stream: trio.SocketStream, buffer: bytearray, call: Call) -> None:
+    """Note when the client goes away; what it asks meanwhile is kept, for its turn.
+
+    One that only asks no more still reads its reply.
+    """
+    while len(buffer) <= REQUEST_BYTES_MAX:
+        try:
+            chunk = await stream.receive_some(_RECEIVE_BYTES)
+        except trio.BrokenResourceError:  # with something unread
+            call.is_wanted = False
+            return
+        if not chunk:
+            if _has_hung_up(stream.socket):
+                call.is_wanted = False
+            return
+        buffer += chunk
+
+
+def _has_hung_up(connection: trio.socket.SocketType) -> bool:
+    """Whether nobody reads at the other end. Source: poll(2), POLLHUP."""
+    poll = select.poll()
+    poll.register(connection.fileno(), 0)
+    return any(events & select.POLLHUP for _, events in poll.poll(0))
 
 
 async def _refuse(stream: trio.SocketStream, error: StatefsError) -> None:

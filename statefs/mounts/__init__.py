@@ -17,6 +17,7 @@ from statefs.mounts.table import (
     find_mount,
     is_stale,
     mount_containing,
+    place_in_mount,
     statefs_mounts,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "is_stale",
     "mount_containing",
     "mount_fuse",
+    "place_in_mount",
     "processes_using",
     "require_empty",
     "require_fuse",

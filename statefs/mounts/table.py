@@ -10,7 +10,7 @@ import os
 import re
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Final
 
 from statefs.mounts.processes import has_connection_open
@@ -103,6 +103,17 @@ def mount_containing(path: Path) -> MountInfo | None:
     """
     mount = _reached(path)[0]
     return mount if mount is not None and mount.root == "/" else None
+
+
+def place_in_mount(path: Path) -> tuple[MountInfo, PurePosixPath] | None:
+    """Return the statefs mount that `path` leads into, and where: relative to its store's root.
+
+    None outside of all mounts. A bind mount of a folder inside a state leads there, too.
+    """
+    mount, at = _reached(path)
+    if mount is None:
+        return None
+    return mount, PurePosixPath(mount.root.lstrip("/")) / at.relative_to(mount.mount_point)
 
 
 def _reached(path: Path) -> tuple[MountInfo | None, Path]:

@@ -366,6 +366,22 @@ def test_a_command_is_undone_later(own_state: MountedState) -> None:
     assert (files / "other").read_text() == "kept"
 
 
+def test_paths_as_other_programs_write_them(own_state: MountedState) -> None:
+    """Each command takes a file by its path in current/, or in any snapshot."""
+    file = own_state.files / "a"
+    file.write_text("one")
+    name = own_state.save()
+    file.write_text("two")
+    assert run("cat", own_state.state, name, file).stdout == "one"
+    then = own_state.snapshots / name / "files" / "a"
+    assert run("log", then).stdout == run("log", own_state.state, "files/a").stdout
+    run("restore", own_state.state, name, file)
+    assert file.read_text() == "one"
+    run("clone", own_state.state, name, own_state.files, "copy")
+    assert (own_state.state / "clones/copy/a").read_text() == "one"
+    run("clone", "--delete", own_state.state, "copy")
+
+
 def test_a_command_that_is_not_there(own_state: MountedState) -> None:
     """Exits as a shell would; without a command at all it is a usage error."""
     assert run("try", own_state.state, "--", "no-such-program", check=False).returncode == 127

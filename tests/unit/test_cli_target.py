@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 
 from statefs.errors import NoSuchStore, UsageError
-from statefs.target import find_state, find_target, known_snapshot_names, require_state
+from statefs.target import (
+    find_state,
+    find_target,
+    find_target_of_paths,
+    known_snapshot_names,
+    require_state,
+)
 from tests.unit.cli_fakes import make_empty_store, pretend_mounts
 
 
@@ -110,6 +116,61 @@ def test_a_link_to_a_state_is_followed(tmp_path: Path) -> None:
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     assert find_state(Path("link")) == tmp_path / "real"
+
+
+@pytest.mark.parametrize(
+    ("cwd", "word", "meant"),
+    [
+        ("", "files/a", "files/a"),
+        ("", "state/current/files/a", "files/a"),
+        ("", "./link/current/./files//a/", "files/a"),
+        ("", "other/../state/current/files/../a", "a"),
+        ("", "state/snapshots/clean/files/a", "files/a"),
+        ("", "state/current", "."),
+        ("", "state/snapshots/clean", "."),
+        ("", "state/clones/c/a", "state/clones/c/a"),
+        ("", "state/snapshots", "state/snapshots"),
+        ("", "state", "state"),
+        ("", "bound/a", "files/a"),
+        ("", "elsewhere/current/a", "elsewhere/current/a"),
+        ("state", "files/a", "files/a"),
+        ("state/current/files", "a", "files/a"),
+        ("state/current/files", "../b", "b"),
+        ("state/current/files", ".", "files"),
+        ("state/snapshots/clean/files", "a", "files/a"),
+    ],
+)
+def test_a_path_into_the_mount_is_one_of_the_tree(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cwd: str, word: str, meant: str
+) -> None:
+    """As every program writes it: absolute, from the working directory, through links."""
+    store, other = (make_empty_store(tmp_path / name) for name in ("state.store", "other.store"))
+    for name in ("state/current/files", "state/snapshots/clean/files", "other"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "link").symlink_to("state")
+    mounts = {tmp_path / "state": store, tmp_path / "elsewhere": other}
+    pretend_mounts(monkeypatch, tmp_path / "mountinfo", mounts)
+    with open(tmp_path / "mountinfo", "a") as table:
+        table.write(f"200 1 0:50 /current/files {tmp_path}/bound rw - fuse.statefs {store} rw\n")
+    monkeypatch.chdir(tmp_path / cwd)
+    target, words = find_target_of_paths(tmp_path / "state", None, [word])
+    assert (target.store, words) == (store, [meant])
+    if meant != word:
+        absolute = str(tmp_path / cwd / word)
+        assert find_target_of_paths(None, store, [absolute]) == (target, [meant])
+
+
+def test_a_path_into_a_mount_says_which_state_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing else does."""
+    store, other = (make_empty_store(tmp_path / f"{name}.store") for name in ("state", "other"))
+    pretend_mounts(monkeypatch, tmp_path / "mountinfo", {tmp_path / "state": store})
+    target, words = find_target_of_paths(None, None, ["state/current/a"])
+    assert (target.store, words) == (store, ["a"])
+    monkeypatch.setenv("STATEFS_STATE", "other")
+    target, words = find_target_of_paths(None, None, ["state/current/a"])
+    assert (target.store, words) == (other, ["state/current/a"])
 
 
 def test_without_any_hint_the_message_says_how_to_name_a_state() -> None:

@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 
@@ -52,12 +53,18 @@ class FakeEngine:
         self.started = trio.Event()
         self.go_on = trio.Event()
         self.finished = 0
+        self.wanted: list[bool] = []
 
-    async def handle(self, op: str, args: dict[str, Any], _call: Call) -> Any:
+    async def handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
         """Do one operation."""
         if op == "wait":
             self.started.set()
             await self.go_on.wait()
+            self.finished += 1
+        elif op == "wait until unwanted":
+            self.started.set()
+            while call.is_wanted:
+                await trio.sleep(0.001)
             self.finished += 1
         elif op == "refuse":
             raise NoSuchSnapshot("no snapshot 'x'")
@@ -65,6 +72,7 @@ class FakeEngine:
             raise OSError(errno.ENOSPC, "No space left on device")
         elif op == "bug":
             raise KeyError("a bug")
+        self.wanted.append(call.is_wanted)
         return {"op": op, **args}
 
 
@@ -209,6 +217,46 @@ async def test_what_a_client_asked_for_is_done_though_it_went_away(layout: Store
             await engine.started.wait()
         engine.go_on.set()
     assert engine.finished == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(0, 0), (1, 0), (0, 2)])
+async def test_a_client_that_goes_away_is_noticed_at_once(
+    layout: StoreLayout, monkeypatch: pytest.MonkeyPatch, before: int, after: int
+) -> None:
+    """Not when it is next written to; also when it left a reply unread, or had asked for more."""
+    monkeypatch.setattr(server, "PROGRESS_SECONDS", 10 * LONG_SECONDS)
+    engine = FakeEngine()
+    async with served(layout, engine):
+        with socket.socket(socket.AF_UNIX) as connection:
+            await in_thread(lambda: connection.connect(str(layout.control_socket)))
+            connection.sendall(encode(Request(1, "list", {})) * before)
+            connection.sendall(encode(Request(2, "wait until unwanted", {})))
+            await engine.started.wait()
+            connection.sendall(encode(Request(3, "list", {})) * after)
+    assert engine.finished == 1
+
+
+async def test_a_client_that_asks_no_more_is_still_answered(layout: StoreLayout) -> None:
+    """It has said all that it has to say, and closed its half; what it had asked is in order."""
+    engine = FakeEngine()
+
+    def ask() -> list[int]:
+        with socket.socket(socket.AF_UNIX) as connection:
+            connection.connect(str(layout.control_socket))
+            connection.sendall(encode(Request(1, "wait", {})))
+            trio.from_thread.run(engine.started.wait)
+            for number in (2, 3):
+                connection.sendall(encode(Request(number, "list", {})))
+            connection.shutdown(socket.SHUT_WR)
+            trio.from_thread.run(trio.testing.wait_all_tasks_blocked)
+            trio.from_thread.run_sync(engine.go_on.set)
+            with connection.makefile("rb") as stream:
+                replies = [decode_reply(line) for line in stream]
+            return [reply.id for reply in replies if reply.progress is msgspec.UNSET]
+
+    async with served(layout, engine):
+        assert await in_thread(ask) == [1, 2, 3]
+    assert engine.wanted == [True] * 3
 
 
 async def test_requests_that_run_are_answered_when_the_server_ends(layout: StoreLayout) -> None:

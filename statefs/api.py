@@ -440,6 +440,7 @@ class State:
         Raises:
             NoSuchPath: there is no such file. UsageError: it is a folder, a link, a device.
             NoSuchSnapshot: also when the snapshot is deleted while it is read.
+            CorruptStore: it is damaged.
         """
         zeros = bytes(HOLE_BYTES)
         for part in self.read_sparse(snapshot, path):
@@ -460,12 +461,15 @@ class State:
         first = self._located(snapshot, path, 0, FILE_END, 0)
 
         def locate(offset: int, end: int) -> Location:
-            return self._located(first.snapshot, path, offset, end, first.ino)
+            # A part that has been read is compared with its digest; not all the file at once.
+            return self._located(first.snapshot, path, offset, end, first.ino, end < FILE_END)
 
         yield from read_parts(self.target.layout, locate, first)
 
-    def _located(self, snapshot: str, path: AnyPath, offset: int, end: int, ino: int) -> Location:
-        place = {"snapshot": snapshot, "path": _encoded(path), "ino": ino}
+    def _located(
+        self, snapshot: str, path: AnyPath, offset: int, end: int, ino: int, check: bool = False
+    ) -> Location:
+        place = {"snapshot": snapshot, "path": _encoded(path), "ino": ino, "check": check}
         return msgspec.convert(self._ask("locate", None, **place, offset=offset, end=end), Location)
 
     def status(self) -> Document:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Final
 
 from statefs.content.extents import Extent
-from statefs.ids import NOW, in_clones
 from statefs.metadata.connection import Queries
 
 _INLINE: Final = (
@@ -27,13 +26,10 @@ def inline(database: Queries, ino: int, epoch: int) -> tuple[bytes, int] | None:
     return row if row is not None and row[1] <= epoch else None
 
 
-def living_inline(database: Queries, ino: int) -> bytes | None:
-    """Return the inline content of a living file, in a clone also what it shares, or None."""
-    found = inline(database, ino, NOW)
-    if found is None and in_clones(ino):
-        share = database.execute(_SHARED, (ino,)).fetchone()
-        found = None if share is None else inline(database, *share)
-    return None if found is None else found[0]
+def shared(database: Queries, ino: int) -> tuple[int, int] | None:
+    """Return with which inode, at which epoch, a file of a clone shares its content; or None."""
+    row: tuple[int, int] | None = database.execute(_SHARED, (ino,)).fetchone()
+    return row
 
 
 def extents(database: Queries, ino: int, epoch: int) -> list[Extent]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from statefs.content.checks import DamagedBytes
 from statefs.daemon.checking import Checker
 from statefs.daemon.keeping import Keeper
 from statefs.daemon.tasks import Tasks, in_threads
@@ -167,6 +168,10 @@ class Service:
     def require_space(self) -> None:
         """Refuse what takes space while a full disk has cost the reserve. Raises ENOSPC."""
         self._store.reserve.require()
+
+    def damaged(self, damage: DamagedBytes) -> None:
+        """Have it known that damaged bytes were asked for."""
+        self._store.tell_damage(damage)
 
     def freeing(self, deletion: Callable[[], Any]) -> Any:
         """Run a deletion, on a full disk with the room that is reserved for it."""

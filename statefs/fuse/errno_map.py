@@ -9,16 +9,26 @@ import errno
 import logging
 from collections.abc import Callable, Coroutine
 from functools import wraps
-from typing import Any, Concatenate, Final, ParamSpec, TypeVar
+from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import apsw
 import pyfuse3
 
+from statefs.content.checks import DamagedBytes
 from statefs.errors import PosixError, StatefsError
 
 P = ParamSpec("P")
 T = TypeVar("T")
-S = TypeVar("S")
+
+
+class Answering(Protocol):
+    """Who has handlers."""
+
+    def damaged(self, damage: DamagedBytes) -> None:
+        """Have it known that damaged bytes were asked for."""
+
+
+S = TypeVar("S", bound=Answering)
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the host answers when there is no room: nothing is wrong with statefs."""
@@ -55,6 +65,9 @@ def answers(
             return await handler(self, *args, **kwargs)
         except PosixError as error:
             raise pyfuse3.FUSEError(error.errno) from None
+        except DamagedBytes as damage:
+            self.damaged(damage)
+            raise pyfuse3.FUSEError(damage.errno) from None
         except Exception as error:
             if not is_expected(error):
                 log.exception("%s failed", handler.__name__)

@@ -19,7 +19,8 @@ import apsw
 import pyfuse3
 import trio
 
-from statefs.content.objects import ObjectFiles
+from statefs.content.checks import Block, DamagedBytes, is_damage, pieces_of
+from statefs.content.objects import ObjectFiles, Piece
 from statefs.errors import PosixError
 from statefs.fuse import session_loop
 from statefs.fuse.attributes import absent, entry_attributes
@@ -34,6 +35,7 @@ from statefs.ids import (
     LIVING,
     METADATA_JSON,
     MOUNT_ROOT,
+    NOW,
     SNAPSHOTS_DIR,
     TREE_ROOT,
     ino_of,
@@ -73,6 +75,9 @@ class Service(Protocol):
 
     def require_space(self) -> None:
         """Raise PosixError ENOSPC while nothing that takes space can be accepted."""
+
+    def damaged(self, damage: DamagedBytes) -> None:
+        """Have it known that damaged bytes were asked for."""
 
     def freeing(self, deletion: Callable[[], Any]) -> Any:
         """Run a deletion so that it works on a full disk."""
@@ -395,18 +400,34 @@ class Operations(pyfuse3.Operations):
         plan = source.plan_read(node, off, size)
         if isinstance(plan, bytes):
             return plan
-        data = self._objects.read_cached(plan)
+        ino = ino_of(node)
+        epoch = NOW if _is_current(node) else self._namespace.epoch_of(node)
+        blocks = self._table.checks.unchecked(self._table.database, ino, epoch, plan)
+        data = None if blocks else self._objects.read_cached(plan)
         if data is not None:
             return data
         try:
-            with self._objects.being_read(plan):
-                return await trio.to_thread.run_sync(self._objects.read, plan)
-        except OSError:
+            with self._objects.being_read([*plan, *pieces_of(blocks)]):
+                return await trio.to_thread.run_sync(self._read_checked, plan, blocks)
+        except OSError as error:
             again = source.plan_read(node, off, size)
             if again == plan:
+                if is_damage(error):
+                    raise DamagedBytes(ino, epoch, off, plan[-1][1]) from error
                 raise
         # The file was cut or replaced while the thread read it.
-        return again if isinstance(again, bytes) else self._objects.read(again)
+        if isinstance(again, bytes):
+            return again
+        blocks = self._table.checks.unchecked(self._table.database, ino, epoch, again)
+        return self._read_checked(again, blocks)
+
+    def _read_checked(self, plan: list[Piece], blocks: list[Block]) -> bytes:
+        self._table.checks.check(blocks)
+        return self._objects.read(plan)
+
+    def damaged(self, damage: DamagedBytes) -> None:
+        """Have it known that damaged bytes were asked for."""
+        self._service.damaged(damage)
 
     @answers
     async def write(self, fh: int, off: int, buf: bytes) -> int:

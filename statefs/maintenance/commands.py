@@ -17,11 +17,12 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
 
-from statefs.errors import UsageError
+from statefs.content.checks import DamagedBytes
+from statefs.errors import CorruptStore, UsageError
 from statefs.maintenance import (
     checking,
     cloning,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from statefs.maintenance.store import Store
 
 Document = dict[str, Any]
+T = TypeVar("T")
 
 
 class Call(Protocol):
@@ -80,7 +82,15 @@ class Commands:
             bound = inspect.signature(operation).bind(self, call, **arguments)
         except TypeError as error:
             raise UsageError(f"the operation {op!r} cannot be run so: {error}") from None
-        return operation(*bound.args, **bound.kwargs)
+        return self._telling(operation(*bound.args, **bound.kwargs))
+
+    def _telling(self, steps: Steps[T]) -> Steps[T]:
+        """Have damaged bytes that an operation came across known, and named by their path."""
+        try:
+            return (yield from steps)
+        except DamagedBytes as damage:
+            told = self.store.tell_damage(damage)
+            raise CorruptStore(f"{told}: 'statefs verify --read-data' names all damage") from damage
 
 
 def _save(

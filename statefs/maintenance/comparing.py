@@ -119,7 +119,7 @@ def _version_document(
 
 
 def locate(
-    store: Store, *, snapshot: str, path: str, ino: int, offset: int, end: int
+    store: Store, *, snapshot: str, path: str, ino: int, offset: int, end: int, check: bool = False
 ) -> Steps[Document]:
     """Return where a file's bytes [offset, end), or the first of them, lie: `reports.Location`.
 
@@ -128,9 +128,11 @@ def locate(
         ino: of the file where an earlier call has found it, else 0.
         offset: of the first byte.
         end: may lie beyond the file's.
+        check: whether to compare them with their digests, as far as they have any.
 
     Raises:
         NoSuchPath: there is none, or not any more. UsageError: it is no file.
+        DamagedBytes: they are not what was there.
     """
     name, epoch = moment_of(store, snapshot)
     if name == CURRENT:
@@ -138,6 +140,8 @@ def locate(
     wanted = base64.b64decode(path)
     with store.reader() as reader:
         location = yield lambda: _located(PastTree(reader, epoch), wanted, ino, (offset, end))
+        if check:
+            yield lambda: store.checks.check_now(location.ino, epoch, location.pieces)
     found: Document = msgspec.to_builtins(msgspec.structs.replace(location, snapshot=name))
     return found
 

@@ -144,6 +144,7 @@ class _Archive:
         self, store: Store, reader: Reader, snapshot: Snapshot, pipe: PipeWriter, call: Call
     ) -> None:
         self._objects = store.objects
+        self._checks = store.checks
         self._owner = store.layout.root.stat()
         self._reader = reader
         self._tree = PastTree(reader, snapshot.epoch)
@@ -257,6 +258,7 @@ class _Archive:
     def _copy(self, ino: int, start: int, size: int) -> None:
         planned = self._tree.plan_read(ino, start, size)
         assert not isinstance(planned, bytes)
+        self._checks.check(self._checks.unchecked(self._reader, ino, self._tree.epoch, planned))
         self._pipe.write(self._objects.read(planned))
         self._advance(size)
 

@@ -12,12 +12,13 @@ import stat
 import struct
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from blake3 import blake3
 
 from statefs.content import rows
+from statefs.content.blocks import READ_BYTES, ZEROS, block_bytes, block_count
+from statefs.content.checks import DamagedBytes, inline
 from statefs.content.extents import Extent, pieces
 from statefs.content.objects import ObjectFiles
 from statefs.errors import CorruptStore
@@ -26,15 +27,7 @@ from statefs.metadata.connection import Queries, Reader
 from statefs.metadata.entries import past_entry
 from statefs.metadata.inodes import COLUMNS, Inode, past_row
 from statefs.snapshots.changes import content_of, names_of, xattrs_of
-from statefs.snapshots.digest import (
-    LEFT_OUT,
-    SHA256_BYTES,
-    Entry,
-    FolderHash,
-    block_bytes,
-    block_count,
-    device_number,
-)
+from statefs.snapshots.digest import LEFT_OUT, SHA256_BYTES, Entry, FolderHash, device_number
 from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastTree
 
@@ -49,8 +42,6 @@ READ_BYTES_PER_STEP: Final = 8 << 20
 """Content read and hashed in a step: some ten milliseconds of one core."""
 ENTRIES_PER_STEP: Final = 500
 """Entries of folders hashed in a step."""
-READ_BYTES: Final = 1 << 20
-"""Read at a time; long enough that hashing it lets go of Python's lock."""
 CONTENT_BYTES: Final = 16
 
 Values = tuple[bytes | None, bytes, bytes | None]
@@ -79,27 +70,12 @@ class DigestMissing(LookupError):
 
 
 class Unreadable(CorruptStore):
-    """Bytes of a file that cannot be read: `plan` are the pieces that could not be."""
+    """Bytes of a file that cannot be read: the pieces `plan` of the inode `ino`."""
 
-    def __init__(self, message: str, plan: list[tuple[int, int, int]]) -> None:
+    def __init__(self, message: str, ino: int, plan: list[tuple[int, int, int]]) -> None:
         super().__init__(message)
+        self.ino = ino
         self.plan = plan
-
-
-@lru_cache(maxsize=8)
-def _hash_of_zeros(length: int) -> bytes:
-    hasher = blake3()
-    _feed_zeros(hasher, length)
-    return hasher.digest()
-
-
-_ZEROS: Final = memoryview(bytes(READ_BYTES))
-
-
-def _feed_zeros(hasher: blake3, length: int) -> None:
-    while length > 0:
-        hasher.update(_ZEROS[:length])
-        length -= READ_BYTES
 
 
 def content_name(size: int, ranges: Iterable[tuple[int, int, int]]) -> bytes:
@@ -108,22 +84,6 @@ def content_name(size: int, ranges: Iterable[tuple[int, int, int]]) -> bytes:
     for each in ranges:
         name.update(struct.pack("<qqq", *each))
     return name.digest()
-
-
-def block_digest(objects: ObjectFiles, ranges: list[tuple[int, int, int]]) -> bytes:
-    """Return the BLAKE3 of the bytes of some pieces; may wait for the disk.
-
-    Raises:
-        OSError: an object file is missing, too short, or cannot be read.
-    """
-    if all(not number for _, _, number in ranges):
-        return _hash_of_zeros(sum(end - start for start, end, _ in ranges))
-    hasher = blake3()
-    for start, end, number in ranges:
-        for position in range(start, end, READ_BYTES):
-            until = min(position + READ_BYTES, end)
-            hasher.update(objects.read([(position, until, number)]))
-    return hasher.digest()
 
 
 class ContentHash:
@@ -166,7 +126,7 @@ class ContentHash:
         end = min(start + READ_BYTES, self._size)
         plan = self.next_pieces
         is_hole = all(not number for _, _, number in plan)
-        data = _ZEROS[: end - start] if is_hole else self._objects.read(plan)
+        data = ZEROS[: end - start] if is_hole else self._objects.read(plan)
         self._whole.update(data)
         self._position = end
         if self._blocks is not None:
@@ -303,8 +263,7 @@ class Files:
         """Return the digests of a file, None when its bytes are to be read first."""
         content = content_of(reader, inode, self._epoch)
         if isinstance(content, bytes):
-            if len(content) != inode.size:
-                raise CorruptStore(f"inode {inode.ino} has {len(content)} of {inode.size} bytes")
+            self._check_inline(reader, inode, content)
             self.bytes_done += inode.size
             return None, hashlib.sha256(content).digest(), None
         name = content_name(inode.size, content)
@@ -317,13 +276,27 @@ class Files:
         self._hash = (inode.ino, name, ContentHash(self._store.objects, extents, inode.size))
         return None
 
-    def _go_on(self, reader: Reader, ino: int, name: bytes, content: ContentHash) -> Iterator[Row]:
+    def _check_inline(self, reader: Reader, inode: Inode, content: bytes) -> None:
+        if len(content) != inode.size:
+            raise CorruptStore(f"inode {inode.ino} has {len(content)} of {inode.size} bytes")
         try:
+            inline(reader, inode.ino, self._epoch)
+        except DamagedBytes as error:
+            path = self._path(reader, inode.ino)
+            raise CorruptStore(f"{path} is damaged since it was hashed") from error
+
+    def _path(self, reader: Reader, ino: int) -> str:
+        paths = PastTree(reader, self._epoch).paths(ino)
+        return path_text(paths[0]) if paths else f"inode {ino}"
+
+    def _go_on(self, reader: Reader, ino: int, name: bytes, content: ContentHash) -> Iterator[Row]:
+        plan = content.next_pieces
+        try:
+            self._store.checks.check_now(ino, self._epoch, plan)
             self.bytes_done += content.advance()
-        except OSError as error:
-            paths = PastTree(reader, self._epoch).paths(ino)
-            path = path_text(paths[0]) if paths else f"inode {ino}"
-            raise Unreadable(f"{path} cannot be read: {error}", content.next_pieces) from error
+        except (OSError, DamagedBytes) as error:
+            path = self._path(reader, ino)
+            raise Unreadable(f"{path} cannot be read: {error}", ino, plan) from error
         if content.is_done:
             self._hash = None
             yield ino, content.values(name)

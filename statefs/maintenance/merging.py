@@ -13,8 +13,10 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from statefs.content.checks import DamagedBytes
 from statefs.content.extents import Extent, pieces
-from statefs.ids import ObjectId
+from statefs.content.objects import Piece
+from statefs.ids import NOW, ObjectId
 from statefs.maintenance.steps import Steps
 from statefs.metadata.inodes import InodeFlag
 from statefs.volume.data import EXTENTS_MANY
@@ -98,12 +100,15 @@ def merge(store: Store, ino: int) -> Steps[int]:
         try:
             plan = list(pieces(before, start, end))
             with store.objects.being_read([*plan, (start, end, number)]):
-                yield partial(_copy, store, plan, number, start)
+                yield partial(_copy, store, ino, plan, number)
             if before and _within(store, ino, start, end) == before:
                 data.replace_extents(table.node(ino), start, end, number)
                 merged += 1
             else:
                 store.objects.remove(number)  # and gc takes it off its list
+        except DamagedBytes as damage:
+            store.objects.remove(number)  # a copy would look sound
+            store.tell_damage(damage)
         except BaseException:
             store.objects.remove(number)
             raise
@@ -122,8 +127,13 @@ def _within(store: Store, ino: int, start: int, end: int) -> list[Extent]:
     ]
 
 
-def _copy(store: Store, plan: Sequence[tuple[int, int, int]], number: ObjectId, start: int) -> None:
-    """Write the bytes of a range into a new object, durably."""
+def _copy(store: Store, ino: int, plan: Sequence[Piece], number: ObjectId) -> None:
+    """Write the bytes of a range into a new object, durably.
+
+    Raises:
+        DamagedBytes: they are not what they were.
+    """
+    store.checks.check_now(ino, NOW, plan)
     store.objects.create(number)
-    store.objects.write(number, store.objects.read(plan), start)
+    store.objects.write(number, store.objects.read(plan), plan[0][0])
     store.objects.sync(number)

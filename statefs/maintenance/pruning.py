@@ -17,8 +17,9 @@ from statefs.errors import SnapshotPinned, UsageError
 from statefs.maintenance import saving
 from statefs.maintenance.progress import OnProgress, reporting
 from statefs.maintenance.steps import Steps
+from statefs.metadata.schema import DELETING
 from statefs.snapshots import naming, undoing
-from statefs.snapshots.catalog import DELETING, Snapshot
+from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import Pin
 from statefs.snapshots.retention import Candidate, Decision, decide, relieve
 from statefs.snapshots.sharing import Sharing, measure

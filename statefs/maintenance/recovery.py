@@ -17,8 +17,8 @@ from statefs.durable import sync_filesystem
 from statefs.ids import LIVING, ObjectId
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import living_totals
+from statefs.metadata.schema import DELETING, PENDING
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
-from statefs.snapshots.catalog import DELETING, PENDING
 
 log = logging.getLogger(__name__)
 

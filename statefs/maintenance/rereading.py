@@ -13,23 +13,27 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from statefs.content import rows
+from statefs.content.blocks import (
+    BLAKE3_BYTES,
+    block_bytes,
+    block_count,
+    block_digest,
+    whole_digest,
+)
+from statefs.content.checks import DamagedBytes
 from statefs.content.extents import Extent, pieces
 from statefs.errors import PosixError, UsageError
 from statefs.ids import TREE_ROOT, Epoch
-from statefs.maintenance.hashing import (
-    READ_BYTES_PER_STEP,
-    DigestMissing,
-    block_digest,
-    content_name,
-    entry_of,
-)
+from statefs.maintenance.hashing import READ_BYTES_PER_STEP, DigestMissing, content_name, entry_of
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.verify import Problem
 from statefs.metadata.connection import Queries, Reader
 from statefs.metadata.inodes import COLUMNS, Inode, past_row
-from statefs.snapshots.catalog import COMPLETE, Snapshot
+from statefs.metadata.schema import COMPLETE
+from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.changes import content_of
-from statefs.snapshots.digest import LEFT_OUT, FolderHash, block_bytes, block_count
+from statefs.snapshots.digest import LEFT_OUT, FolderHash
+from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastTree
 
@@ -38,7 +42,6 @@ if TYPE_CHECKING:
     from statefs.maintenance.store import Store
 
 INODES_PER_QUERY: Final = 500
-BLAKE3_BYTES: Final = 32
 PROBLEMS_MAX: Final = 1000
 """Damaged files told of: a lost disk should not make a list of millions."""
 CONTENT: Final = "D01"
@@ -196,6 +199,8 @@ class Rereading:
             wanted = version.sha256
             if count:
                 wanted = (version.blocks or b"")[BLAKE3_BYTES * place :][:BLAKE3_BYTES]
+            if known[key] != wanted:
+                self._store.checks.distrust(key[1])  # so that it is not served, either
             yield start, end, known[key] == wanted
 
     def _digest(self, is_block: bool, plan: Pieces) -> bytes | None:
@@ -203,7 +208,7 @@ class Rereading:
         try:
             if is_block:
                 return block_digest(self._store.objects, list(plan))
-            return hashlib.sha256(self._store.objects.read(plan)).digest()
+            return whole_digest(self._store.objects, plan)
         except OSError:
             return None
 
@@ -214,7 +219,7 @@ class Rereading:
             epochs = [epoch for epoch in version.epochs if epoch in sealed]
             if not epochs or len(self.problems) >= PROBLEMS_MAX:
                 return
-            path = _path(reader, version.ino, epochs[0])
+            path = path_of(reader, version.ino, epochs[0])
         names = [sealed[epoch] for epoch in epochs]
         ranges = ", ".join(f"{start} to {end}" for start, end in damaged)
         self.problems.append(
@@ -238,19 +243,26 @@ class Rereading:
             is_sound = False
         if (is_sound and hasher.digest() == wanted) or len(self.problems) >= PROBLEMS_MAX:
             return
-        path = _path(reader, inode.ino, epoch)
+        path = path_of(reader, inode.ino, epoch)
         name = self._sealed(reader)[epoch]
         message = f"{path or 'the root'}: names, attributes or digests are damaged, from {name} on"
         self.problems.append(Problem(rule=FOLDER, message=message, path=path, snapshots=[name]))
 
 
-def _path(reader: Queries, ino: int, epoch: int) -> str:
+def path_of(reader: Queries, ino: int, epoch: int) -> str:
     """Return a path of an inode at an epoch, as text for people."""
     try:
         paths = PastTree(reader, Epoch(epoch)).paths(ino)
     except PosixError:
         paths = []
     return path_text(paths[0]) if paths else f"inode {ino}"
+
+
+def describe(reader: Queries, damage: DamagedBytes) -> str:
+    """Return in words which bytes of which file are damaged, and where."""
+    path = path_of(reader, damage.ino, damage.epoch)
+    name = reader.value("SELECT name FROM snapshots WHERE epoch = ?", (damage.epoch,)) or CURRENT
+    return f"{path}: bytes {damage.start} to {damage.end} are damaged, in {name}"
 
 
 def verify_data(

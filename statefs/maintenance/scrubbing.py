@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from statefs.config import Config
+from statefs.content.blocks import READ_BYTES
 from statefs.durable import write_file
 from statefs.errors import InvalidConfig, StatefsError
-from statefs.maintenance.hashing import READ_BYTES, READ_BYTES_PER_STEP
+from statefs.maintenance.hashing import READ_BYTES_PER_STEP
 from statefs.maintenance.rereading import Rereading
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.verify import Problem

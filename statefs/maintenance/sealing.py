@@ -13,6 +13,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from statefs.content.checks import DamagedBytes
 from statefs.errors import CorruptStore, NoSuchSnapshot, PosixError
 from statefs.maintenance import saving
 from statefs.maintenance.hashing import DigestMissing, Files, Folders, Row, Unreadable
@@ -64,13 +65,14 @@ class Sealer:
     def try_again(self) -> Steps[None]:
         """Let those be the next again of which what could not be read can be read now."""
         for epoch, damage in list(self._given_up.items()):
-            if damage is not None and (yield partial(self._is_readable, damage)):
+            if damage is not None and (yield partial(self._is_readable, epoch, damage)):
                 del self._given_up[epoch]
 
-    def _is_readable(self, damage: Unreadable) -> bool:
+    def _is_readable(self, epoch: int, damage: Unreadable) -> bool:
         try:
+            self._store.checks.check_now(damage.ino, epoch, damage.plan)
             self._store.objects.read(damage.plan)
-        except OSError:
+        except (OSError, DamagedBytes):
             return False
         return True
 

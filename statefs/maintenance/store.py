@@ -23,6 +23,7 @@ import msgspec
 from statefs import __version__
 from statefs.clock import Clock, SystemClock
 from statefs.config import ConfigFile
+from statefs.content.checks import ContentChecks, DamagedBytes
 from statefs.content.objects import FOLDERS, ObjectFiles
 from statefs.content.reserve import FULL, Reserve
 from statefs.durable import is_on_read_only, sync_folder, write_file
@@ -36,6 +37,7 @@ from statefs.maintenance.migrations import migrate
 from statefs.maintenance.opening import refuse_older, refuse_unclean
 from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.recovery import recover
+from statefs.maintenance.rereading import describe
 from statefs.maintenance.scrubbing import Scrubber
 from statefs.maintenance.sealing import Sealer
 from statefs.maintenance.verify import Problem, verify
@@ -252,6 +254,7 @@ class Store:
         self.objects = ObjectFiles(layout)
         self.host: Host = Unmounted()
         self._is_open = False
+        self._told: set[str] = set()
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))
         self._is_open = True
@@ -296,6 +299,26 @@ class Store:
         with self.database.transaction():
             self.database.set_store_value("clean", 0)
             self.database.set_store_value("boot_id", boot_id())
+
+    @property
+    def checks(self) -> ContentChecks:
+        """What is known of content that has digests."""
+        return self.volume.table.checks
+
+    def tell_damage(self, damage: DamagedBytes) -> str:
+        """Have it known that damaged bytes were to be used; return what is damaged, in words.
+
+        A block is told of once; from any thread.
+        """
+        try:
+            with self.reader() as reader:
+                text = describe(reader, damage)
+        except apsw.Error:  # the database is damaged, too
+            text = str(damage)
+        if text not in self._told:
+            self._told.add(text)
+            log.error("damage: %s", text)
+        return text
 
     @property
     def created_ns(self) -> int:

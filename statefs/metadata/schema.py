@@ -23,6 +23,12 @@ APPLICATION_ID: Final = 0x53544653
 """PRAGMA application_id of a statefs database: "STFS"."""
 FORMAT_VERSION: Final = 4
 """PRAGMA user_version: the version of this schema and of the whole on-disk format."""
+PENDING: Final = 0
+"""The state of a snapshot that is being taken: not shown, dropped at recovery."""
+COMPLETE: Final = 1
+"""The state of a snapshot that is shown."""
+DELETING: Final = 2
+"""The state of a snapshot whose rows go: not shown, finished at recovery."""
 PAGE_BYTES: Final = 4096
 """SQLite's page: the unit of the host's page cache, so a commit writes no more than it must."""
 

@@ -20,6 +20,7 @@ from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
 from statefs.layout import RUNTIME
 from statefs.metadata.entries import living_entry
+from statefs.metadata.schema import COMPLETE, DELETING, PENDING
 from statefs.metadata.temporal import DIGESTS, EXTENTS, INLINE, INODES, KEPT, VERSIONED
 from statefs.snapshots import naming
 from statefs.snapshots.digest import DIGEST_PREFIX
@@ -37,9 +38,6 @@ from statefs.snapshots.documents import (
 from statefs.snapshots.reasons import REASONS
 from statefs.volume.volume import Volume
 
-PENDING: Final = 0
-COMPLETE: Final = 1
-DELETING: Final = 2
 SLOTS: Final = VIEW_MAX // 2
 """Snapshot numbers; each has two views: 2n under its name, 2n + 1 under its label."""
 MESSAGE_CHARACTERS_MAX: Final = 10_000
@@ -178,6 +176,7 @@ class Catalog:
         }
         self.last_modified_ns = int(self._database.store_value("last_modified_ns"))
         self._current_as = self._database.store_value("current_as")
+        self._table.checks.snapshots_changed()
         self.generation += 1
 
     def _note_change(self) -> None:

@@ -16,10 +16,6 @@ from typing import Final, NamedTuple
 from statefs.layout import RUNTIME
 
 SHA256_BYTES: Final = 32
-BLOCK_BYTES: Final = 1 << 20
-"""A damaged byte is told to within a block of 1 MiB; its digest is a 32768th of it."""
-BLOCKS_MAX: Final = 1 << 16
-"""Blocks of larger files are larger, so that a file's row in the database stays below 2 MiB."""
 LEFT_OUT: Final = frozenset({RUNTIME, b"metadata.json"})
 """Names in the root that are no part of the state: of the supervisor, and of the mount itself."""
 XATTR_SPACES: Final = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
@@ -115,17 +111,3 @@ def folder_digest(entries: Iterable[Entry]) -> bytes:
 def state_digest(root: bytes) -> str:
     """Return the `stateDigest` of a tree whose root folder has the digest `root`."""
     return DIGEST_PREFIX + root.hex()
-
-
-def block_bytes(size: int) -> int:
-    """Return how long the blocks of a file of `size` bytes are: a power of two, 1 MiB at least."""
-    length = BLOCK_BYTES
-    while -(-size // length) > BLOCKS_MAX:
-        length *= 2
-    return length
-
-
-def block_count(size: int) -> int:
-    """Return for how many blocks a file of `size` bytes keeps digests; none where one is all."""
-    count = -(-size // block_bytes(size))
-    return count if count > 1 else 0

@@ -24,6 +24,7 @@ from statefs.ids import (
     SNAPSHOTS_DIR,
     TREE_ROOT,
     VIEW_MAX,
+    Epoch,
     Ino,
     View,
     ino_of,
@@ -244,6 +245,10 @@ class Namespace:
         if ino == TREE_ROOT:
             return SNAPSHOTS_DIR
         return node_id(view, Ino(self._tree(view)[1].inode(ino).parent))
+
+    def epoch_of(self, node: int) -> Epoch:
+        """Return the epoch that a node of a snapshot shows. Raises PosixError ESTALE."""
+        return self._tree(view_of(node))[1].epoch
 
     def plan_read(self, node: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:
         """Return the bytes when no object file is needed, else the pieces to read them from."""

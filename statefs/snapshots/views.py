@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 from typing import Any, Final
 
-from statefs.content import rows
+from statefs.content import checks, rows
+from statefs.content.checks import DamagedBytes
 from statefs.content.extents import Extent, pieces
 from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT, Epoch
@@ -122,15 +123,21 @@ class PastTree:
         ]
 
     def plan_read(self, ino: int, offset: int, size: int) -> bytes | list[tuple[int, int, int]]:
-        """Return the bytes when no object file is needed, else the pieces to read them from."""
+        """Return the bytes when no object file is needed, else the pieces to read them from.
+
+        Raises:
+            DamagedBytes: they are not what was there.
+        """
         inode = self.inode(ino)
         end = min(offset + size, inode.size)
         if end <= offset:
             return b""
         if inode.flags & InodeFlag.EXTENTS:
             return list(pieces(self._extents(ino), offset, end))
-        found = rows.inline(self._database, ino, self.epoch)
-        return found[0][offset:end] if found is not None else bytes(end - offset)
+        found = checks.inline(self._database, ino, self.epoch)
+        if found is None or len(found) != inode.size:
+            raise DamagedBytes(ino, self.epoch, 0, inode.size)
+        return found[offset:end]
 
     def _extents(self, ino: int) -> list[Extent]:
         """Return a file's extents, kept for the file that was read last."""

@@ -11,7 +11,8 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from statefs.content import rows
+from statefs.content import checks, rows
+from statefs.content.checks import DamagedBytes
 from statefs.content.extents import Extent, cut, is_covered, overlay, pieces
 from statefs.content.objects import blocks_of
 from statefs.errors import PosixError
@@ -45,8 +46,10 @@ class FileData:
 
     def _content(self, node: Node) -> bytes:
         if node.data is None:
-            found = rows.living_inline(self._database, node.ino) if node.size else None
-            node.data = found or b""
+            found = checks.living_inline(self._database, node.ino) if node.size else b""
+            if found is None or len(found) != node.size:
+                raise DamagedBytes(node.ino, NOW, 0, node.size)
+            node.data = found
         return node.data
 
     def extents(self, node: Node) -> list[Extent]:
@@ -97,7 +100,7 @@ class FileData:
         return node
 
     def _write_inline(self, node: Node, offset: int, data: bytes) -> None:
-        old = self._content(node)
+        old = self._content(node) if offset or len(data) < node.size else b""
         if offset == len(old):
             new = old + data
         else:
@@ -331,7 +334,7 @@ class FileData:
 
     def _truncate_inline(self, node: Node, size: int) -> None:
         table = self._table
-        new = self._content(node)[:size].ljust(size, b"\0")
+        new = (self._content(node)[:size] if size else b"").ljust(size, b"\0")
         with table.change(node):
             self._put_inline(node, new)
             self._changed_by_truncate(node)

@@ -15,6 +15,7 @@ from typing import Any, Final
 import apsw
 
 from statefs.clock import Clock
+from statefs.content.checks import ContentChecks
 from statefs.content.extents import Extent
 from statefs.content.objects import ObjectFiles
 from statefs.errors import PosixError
@@ -86,6 +87,8 @@ class InodeTable:
             whatever existed then: of such files it is known that they are closed only when the
             kernel drops them (`forget`).
 
+    `checks` knows which content has been compared with its digests.
+
     `underway` is told of each change of a name before it is committed.
 
     `fragmented` has the files of many extents, with the epoch in which they were last merged and
@@ -100,6 +103,7 @@ class InodeTable:
     ) -> None:
         self.database = database
         self.objects = objects
+        self.checks = ContentChecks(objects, database)
         self.clock = clock
         self.underway = Underway()
         self.temporal = Temporal.of(database)

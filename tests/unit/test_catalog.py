@@ -11,14 +11,8 @@ import pytest
 from statefs.errors import NoSuchSnapshot, PosixError, SnapshotExists, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.layout import RUNTIME
-from statefs.snapshots.catalog import (
-    DELETING,
-    MESSAGE_CHARACTERS_MAX,
-    PENDING,
-    SLOTS,
-    Catalog,
-    document_of,
-)
+from statefs.metadata.schema import DELETING, PENDING
+from statefs.snapshots.catalog import MESSAGE_CHARACTERS_MAX, SLOTS, Catalog, document_of
 from statefs.snapshots.views import PastTree
 from tests.unit.engine_store import FOLDER, ME, EngineStore, tree_of
 

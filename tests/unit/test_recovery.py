@@ -14,7 +14,7 @@ import pytest
 
 from statefs.ids import TREE_ROOT, ObjectId
 from statefs.maintenance import saving, store
-from statefs.snapshots.catalog import DELETING
+from statefs.metadata.schema import DELETING
 from statefs.volume.attributes import AttributeChange
 from statefs.volume.names import RENAME_EXCHANGE
 from statefs.volume.table import IDS_RESERVED

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
+from statefs.content.blocks import BLOCK_BYTES
 from statefs.errors import StatefsError, UsageError
 from statefs.ids import TREE_ROOT, ObjectId
 from statefs.maintenance import steps
 from statefs.maintenance.commands import Commands
 from statefs.maintenance.rereading import Rereading
 from statefs.maintenance.verify import CHECKS, Problem
-from statefs.snapshots.digest import BLOCK_BYTES
 from tests.unit.engine_store import EngineStore
 from tests.unit.test_sealing import fill, seal
 

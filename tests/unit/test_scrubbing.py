@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import pytest
 
+from statefs.content.blocks import BLOCK_BYTES
 from statefs.maintenance import steps
 from statefs.maintenance.commands import Commands
-from statefs.snapshots.digest import BLOCK_BYTES
 from tests.unit.engine_store import SECOND_NS, EngineStore
 from tests.unit.test_rereading import Listener, damage
 from tests.unit.test_sealing import seal

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from statefs.content.blocks import BLOCK_BYTES, BLOCKS_MAX, block_bytes, block_count
 from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT, ObjectId
 from statefs.maintenance import hashing, steps
@@ -24,12 +25,8 @@ from statefs.maintenance.sealing import PASSED_OVER, Sealer
 from statefs.maintenance.store import init_store
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.digest import (
-    BLOCK_BYTES,
-    BLOCKS_MAX,
     LEFT_OUT,
     Entry,
-    block_bytes,
-    block_count,
     device_number,
     folder_digest,
     netstring,

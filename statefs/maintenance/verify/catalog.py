@@ -14,8 +14,9 @@ from statefs.errors import UsageError
 from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT
 from statefs.layout import RUNTIME
 from statefs.maintenance.verify.reading import Reading
+from statefs.metadata.schema import COMPLETE, DELETING, PENDING
 from statefs.snapshots import naming
-from statefs.snapshots.catalog import COMPLETE, DELETING, PENDING, SLOTS, Snapshot
+from statefs.snapshots.catalog import SLOTS, Snapshot
 from statefs.snapshots.documents import (
     ChangedPaths,
     IndexDocument,

@@ -11,7 +11,7 @@ from statefs.content.objects import FOLDERS
 from statefs.ids import LIVING, ObjectId
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.inodes import InodeFlag
-from statefs.snapshots.catalog import PENDING
+from statefs.metadata.schema import PENDING
 
 IS_INLINE: Final = (
     f"(i.mode & 0xF000 = {stat.S_IFLNK} OR"

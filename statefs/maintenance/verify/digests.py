@@ -6,10 +6,11 @@ import stat
 from collections.abc import Iterator
 from typing import Any, Final
 
+from statefs.content.blocks import BLOCK_BYTES, block_count
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
-from statefs.snapshots.catalog import COMPLETE
-from statefs.snapshots.digest import BLOCK_BYTES, SHA256_BYTES, block_count, state_digest
+from statefs.metadata.schema import COMPLETE
+from statefs.snapshots.digest import SHA256_BYTES, state_digest
 
 CONTENT_BYTES: Final = 16
 BLAKE3_BYTES: Final = 32

@@ -19,7 +19,8 @@ from statefs.ids import (
 )
 from statefs.layout import StoreLayout
 from statefs.metadata.connection import Queries, connect
-from statefs.snapshots.catalog import COMPLETE, DELETING, Snapshot, snapshot_of
+from statefs.metadata.schema import COMPLETE, DELETING
+from statefs.snapshots.catalog import Snapshot, snapshot_of
 from statefs.snapshots.views import PastTree
 
 FOLDERS_UP_MAX: Final = 100

@@ -376,14 +376,17 @@ class State:
     def check(self, snapshot: str, on_progress: OnProgress | None = None) -> Document:
         """Open the databases and documents of one snapshot (docs/cli.md, "check").
 
-        The outcome becomes the snapshot's label `consistency`.
+        The outcome becomes the snapshot's label `consistency`. A state that is not mounted is
+        mounted meanwhile, where only this user sees it.
 
         Raises:
-            NotMounted: the state is not mounted. HookFailed: the check itself failed. As `show`.
+            HookFailed: the check itself failed. FuseUnavailable. As `show`.
         """
-        report: Document = self._ask("check", on_progress, snapshot=snapshot)
-        changes = {key: report[key] for key in ("outcome", "volumes")}
-        self._ask("write_down_check", snapshot=report["name"], **changes)
+        known = None if self.path is None else str(self.path / "current")
+        with self._mounted_meanwhile() as mounted:
+            report: Document = mounted._ask("check", on_progress, snapshot=snapshot, original=known)
+            changes = {key: report[key] for key in ("outcome", "volumes")}
+            mounted._ask("write_down_check", snapshot=report["name"], **changes)
         return report
 
     def diff(

@@ -32,8 +32,8 @@ def command(words: tuple[str, ...], store: Path | None, as_json: bool) -> int:
     """Open what one snapshot of STATE holds: databases of SQLite and PostgreSQL, JSON documents.
 
     Databases are opened in a clone that is thrown away; the snapshot stays as it is. The outcome
-    becomes the snapshot's label "consistency". Exits with 21 when something is damaged. STATE must
-    be mounted. SNAPSHOT is what 'statefs show' takes.
+    becomes the snapshot's label "consistency". Exits with 21 when something is damaged. A state
+    that is not mounted is mounted meanwhile. SNAPSHOT is what 'statefs show' takes.
     """
     target, name = find_snapshot(words, store, "check")
     with api.open_target(target) as opened, shown_progress(as_json) as on_progress:

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
@@ -34,6 +34,9 @@ FROM_CONTROL: Final = {
     "max_locks_per_xact setting": "max_locks_per_transaction",
 }
 """Lines of pg_controldata and the settings that a recovery wants no smaller."""
+REDO: Final = "Latest checkpoint's REDO location"
+TIMELINE: Final = "Latest checkpoint's TimeLineID"
+"""Lines of pg_controldata that say where a recovery begins."""
 POLL_SECONDS: Final = 0.05
 SHUTDOWN_SECONDS: Final = 60.0
 """Everything is written back first; a server that is killed leaves shared memory behind."""
@@ -66,7 +69,9 @@ def check_cluster(data: Path, deadline: Deadline, moved: tuple[Path, Path]) -> N
         if account:
             os.chown(folder, account.uid, account.gid)
         cluster = _Copy(data, folder, account, deadline)
-        cluster.write_settings()
+        control = cluster.control()
+        cluster.refuse_new_tablespaces(control)
+        cluster.write_settings(control)
         user = cluster.superuser()
         with cluster.serving():
             cluster.ask_all_databases(user)
@@ -158,15 +163,40 @@ class _Copy:
         self._log = folder / "log"
         self._postgres = program("postgres", self._version)
 
-    def write_settings(self) -> None:
-        """Write settings of our own: local connections alone, and nothing that lasts."""
+    def control(self) -> dict[str, str]:
+        """Return what pg_control says of the cluster."""
         told = run(
             [program("pg_controldata", self._version), "-D", str(self._data)],
             self._deadline,
             account=self._account,
             env={"LC_ALL": "C"},
         )
-        control = dict(re.findall(r"^([^:]+):\s+(.*)$", told, re.MULTILINE))
+        return dict(re.findall(r"^([^:]+):\s+(.*)$", told, re.MULTILINE))
+
+    def refuse_new_tablespaces(self, control: Mapping[str, str]) -> None:
+        """Refuse a log that makes a tablespace: recovery would link the copy to the original's.
+
+        Raises:
+            HookFailed: it does.
+        """
+        place = (control.get(TIMELINE, "1"), control.get(REDO, "0/0"))
+        words = ["--rmgr=Tablespace", "--timeline", place[0], "--start", place[1]]
+        dump = [program("pg_waldump", self._version), "--path", str(self._data / "pg_wal"), *words]
+        # It complains at the end of every log, and of one that is damaged recovery tells.
+        told = run(
+            ["sh", "-c", '"$@" 2>/dev/null || true', "sh", *dump],
+            self._deadline,
+            account=self._account,
+            env={"LC_ALL": "C"},
+        )
+        if made := re.search(r"desc: CREATE \d+ (.*)", told):
+            raise HookFailed(
+                f"since its last checkpoint the tablespace {made[1]} was made, which a copy would"
+                " write to: run CHECKPOINT before the save"
+            )
+
+    def write_settings(self, control: Mapping[str, str]) -> None:
+        """Write settings of our own: local connections alone, and nothing that lasts."""
         values = {
             "data_directory": f"'{self._data}'",
             "hba_file": f"'{self._folder}/hba.conf'",

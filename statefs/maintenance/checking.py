@@ -74,8 +74,13 @@ class CheckedVolume(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str]
 
 
-def check(store: Store, snapshot: Snapshot, listener: Listener) -> Steps[Report]:
+def check(
+    store: Store, snapshot: Snapshot, listener: Listener, original: str | None = None
+) -> Steps[Report]:
     """Open the databases and documents of a snapshot in a throw-away clone; return what came of it.
+
+    Args:
+        original: where programs know `current/`; left out, where it is mounted now.
 
     Raises:
         NotMounted: programs can open nothing in a store that is not. HookFailed: the work failed.
@@ -86,7 +91,7 @@ def check(store: Store, snapshot: Snapshot, listener: Listener) -> Steps[Report]
         yield partial(store.host.alone, _clone(store, snapshot, name))
         request = CheckRequest(
             tree=str(mount_point / "clones" / os.fsdecode(name)),
-            original=str(mount_point / "current"),
+            original=original or str(mount_point / "current"),
             is_writable=True,
         )
         found: list[Finding] = yield lambda: _collected(request, listener)

@@ -244,14 +244,16 @@ def _export(
     return (yield from exporting.export(commands.store, call, chosen, pipe, wanted))
 
 
-def _check(commands: Commands, call: Call, *, snapshot: str) -> Steps[Document]:
+def _check(
+    commands: Commands, call: Call, *, snapshot: str, original: str | None = None
+) -> Steps[Document]:
     def opened(count: int) -> None:
         call.report({"what": "opening", "done": count, "total": None, "unit": "files"})
 
     chosen = commands.store.catalog.choose(snapshot)
     listener = checking.Listener(opened, lambda: call.is_wanted)
     report: Document = msgspec.to_builtins(
-        (yield from checking.check(commands.store, chosen, listener))
+        (yield from checking.check(commands.store, chosen, listener, original))
     )
     return report
 

@@ -81,6 +81,8 @@ class TestPostgres:
         with cluster.serving():
             cluster.psql(f"CREATE TABLESPACE beside LOCATION '{space}'")
             cluster.psql("CREATE TABLE t TABLESPACE beside AS SELECT generate_series(1, 99) AS n")
+            young = app_state.save()
+            cluster.psql("CHECKPOINT")
             with under_load(cluster) as (client, _):
                 client.lines_after(20)
                 snapshot = app_state.save()
@@ -89,6 +91,14 @@ class TestPostgres:
         assert report["opened"]["postgres"] == 1
         assert [each["note"] for each in report["findings"]] == [None]  # in place, in a clone
         assert os.listdir(app_state.state / "clones") == []
+        (finding,) = json.loads(app_state.command("check", app_state.state, young, "--json"))[
+            "findings"
+        ]
+        assert "CHECKPOINT" in finding["unchecked"] and str(space) in finding["unchecked"]
+        app_state.umount()  # its links to tablespaces still lead to where it was mounted
+        report = json.loads(app_state.command("check", app_state.state, snapshot, "--json"))
+        assert report["outcome"] == "verified", report["findings"]
+        app_state.mount()
         for segment in (cluster.data / "pg_wal").glob("0*"):
             segment.unlink()
         done = app_state.run("check", app_state.state, app_state.save())
@@ -233,6 +243,19 @@ def test_a_check_tells_sound_databases_from_damaged_ones(app_state: MountedState
     assert os.listdir(app_state.state / "clones") == []
     assert os.stat(app_state.state / "clones").st_nlink == 2
 
+
+def test_a_state_that_is_not_mounted_can_be_checked(app_state: MountedState) -> None:
+    """It is mounted for as long as that takes, where nobody sees it; its label tells the outcome."""
+    make_bank(app_state.files / "bank.db", "wal")
+    good = app_state.save()
+    (app_state.files / "bad.json").write_text("{")
+    bad = app_state.save()
     app_state.umount()
-    refused = app_state.run("check", app_state.state, good, "--store", app_state.store)
-    assert refused.returncode == 4 and "mount" in refused.stderr
+    report = json.loads(app_state.command("check", app_state.state, good, "--json"))
+    assert (report["outcome"], report["opened"]) == ("verified", {"sqlite": 1})
+    done = app_state.run("check", "--store", app_state.store, bad)
+    assert done.returncode == 21 and done.stdout.startswith("damaged: files/bad.json: not JSON")
+    assert os.listdir(app_state.state) == []
+    labels = [each["labels"].get("consistency") for each in app_state.listing()]
+    assert labels == ["verified", "damaged"]
+    assert app_state.command("clone", "--list", app_state.state) == ""

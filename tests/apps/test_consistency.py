@@ -245,7 +245,7 @@ def test_a_check_tells_sound_databases_from_damaged_ones(app_state: MountedState
 
 
 def test_a_state_that_is_not_mounted_can_be_checked(app_state: MountedState) -> None:
-    """It is mounted for as long as that takes, where nobody sees it; its label tells the outcome."""
+    """It is mounted for as long as that takes, where nobody sees it; labels tell the outcome."""
     make_bank(app_state.files / "bank.db", "wal")
     good = app_state.save()
     (app_state.files / "bad.json").write_text("{")

@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
 """Print the stateDigest of a folder, e.g. state/snapshots/NAME; docs/state-digest.md says how.
 
+With --volume behind it nothing in the folder is left out: the `digest` of a volume.
 Needs Python alone, nothing of statefs. Run it as root: an ordinary user sees no trusted.*
 attributes and cannot read everybody's files, and so gets another value or an error.
 """
@@ -52,4 +53,5 @@ def folder(path: bytes, left_out: tuple[bytes, ...] = ()) -> bytes:
 
 
 if __name__ == "__main__":
-    print("sha256:" + folder(os.fsencode(sys.argv[1]), (b"runtime", b"metadata.json")).hex())
+    not_of_the_state = () if "--volume" in sys.argv[2:] else (b"runtime", b"metadata.json")
+    print("sha256:" + folder(os.fsencode(sys.argv[1]), not_of_the_state).hex())

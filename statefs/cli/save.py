@@ -9,7 +9,7 @@ import click
 from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, json_option, state_argument, store_option
-from statefs.cli.output import plain, print_json, print_line
+from statefs.cli.output import plain, print_json, print_line, warn
 from statefs.cli.progress import shown_progress
 from statefs.errors import UsageError
 from statefs.snapshots.reasons import REASONS
@@ -87,6 +87,9 @@ def command(
         if wait:
             with shown_progress(as_json) as on_progress:
                 saved = opened.seal(saved.name, on_progress)
+    for volume in saved.volume_manifests:
+        for note in volume.notes:
+            warn(f"volume {volume.name}: {note}")
     snapshot = plain(saved)
     if as_json:
         print_json(snapshot)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from statefs.cli.output import Column, print_facts, print_table
+from statefs.cli.output import Column, print_facts, print_line, print_table
 from statefs.cli.units import count_text, local_text, since_text, size_text
 
 LIST_COLUMNS = (
@@ -27,6 +27,7 @@ _VOLUME_COLUMNS = (
     Column("consistency"),
     Column("format"),
     Column("size", align_right=True),
+    Column("dump", may_shorten=True),
     Column("digest", may_shorten=True),
 )
 
@@ -108,6 +109,9 @@ def print_snapshot(snapshot: Mapping[str, Any], folder: str, now_seconds: float)
     if volumes:
         print_facts([("Volumes", str(len(volumes)))])
         print_table(_VOLUME_COLUMNS, volumes)
+    for manifest in snapshot["volumeManifests"]:
+        for note in manifest["notes"]:
+            print_line(f"{manifest['name']}: {note}")
 
 
 def _volume_rows(manifests: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -117,10 +121,15 @@ def _volume_rows(manifests: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             str(manifest["consistency"]),
             str(manifest["format"]),
             "" if manifest["bytes"] is None else size_text(manifest["bytes"]),
+            _dump_text(manifest["dump"]),
             str(manifest["digest"] or ""),
         ]
         for manifest in manifests
     ]
+
+
+def _dump_text(dump: Mapping[str, Any] | None) -> str:
+    return "" if dump is None else f"{dump['path']} ({size_text(dump['bytes'])})"
 
 
 def phrase(snapshot: Mapping[str, Any]) -> str:

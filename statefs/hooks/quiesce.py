@@ -110,7 +110,8 @@ class Preparation:
             for command in volume.before_save:
                 self._run(volume, command, deadline, {})
             if not folder.is_dir():
-                return replace(result, notes=("the folder does not exist",))
+                note = f"there is no folder {volume.folder}: nothing of it is in the snapshot"
+                return replace(result, consistency="crash-consistent", notes=(note,))
             if volume.consistency == "sqlite":
                 return _prepare_sqlite(result, folder, deadline)
             if volume.consistency == "postgres":

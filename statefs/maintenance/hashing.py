@@ -416,8 +416,13 @@ class Folders:
 
     @staticmethod
     def _known_root(reader: Reader) -> bytes:
-        known = reader.execute(_KNOWN, (TREE_ROOT,)).fetchone()
-        if known is None:
+        digest = newest_digest(reader, TREE_ROOT)
+        if digest is None:
             raise DigestMissing(TREE_ROOT)
-        digest: bytes = known[1]
         return digest
+
+
+def newest_digest(queries: Queries, ino: int) -> bytes | None:
+    """Return what a file or folder hashes to in the snapshot that was sealed, or hashed, last."""
+    known = queries.execute(_KNOWN, (ino,)).fetchone()
+    return None if known is None else known[1]

@@ -13,14 +13,25 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from msgspec.structs import replace
+
 from statefs.content.checks import DamagedBytes
 from statefs.errors import CorruptStore, NoSuchSnapshot, PosixError
 from statefs.maintenance import saving
-from statefs.maintenance.hashing import DigestMissing, Files, Folders, Row, Unreadable
+from statefs.maintenance.hashing import (
+    DigestMissing,
+    Files,
+    Folders,
+    Row,
+    Unreadable,
+    newest_digest,
+)
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.changes import changed_inodes
 from statefs.snapshots.digest import state_digest
+from statefs.snapshots.documents import VolumeManifest
+from statefs.snapshots.views import PastTree
 
 if TYPE_CHECKING:
     from statefs.maintenance.commands import Call
@@ -179,14 +190,25 @@ class Sealer:
                 table.temporal.put_digest(snapshot.epoch, before, ino, values)
 
     def finish(self, snapshot: Snapshot, digest: str) -> Steps[None]:
-        """Tell a snapshot's state digest, in its row and in the documents.
+        """Tell a snapshot's state digest and those of its volumes, in its row and in the documents.
 
-        While it runs no other operation changes the list of snapshots.
+        While it runs no other operation changes the list of snapshots, and no other is hashed.
         """
         self._reasons.pop(snapshot.epoch, None)
         now = self._store.catalog.by_epoch(snapshot.epoch)
         if now is not None:
-            yield from saving.amend(self._store, now, state_digest=digest)
+            tree = PastTree(self._store.database, now.epoch)
+            volumes = [replace(each, digest=self._digest_of(tree, each)) for each in now.volumes]
+            yield from saving.amend(self._store, now, state_digest=digest, volumes=volumes)
+
+    def _digest_of(self, tree: PastTree, volume: VolumeManifest) -> str | None:
+        """Return what a volume's folder hashes to; None where there is no such folder."""
+        try:
+            inode = tree.find((volume.path or f"volumes/{volume.name}").encode())
+        except PosixError:
+            return None
+        known = newest_digest(self._store.database, inode.ino) if inode.is_dir else None
+        return None if known is None else state_digest(known)
 
     def seal_all(self, call: Call | None = None) -> Steps[None]:
         """Seal everything that can be, where nothing else changes the list of snapshots."""

@@ -25,6 +25,7 @@ class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
         path: its folder, relative to current/.
         format: "files", "sqlite", "postgres-15" and the like.
         bytes: the size of the databases in it, where they are known.
+        digest: what its folder hashes to (docs/state-digest.md); null until the snapshot is sealed.
         dump: the logical dump that was made for this snapshot.
         notes: what is wrong with it, or was not done, and why.
     """

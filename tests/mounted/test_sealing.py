@@ -22,10 +22,10 @@ from tests.harness.sample_tree import make_sample_tree
 SCRIPT: Final = Path(__file__).parents[2] / "scripts" / "state_digest.py"
 
 
-def by_script(folder: Path) -> str:
+def by_script(folder: Path, *options: str) -> str:
     """Return what scripts/state_digest.py, without statefs, says of a folder."""
     done = subprocess.run(
-        [sys.executable, "-I", str(SCRIPT), str(folder)], capture_output=True, text=True
+        [sys.executable, "-I", str(SCRIPT), str(folder), *options], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
@@ -55,8 +55,15 @@ def test_a_program_without_statefs_computes_the_same(own_state: MountedState) ->
     os.mknod(own_state.files / "device", stat.S_IFCHR | 0o600, os.makedev(259, 70_000))
     os.setxattr(own_state.files / "small", "trusted.note", b"\0\xff")
     (own_state.current / "runtime" / "more").write_text("left out")
+    volume = own_state.current / "volumes" / "v"
+    volume.mkdir()
+    make_sample_tree(volume)
+    (volume / "metadata.json").write_text("of the volume")
     first = save_and_wait(own_state)
     assert first["sealed"]
+    (manifest,) = first["volumeManifests"]
+    past = own_state.snapshots / first["name"] / "volumes" / "v"
+    assert manifest["digest"] == by_script(past, "--volume") != by_script(past)
     assert first["stateDigest"] == by_script(own_state.snapshots / first["name"])
     assert first["stateDigest"] == by_script(own_state.current), "current is the same by now"
     with open(own_state.files / "large", "r+b") as file:

@@ -140,6 +140,22 @@ def test_show_lists_volumes(backend: FakeBackend, capsys: Capture) -> None:
     assert lines[-1].split() == ["dbdata", "app-consistent", "postgres"]
 
 
+def test_notes_and_dumps_of_volumes_are_shown(
+    backend: FakeBackend, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Behind the table in `show`, as warnings in `save`, which prints the name all the same."""
+    dump = {"path": "dumps/db.dump", "bytes": 2048, "digest": "sha256:00"}
+    manifest = {"name": "db", "dump": dump, "notes": ["the server does not run"]}
+    backend.snapshots = [FIRST | {"volumeManifests": [manifest]}]
+    lines = call(capsys, "show", "state", "clean").out.splitlines()
+    assert "dumps/db.dump (2.0 KiB)" in lines[-2]
+    assert lines[-1] == "db: the server does not run"
+    monkeypatch.setattr(backend, "call", lambda *_: backend.snapshots[0])
+    said = call(capsys, "save", "state")
+    assert said.out == f"{FIRST['name']}\n"
+    assert said.err == "statefs: warning: volume db: the server does not run\n"
+
+
 def test_show_json_is_the_document(backend: FakeBackend, capsys: Capture) -> None:
     """And whether it can be sealed."""
     backend.snapshots = [FIRST | {"unsealable": "why not"}]

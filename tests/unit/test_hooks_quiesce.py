@@ -171,8 +171,8 @@ def test_a_folder_that_does_not_exist_yet_is_told(current: Path) -> None:
     holding = held(current, "", '[[volumes]]\nname = "later"\nconsistency = "sqlite"')
     (result,) = holding.prepare()
     holding.release(Ending(snapshot="2026"))
-    assert result.notes == ("the folder does not exist",)
-    assert result.consistency == "crash-consistent"
+    note = f"there is no folder volumes/{result.name}: nothing of it is in the snapshot"
+    assert (result.consistency, result.notes) == ("crash-consistent", (note,))
 
 
 def test_postgres_without_a_connection_needs_no_preparation(current: Path) -> None:

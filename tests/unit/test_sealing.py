@@ -32,6 +32,7 @@ from statefs.snapshots.digest import (
     netstring,
     state_digest,
 )
+from statefs.snapshots.documents import VolumeManifest
 from statefs.volume import acl
 from tests.crash.disk import Change, WatchedDisk
 from tests.unit.engine_store import ME, EngineStore
@@ -50,6 +51,34 @@ def sealed(engine: EngineStore, epoch: int) -> str | None:
     snapshot = engine.store.catalog.by_epoch(epoch)
     assert snapshot is not None
     return snapshot.state_digest
+
+
+def test_volumes_get_digests_of_their_own(engine: EngineStore) -> None:
+    """Of their folders, in the row and in the document; one without a folder has none."""
+    volumes = engine.names.lookup(TREE_ROOT, b"volumes").ino
+    for name in ("a", "b"):
+        engine.file("f", name.encode(), engine.folder(name, volumes))
+    missing = VolumeManifest(name="later", path="volumes/later")
+    engine.store.catalog.complete(engine.store.catalog.begin("manual", "", {}, prepared=[missing]))
+    engine.store.write_document(engine.store.catalog.snapshots[0])
+    seal(engine)
+    engine.file("g", b"", engine.names.lookup(volumes, b"b").ino)
+    engine.save()
+    seal(engine)
+    first, second = (
+        {each.name: each.digest for each in snapshot.volumes}
+        for snapshot in engine.store.catalog.snapshots
+    )
+    folders = {
+        name: state_digest(_folder(engine, engine.store.catalog.snapshots[0].epoch, ino))
+        for name in ("a", "b")
+        if (ino := engine.names.lookup(volumes, name.encode()).ino)
+    }
+    assert first == {**folders, "later": None}
+    assert second["a"] == first["a"] and second["b"] not in (None, first["b"])
+    document = engine.store.document_path(engine.store.catalog.snapshots[0]).read_text()
+    assert folders["a"] in document
+    assert engine.problems() == []
 
 
 def computed(engine: EngineStore, epoch: int) -> str:

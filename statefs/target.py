@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from statefs.errors import NoSuchStore, UsageError
-from statefs.layout import StoreLayout, default_store
+from statefs.layout import STORE_SUFFIX, StoreLayout, default_store
 
 if TYPE_CHECKING:
     from statefs.mounts import MountInfo
@@ -192,10 +192,25 @@ def _no_store_text(target: Target) -> str:
     link = default_store(target.state)
     if link.is_symlink() and link.resolve() == target.store:
         return f"{link} leads to {target.store}, where there is no store; name it with --store DIR"
+    if not target.state.exists() and (near := _near_state(target.state)):
+        return f"there is no {target.state}: did you mean {near}?"
     return (
         f"no store for {target.state}: run 'statefs init {target.state}', "
         "or name the store with --store DIR"
     )
+
+
+def _near_state(state: Path) -> Path | None:
+    """Return the state beside whose store a path's folder holds, and whose name is most alike."""
+    from difflib import get_close_matches
+
+    try:
+        stores = [name for name in os.listdir(state.parent) if name.endswith(STORE_SUFFIX)]
+    except OSError:
+        return None
+    names = [name.removesuffix(STORE_SUFFIX) for name in stores]
+    near = get_close_matches(state.name, names, n=1)
+    return state.with_name(near[0]) if near else None
 
 
 def known_snapshot_names(given: Path | None, store: Path | None) -> list[str]:

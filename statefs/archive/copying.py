@@ -68,7 +68,10 @@ def copy_out(
         raise UsageError(f"{folder} exists: name a folder that is to be made")
     mount, left_out = state.target.mount, 0
     part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    part.mkdir()
+    try:
+        part.mkdir()
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from error
     try:
         if mount is None:
             left_out = _unpack(state, name, paths, part, on_progress)

@@ -37,6 +37,7 @@ from statefs.errors import NoSuchSnapshot, UsageError
 from statefs.layout import RUNTIME
 from statefs.snapshots.catalog import MESSAGE_CHARACTERS_MAX
 from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.reports import path_text
 from statefs.target import Target
 
 IMPORTED_FROM: Final = "imported-from"
@@ -83,7 +84,7 @@ def import_archive(
     with ExitStack() as open_files:
         if isinstance(file, str | Path):
             source: IO[bytes] = open_files.enter_context(open(file, "rb"))
-            name = os.path.basename(file)
+            name = path_text(os.fsencode(os.path.basename(file)))
         else:
             source, name = file, "the archive"
         named = f"current/ of {target.store}" if target.state is None else f"{target.state}/current"

@@ -77,8 +77,11 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
             yield file
             os.fsync(file.fileno())
         os.rename(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename == str(part):
+            error.filename = str(path)
+        with suppress(OSError):
+            part.unlink()
         raise
     sync_folder(path.parent)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 
@@ -21,9 +23,10 @@ from statefs.cli.output import Column, print_json, print_line, print_table
 from statefs.cli.progress import shown_progress
 from statefs.errors import UsageError
 from statefs.target import Target, find_target
+from statefs.units import local_text, since_text
 
 _USAGE: Final = "statefs clone STATE SNAPSHOT [PATH] NAME"
-_COLUMNS: Final = (Column("clone", style="bold"), Column("made of"), Column("made"))
+_COLUMNS: Final = (Column("clone", style="bold"), Column("made of"), Column("made"), Column("age"))
 
 
 @click.command(
@@ -91,10 +94,16 @@ def _list(words: tuple[str, ...], store: Path | None, *, as_json: bool) -> None:
     if as_json:
         print_json({"clones": clones})
     elif clones:
-        rows = [[each["name"], each["snapshot"] or "?", each["created"]] for each in clones]
-        print_table(_COLUMNS, rows)
+        now = time.time()
+        print_table(_COLUMNS, [_row(each, now) for each in clones])
     else:
         click.echo("no clones: 'statefs clone STATE SNAPSHOT NAME' makes one", err=True)
+
+
+def _row(clone: Mapping[str, Any], now_seconds: float) -> list[str]:
+    made = clone["created"]
+    taken_of = clone["snapshot"] or "?"
+    return [clone["name"], taken_of, local_text(made), since_text(made, now_seconds)]
 
 
 def _clone_named(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from statefs.cli.output import Column, print_table, printable
-from statefs.cli.units import count_text, local_text, size_text
+from statefs.units import count_text, local_text, size_text
 
 if TYPE_CHECKING:
     from statefs.api import State

@@ -12,8 +12,8 @@ from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import complete_snapshot, find_snapshot, json_option, store_option
 from statefs.cli.output import print_json, print_line, warn
 from statefs.cli.progress import shown_progress
-from statefs.cli.units import count_text, size_text
 from statefs.errors import UsageError
+from statefs.units import count_text, size_text
 
 STANDARD: str = "-"
 """Stands for standard input or output."""

@@ -13,9 +13,9 @@ from statefs.cli.options import FOLDER, json_option, store_option
 from statefs.cli.output import plain, print_json, print_line, warn
 from statefs.cli.progress import shown_progress
 from statefs.cli.snapshot_view import phrase
-from statefs.cli.units import count_text
 from statefs.errors import UsageError
 from statefs.target import find_target
+from statefs.units import count_text
 
 STANDARD: str = "-"
 """Stands for standard input."""

@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from statefs.cli.units import size_text
 from statefs.errors import MountPointNotEmpty, NoSpace, NoSuchStore, UsageError
 from statefs.layout import default_store
 from statefs.target import store_exists
+from statefs.units import size_text
 
 NEW_STORE_FREE_BYTES: Final = 16 << 20
 """A new store needs about 1 MiB; with less than this around it, it would be full at once."""

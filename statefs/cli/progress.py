@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from statefs.cli.output import one_line
-from statefs.cli.units import count_text, size_text
+from statefs.units import count_text, size_text
 
 if TYPE_CHECKING:
     from rich.progress import Progress, Task

@@ -13,8 +13,8 @@ from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import Column, print_json, print_line, print_table
 from statefs.cli.progress import shown_progress
-from statefs.cli.units import size_text
 from statefs.target import find_target
+from statefs.units import size_text
 
 _COLUMNS = (
     Column("", style="bold"),

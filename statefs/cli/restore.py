@@ -18,8 +18,8 @@ from statefs.cli.options import (
 )
 from statefs.cli.output import Column, print_json, print_line, print_table, warn
 from statefs.cli.progress import shown_progress
-from statefs.cli.units import count_text
 from statefs.errors import UsageError
+from statefs.units import count_text
 
 PATHS_SHOWN_MAX: Final = 50
 """More lines than a person reads; --json has all of them."""

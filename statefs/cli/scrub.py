@@ -39,7 +39,11 @@ def command(state: Path | None, store: Path | None, is_question: bool, as_json: 
     """
     target = find_target(state, store)
     with api.open_target(target) as opened, shown_progress(as_json) as on_progress:
-        found = opened.scrub(start=not is_question, on_progress=on_progress)
+        try:
+            found = opened.scrub(start=not is_question, on_progress=on_progress)
+        except KeyboardInterrupt:
+            click.echo(f"statefs: {ended_text(is_mounted=target.mount is not None)}", err=True)
+            raise
     last = found["last"]
     if as_json:
         print_json(found)
@@ -48,6 +52,13 @@ def command(state: Path | None, store: Path | None, is_question: bool, as_json: 
             print_line(problem_text(problem))
         print_line(last_text(found))
     return CorruptStore.exit_code if last and last["problems"] else 0
+
+
+def ended_text(*, is_mounted: bool) -> str:
+    """Return what becomes of a scrub that nobody waits for any more."""
+    if is_mounted:
+        return "the scrub goes on in the daemon: 'statefs scrub --status' tells what it finds"
+    return "the scrub is given up: nothing of it is kept"
 
 
 def last_text(found: Mapping[str, Any]) -> str:

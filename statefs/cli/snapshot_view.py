@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from statefs.cli.output import Column, print_facts, print_line, print_table
-from statefs.cli.units import count_text, local_text, since_text, size_text
+from statefs.units import count_text, local_text, since_text, size_text
 
 LIST_COLUMNS = (
     Column("snapshot", style="bold cyan"),

@@ -13,8 +13,8 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import print_facts, print_json
-from statefs.cli.units import count_text, local_text, since_text, size_text
 from statefs.target import Target, find_target
+from statefs.units import count_text, local_text, since_text, size_text
 
 
 @click.command(

@@ -13,9 +13,9 @@ from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, json_option, state_argument, store_option
 from statefs.cli.output import print_json, print_line
 from statefs.cli.progress import shown_progress
-from statefs.cli.units import count_text, size_text
 from statefs.errors import CorruptStore
 from statefs.target import find_target
+from statefs.units import count_text, size_text
 
 _SAID: Final = ("rule", "message", "path", "snapshots", "ranges")
 """Of a problem: the message says these last three, too."""

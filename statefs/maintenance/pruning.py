@@ -23,6 +23,7 @@ from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import Pin
 from statefs.snapshots.retention import Candidate, Decision, decide, relieve
 from statefs.snapshots.sharing import Sharing, measure
+from statefs.units import size_text
 
 if TYPE_CHECKING:
     from statefs.maintenance.commands import Call
@@ -142,12 +143,13 @@ def shortages_of(root: Path, policy: Retention) -> list[tuple[int, str]]:
         disk = os.statvfs(root)
         free = disk.f_bavail * disk.f_frsize
         if free < policy.min_free_bytes:
-            why = f"{free} bytes are free, min_free is {policy.min_free_bytes}"
+            why = f"{size_text(free)} free, min_free is {size_text(policy.min_free_bytes)}"
             found.append((policy.min_free_bytes - free, why))
     if policy.max_store_bytes:
         taken = bytes_on_disk(root)
         if taken > policy.max_store_bytes:
-            why = f"the store takes {taken} bytes, max_store_bytes is {policy.max_store_bytes}"
+            limit = size_text(policy.max_store_bytes)
+            why = f"the store takes {size_text(taken)}, max_store_bytes is {limit}"
             found.append((taken - policy.max_store_bytes, why))
     return found
 

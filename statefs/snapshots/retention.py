@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
@@ -27,6 +27,7 @@ from statefs.config import Retention as Policy
 from statefs.errors import InvalidConfig
 from statefs.hooks.results import CONSISTENCY_LABEL
 from statefs.snapshots.documents import Pin
+from statefs.units import duration_text
 
 SECOND_NS: Final = 1_000_000_000
 BEFORE: Final = "before-"
@@ -217,12 +218,11 @@ def _apply_keep_rules(
     last = range(max(0, len(snapshots) - policy.keep_last), len(snapshots))
     for i in last:
         decisions[i].want(f"one of the last {policy.keep_last}")
-    within = timedelta(seconds=policy.keep_within_seconds)
-    if within:
+    if policy.keep_within_seconds:
         within_ns = int(policy.keep_within_seconds * SECOND_NS)
         for snapshot, decision in zip(snapshots, decisions, strict=True):
             if snapshot.created_ns >= counted_from_ns - within_ns:
-                decision.want(f"within {within}")
+                decision.want(f"within {duration_text(policy.keep_within_seconds)}")
     for period in PERIODS:
         wanted = getattr(policy, period.rule)
         if wanted:

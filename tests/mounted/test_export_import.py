@@ -189,6 +189,19 @@ def test_a_state_that_is_not_mounted_is_mounted_for_an_import(
     assert same_trees(own_state.snapshots / first, other.current) == []
 
 
+def test_an_archive_of_any_name_is_imported(own_state: MountedState, tmp_path: Path) -> None:
+    """Also one that is no UTF-8: the snapshots' messages name it with escapes."""
+    archive = Path(os.fsdecode(os.fsencode(tmp_path / "a") + b"\xff.tar"))
+    with tarfile.open(archive, "w") as made:
+        made.add(__file__, "files/\udcfe")
+    own_state.command("import", own_state.state, archive)
+    assert os.listdir(os.fsencode(own_state.files)) == [b"\xfe"]
+    assert [each["message"] for each in own_state.listing()] == [
+        "before the import of a\\xff.tar",
+        "import of a\\xff.tar",
+    ]
+
+
 def test_the_api_goes_on_with_a_store_after_an_import(tmp_path: Path) -> None:
     """The lock is let go of for the import, and taken again."""
     other = MountedState(tmp_path / "other", tmp_path / "other.store")

@@ -156,6 +156,25 @@ def test_notes_and_dumps_of_volumes_are_shown(
     assert said.err == "statefs: warning: volume db: the server does not run\n"
 
 
+@pytest.mark.parametrize(("is_mounted", "told"), [(True, "--status"), (False, "given up")])
+def test_a_scrub_that_is_interrupted_says_what_becomes_of_it(
+    backend: FakeBackend,
+    capsys: Capture,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    is_mounted: bool,
+    told: str,
+) -> None:
+    """In a daemon it goes on; the exit code is that of Ctrl-C."""
+    if is_mounted:
+        mount = {tmp_path / "state": tmp_path / "state.store"}
+        pretend_mounts(monkeypatch, tmp_path / "mountinfo", mount)
+    backend.failure = KeyboardInterrupt()  # type: ignore[assignment]
+    done = call(capsys, "scrub", tmp_path / "state")
+    assert (done.exit_code, done.out) == (130, "")
+    assert done.err.startswith("statefs: the scrub ") and told in done.err
+
+
 def test_show_json_is_the_document(backend: FakeBackend, capsys: Capture) -> None:
     """And whether it can be sealed."""
     backend.snapshots = [FIRST | {"unsealable": "why not"}]

@@ -204,3 +204,26 @@ def open_files(pid: int) -> list[str]:
         with contextlib.suppress(FileNotFoundError):
             found.append(os.readlink(link))
     return found
+
+
+def test_errors_name_what_the_user_named(state: Path, capsys: Capture) -> None:
+    """Not the file that is made before the one that was asked for is complete."""
+    call(capsys, "save", state)
+    for words, named in (
+        (("export", state, "latest", "missing/x.tar"), "missing/x.tar"),
+        (("restore", state, "latest", "--to", "missing/x"), "missing/x"),
+    ):
+        done = call(capsys, *words)
+        assert (done.exit_code, done.out) == (1, "")
+        assert done.err == f"statefs: error: {named}: No such file or directory\n"
+
+
+def test_the_list_of_clones_is_for_people(state: Path, capsys: Capture) -> None:
+    """Local times and ages; --json has the time as it is."""
+    call(capsys, "save", state)
+    call(capsys, "clone", state, "latest", "test")
+    lines = call(capsys, "clone", "--list", state).out.splitlines()
+    assert lines[0].split() == ["CLONE", "MADE", "OF", "MADE", "AGE"]
+    assert lines[1].startswith("test ") and lines[1].endswith(("now", "ago"))
+    (told,) = json.loads(call(capsys, "clone", "--list", state, "--json").out)["clones"]
+    assert told["created"].endswith("Z") and told["created"] not in lines[1]

@@ -50,6 +50,20 @@ def test_a_missing_store_says_what_to_do(tmp_path: Path) -> None:
         find_target(Path("state"), None)
 
 
+def test_a_mistyped_state_is_told_the_one_that_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the store beside it; a name like none, or a folder that is there, gets no guess."""
+    monkeypatch.chdir(tmp_path)
+    make_empty_store(tmp_path / "state.store")
+    with pytest.raises(NoSuchStore, match=r"there is no .*/stat: did you mean .*/state\?"):
+        find_target(Path("stat"), None)
+    (tmp_path / "stat").mkdir()
+    for name in ("stat", "shop"):
+        with pytest.raises(NoSuchStore, match="run 'statefs init"):
+            find_target(Path(name), None)
+
+
 def test_a_store_can_be_named_alone(tmp_path: Path) -> None:
     """A backup of a store has no mount point and needs none."""
     store = make_empty_store(tmp_path / "backup.store")

@@ -12,6 +12,7 @@ from statefs.errors import InvalidConfig, SnapshotPinned, UsageError
 from statefs.maintenance import pruning, steps
 from statefs.maintenance.commands import Commands
 from statefs.snapshots.catalog import Snapshot
+from statefs.units import size_text
 from tests.unit.engine_store import EngineStore
 
 MIB = 1 << 20
@@ -205,7 +206,8 @@ def test_a_full_disk_is_relieved(engine: EngineStore, monkeypatch: pytest.Monkey
     settings(engine, f"[retention]\nmin_free = {least}\n")
     plan = ask(engine, "prune", dry_run=False)
     assert [each["keep"] for each in plan["snapshots"]] == [False, False, True, True, True]
-    assert plan["snapshots"][0]["reasons"] == [f"{free} bytes are free, min_free is {least}"]
+    why = f"{size_text(free)} free, min_free is {size_text(least)}"
+    assert plan["snapshots"][0]["reasons"] == [why]
     engine.store.collect()
 
 

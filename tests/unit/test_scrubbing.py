@@ -25,7 +25,7 @@ def scrub(engine: EngineStore, start: bool = True, listener: Listener | None = N
 
 
 def test_what_a_scrub_found_is_kept(engine: EngineStore, caplog: pytest.LogCaptureFixture) -> None:
-    """In the store, for the next process too; damage is an error in the log."""
+    """In the store, for the next process too; damage is an error in the log of a daemon."""
     ino = engine.file("f", b"a" * BIG)
     engine.save()
     seal(engine)
@@ -37,6 +37,8 @@ def test_what_a_scrub_found_is_kept(engine: EngineStore, caplog: pytest.LogCaptu
     last = scrub(engine)["last"]
     assert [problem["path"] for problem in last["problems"]] == ["f"]
     assert last["bytes"] == BIG
+    assert caplog.text == "", "the command that did the work tells it"
+    steps.run(engine.store.scrubber.run())
     assert "damage: f: bytes 0 to 1048576" in caplog.text
     assert engine.store.status()["damaged"] == 1
     assert type(engine.store.scrubber)(engine.store).last == engine.store.scrubber.last

@@ -22,6 +22,8 @@ _AGE_UNITS: Final = (
     (1, "s", "s"),
 )
 """Seconds in a unit, its name for one, its name for more; largest first."""
+_DURATION_UNITS: Final = _AGE_UNITS[2:]
+"""Years and months have no fixed length."""
 
 
 def size_text(size_bytes: int) -> str:
@@ -54,6 +56,16 @@ def age_text(age_seconds: float) -> str:
             amount = f"{count} {one if count == 1 else many}"
             return f"{amount} ago" if age_seconds > 0 else f"in {amount}"
     return "now"
+
+
+def duration_text(seconds: float) -> str:
+    """Return a duration in its units, largest first: `2 days`, `1 hour 30 min`, `0 s`."""
+    left, parts = int(seconds), []
+    for unit_seconds, one, many in _DURATION_UNITS:
+        count, left = divmod(left, unit_seconds)
+        if count:
+            parts.append(f"{count} {one if count == 1 else many}")
+    return " ".join(parts) or "0 s"
 
 
 def moment(timestamp: str) -> datetime | None:

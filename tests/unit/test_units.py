@@ -5,9 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from statefs.cli.units import (
+from statefs.units import (
     age_text,
     count_text,
+    duration_text,
     local_text,
     moment,
     since_text,
@@ -114,3 +115,19 @@ def test_what_is_no_timestamp_is_shown_as_it_is() -> None:
 def test_since_counts_from_the_moment_given() -> None:
     """The present is an argument, so that output can be tested."""
     assert since_text("1970-01-01T00:00:10Z", now_seconds=15.5) == "5 s ago"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0 s"),
+        (90, "1 min 30 s"),
+        (HOUR, "1 hour"),
+        (2 * DAY, "2 days"),
+        (36 * HOUR + 5 * MINUTE, "1 day 12 hours 5 min"),
+        (400 * DAY, "400 days"),
+    ],
+)
+def test_durations(seconds: int, text: str) -> None:
+    """Exact, in days at most: months and years have no fixed length."""
+    assert duration_text(seconds) == text

@@ -72,6 +72,13 @@ class StoreLock:
         self._fd: int | None = None
         self._is_shared = False
 
+    @classmethod
+    def held(cls, layout: StoreLayout, fd: int) -> Self:
+        """Return the lock that an earlier program of this process has taken, as `fd`."""
+        lock = cls(layout)
+        lock._fd = fd
+        return lock
+
     def acquire(self, timeout_seconds: float = 0.0) -> None:
         """Take the lock, waiting for its owner at most so long.
 

@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "init": "statefs.cli.init",
     "mount": "statefs.cli.mount",
     "umount": "statefs.cli.umount",
+    "upgrade": "statefs.cli.upgrade",
     "save": "statefs.cli.save",
     "list": "statefs.cli.list",
     "show": "statefs.cli.show",

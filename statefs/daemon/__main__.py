@@ -1,12 +1,19 @@
-"""`python -m statefs.daemon STATE STORE OPTIONS`: what `statefs mount` starts in the background."""
+"""`python -m statefs.daemon STATE STORE OPTIONS`: what `statefs mount` starts in the background.
+
+With --resume and a descriptor it goes on with what it has mounted as an earlier version.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from statefs.daemon.spawning import Started, start
+from statefs.daemon.spawning import RESUME, Started, start
+
+if TYPE_CHECKING:
+    from statefs.errors import StatefsError
 
 
 def main(first: Started) -> int:
@@ -25,15 +32,35 @@ def main(first: Started) -> int:
     try:
         run_foreground(Path(state), Path(store), MountOptions.parse(options), first=first)
     except StatefsError as error:
-        sys.stderr.write(f"statefs: error: {error}\n")
-        return error.exit_code
+        return _failed(error)
     finally:
         if is_leashed:
             Path(state).rmdir()
     return 0
 
 
+def go_on(document: int) -> int:
+    """Have the mount served on until it ends; return the exit code.
+
+    Args:
+        document: the descriptor of what the earlier version has left.
+    """
+    from statefs.daemon.supervisor import resume
+    from statefs.errors import StatefsError
+
+    try:
+        resume(document)
+    except StatefsError as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: StatefsError) -> int:
+    sys.stderr.write(f"statefs: error: {error}\n")
+    return error.exit_code
+
+
 if __name__ == "__main__":
-    code = main(start())
+    code = go_on(int(sys.argv[2])) if sys.argv[1] == RESUME else main(start())
     sys.stderr.flush()
     os._exit(code)  # nothing is left to be done: whoever waits need not wait for Python's clean-up

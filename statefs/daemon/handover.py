@@ -6,7 +6,13 @@
     worker      Ready   programs are answered; or Failed
     worker      Ended   the mount has ended and the store is closed
 
-A successor is given Begin and Serve at once. When either end is closed without Ended, the process
+A successor is given Begin and Serve at once. One may be started long before: it says Loaded and
+waits. For an upgrade:
+
+    worker      Upgrade   another version is installed: somebody else is to serve
+    supervisor  Refused   nobody can; otherwise this worker is killed, and followed
+
+When either end is closed without Ended, the process
 at the other end is dead, even if the kernel has not let go of it yet.
 """
 
@@ -90,7 +96,29 @@ class Ended(msgspec.Struct, tag=True, frozen=True):
     """The mount has ended, and the store is closed."""
 
 
-Message = Begin | Serve | Opened | Ready | Failed | Ended
+class Loaded(msgspec.Struct, tag=True, frozen=True):
+    """The worker waits to be told what to do, with all its code loaded.
+
+    Args:
+        version: of statefs.
+        basis: what two workers must agree on to serve one mount in turn.
+    """
+
+    version: str
+    basis: str
+
+
+class Upgrade(msgspec.Struct, tag=True, frozen=True):
+    """A new process, of what is installed now, is to serve the mount in place of this one."""
+
+
+class Refused(msgspec.Struct, tag=True, frozen=True):
+    """The worker goes on, and why."""
+
+    error: ErrorBody
+
+
+Message = Begin | Serve | Opened | Ready | Failed | Ended | Loaded | Upgrade | Refused
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
 

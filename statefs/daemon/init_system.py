@@ -24,8 +24,8 @@ class InitSystem:
     """
 
     def __init__(self, address: str | None, watchdog_seconds: float | None = None) -> None:
-        self._address = address
-        self._watchdog_seconds = watchdog_seconds
+        self.address = address
+        self.watchdog_seconds = watchdog_seconds
 
     @classmethod
     def from_environment(cls) -> InitSystem:
@@ -39,7 +39,7 @@ class InitSystem:
     @property
     def period_seconds(self) -> float | None:
         """How often `alive` is to be called: twice in the time that is allowed."""
-        return None if self._watchdog_seconds is None else self._watchdog_seconds / 2
+        return None if self.watchdog_seconds is None else self.watchdog_seconds / 2
 
     def ready(self, status: str) -> None:
         """Say that the mount is usable, and in words for people what is served."""
@@ -47,7 +47,7 @@ class InitSystem:
 
     def alive(self) -> None:
         """Give a sign of life, where one is expected."""
-        if self._watchdog_seconds is not None:
+        if self.watchdog_seconds is not None:
             self._say("WATCHDOG=1")
 
     def stopping(self) -> None:
@@ -55,9 +55,9 @@ class InitSystem:
         self._say("STOPPING=1")
 
     def _say(self, text: str) -> None:
-        if not self._address:
+        if not self.address:
             return
-        address = "\0" + self._address[1:] if self._address.startswith("@") else self._address
+        address = "\0" + self.address[1:] if self.address.startswith("@") else self.address
         with (
             contextlib.suppress(OSError),  # a manager that is gone needs not know
             socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
 import signal
 from collections.abc import Callable, Collection
 from dataclasses import replace
@@ -20,14 +21,16 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
 import trio
 
+from statefs.control.messages import ErrorBody, error_body, raised_error
 from statefs.control.server import Call, ControlServer
 from statefs.daemon.adopt import CoveredFiles
-from statefs.daemon.handover import Begin, Channel, Opened, Ready, Serve
+from statefs.daemon.handover import Begin, Channel, Opened, Ready, Refused, Serve, Upgrade
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, undisturbed
 from statefs.errors import MountBusy, StatefsError
 from statefs.fuse import session_loop
 from statefs.fuse.handshake import Greeting
 from statefs.layout import StoreLayout
+from statefs.maintenance.steps import Steps
 from statefs.mounts import MountOptions, call_outside, unmount, write_back
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ FIRST_ANSWER_SECONDS: Final = 50.0
 """How long the first stat of current/ may take; a little less than start_background() waits."""
 LAST_REPLIES_SECONDS: Final = 5.0
 """How long requests on the control socket may go on after the mount has ended."""
+NO_SUPERVISOR: Final = "the supervisor of this mount is gone: unmount and mount again"
 ORPHAN_SECONDS: Final = 1.0
 """A worker whose supervisor is gone says so after this, unless it is ended, too."""
 
@@ -63,6 +67,9 @@ class Service(Protocol):
 
     async def handle(self, op: str, args: dict[str, Any], call: Call) -> Any:
         """Do one operation of the control socket."""
+
+    async def run_alone(self, steps: Steps[T]) -> T:
+        """Run an operation while no other one changes the list of snapshots."""
 
     async def save_on_request(self) -> None:
         """Take a snapshot because a signal asks for it."""
@@ -164,6 +171,7 @@ class MountDaemon:
         self._channel = channel
         self._begin = begin
         self._has_supervisor = True
+        self._refusals: queue.SimpleQueue[ErrorBody] = queue.SimpleQueue()
         self._greeting = Greeting(b"")
         self._covered = covered
         self._control = ControlServer(layout, self._handle)
@@ -214,7 +222,7 @@ class MountDaemon:
         await self._kernel_is_ready.wait()
         await nursery.start(self._serve_control)
         nursery.start_soon(self._service.run)
-        nursery.start_soon(self._miss_supervisor)
+        nursery.start_soon(self._hear_supervisor)
         await self._announce()
 
     async def _announce(self) -> None:
@@ -230,13 +238,20 @@ class MountDaemon:
         if not self._since:
             self._since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
             log.info("mounted %s", self._state)
-        with contextlib.suppress(BrokenPipeError):  # `_miss_supervisor` will tell
+        with contextlib.suppress(BrokenPipeError):  # `_hear_supervisor` will tell
             self._channel.send(Ready(self._since, self._greeting.reply, remark))
 
-    async def _miss_supervisor(self) -> None:
-        """Say so when the supervisor has gone: this process serves on, the last to do so."""
-        await trio.lowlevel.wait_readable(self._channel.fileno())
+    async def _hear_supervisor(self) -> None:
+        """Take in what the supervisor says, until it has gone: this process serves on, the last."""
+        while True:
+            await trio.lowlevel.wait_readable(self._channel.fileno())
+            received = self._channel.receive()
+            if received is None:
+                break
+            assert isinstance(received[0], Refused), received
+            self._refusals.put(received[0].error)
         self._has_supervisor = False
+        self._refusals.put(error_body(StatefsError(NO_SUPERVISOR)))
         await trio.sleep(ORPHAN_SECONDS)
         log.warning(
             "the supervisor %d is gone: %s is served on, but not after the end of this process",
@@ -283,10 +298,28 @@ class MountDaemon:
         if op == "stop":
             await _in_thread(partial(unmount, self._state))
             return {}
+        if op == "upgrade":
+            return await self._service.run_alone(self._replaced())
         result = await self._service.handle(op, args, call)
         if op == "status":
             result = {**result, **self._status()}
         return result
+
+    def _replaced(self) -> Steps[NoReturn]:
+        """Have the supervisor put another process in the place of this one; it does not return.
+
+        Raises:
+            StatefsError: that cannot be done, and why.
+        """
+        if not self._has_supervisor:
+            raise StatefsError(NO_SUPERVISOR)
+        if not self._greeting.can_ask_again:
+            raise StatefsError(
+                "this kernel (before Linux 6.9) cannot go over to another process without errors: "
+                "unmount and mount again"
+            )
+        self._channel.send(Upgrade())
+        raise raised_error((yield self._refusals.get))
 
     def _status(self) -> dict[str, Any]:
         """Return what only the process that serves the mount knows."""

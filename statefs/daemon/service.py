@@ -65,9 +65,9 @@ class Service:
         )
         self.answered = store.volume.table.underway.clear
         self._commands = Commands(store)
-        self._keeper = Keeper(store, self._alone)
-        self._checker = Checker(store, self._alone)
-        self._tasks = Tasks(store, self._durability, self._alone, self._save_lock.locked)
+        self._keeper = Keeper(store, self.run_alone)
+        self._checker = Checker(store, self.run_alone)
+        self._tasks = Tasks(store, self._durability, self.run_alone, self._save_lock.locked)
         store.host = self
 
     # What operations need of the process that has the mount (maintenance.store.Host).
@@ -122,7 +122,7 @@ class Service:
 
     def alone(self, operation: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots; from a thread."""
-        return trio.from_thread.run(self._alone, operation)
+        return trio.from_thread.run(self.run_alone, operation)
 
     # What the session needs of it.
 
@@ -148,11 +148,11 @@ class Service:
         """
         steps = self._commands.start(op, args, call)
         try:
-            return await (self._alone(steps) if op in CHANGING else in_threads(steps))
+            return await (self.run_alone(steps) if op in CHANGING else in_threads(steps))
         except PosixError as error:
             raise OSError(error.errno, os.strerror(error.errno)) from error
 
-    async def _alone(self, steps: Steps[T]) -> T:
+    async def run_alone(self, steps: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots."""
         try:
             async with self._save_lock:
@@ -163,7 +163,7 @@ class Service:
 
     async def save_labelled(self, label: str) -> None:
         """Take a snapshot for mkdir(2) in snapshots/."""
-        await self._alone(saving.save(self._store, "manual", "", {"name": label}))
+        await self.run_alone(saving.save(self._store, "manual", "", {"name": label}))
 
     def require_space(self) -> None:
         """Refuse what takes space while a full disk has cost the reserve. Raises ENOSPC."""
@@ -186,15 +186,15 @@ class Service:
         found = self._store.catalog.by_folder(name)
         if found is None:
             raise NoSuchSnapshot(f"no snapshot {name!r}")
-        await self._alone(saving.delete(self._store, found[0]))
+        await self.run_alone(saving.delete(self._store, found[0]))
 
     async def clone(self, name: bytes) -> None:
         """Make a clone for mkdir(2) in clones/."""
-        await self._alone(cloning.clone_by_name(self._store, name))
+        await self.run_alone(cloning.clone_by_name(self._store, name))
 
     async def delete_clone(self, name: bytes) -> None:
         """Delete a clone for rmdir(2) in clones/."""
-        await self._alone(cloning.delete(self._store, name))
+        await self.run_alone(cloning.delete(self._store, name))
 
     async def run(self) -> None:
         """Do what is to be done beside the requests, until cancelled."""

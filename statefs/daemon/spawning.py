@@ -15,6 +15,8 @@ Spawn = Callable[[socket.socket], int]
 Started = tuple[int, socket.socket]
 """A worker's pid, and the supervisor's end of the channel to it."""
 
+RESUME: Final = "--resume"
+"""To the supervisor's program in place of a mount; a descriptor follows (succession.py)."""
 _WORKER: Final = ("-P", "-m", "statefs.daemon.worker")
 """`-P`: the working directory, which may be anybody's, stays out of the import path."""
 _SUPERVISORS: Final = (

@@ -7,6 +7,8 @@ a worker does can end it or hold it up.
 
     start      worker opens the store -- mount -- worker serves -- usable
     a death    the kernel sends again what was not answered -- next worker, at once or after a while
+    an upgrade a worker of the new version is loaded -- the old one is killed -- this process, too,
+               becomes the new version (statefs/daemon/succession.py) -- as after a death
     the end    umount, a signal, `stop`: the worker closes the store and says Ended; else, when no
                worker comes to life, the connection is ended, so that programs get errors
 """
@@ -23,23 +25,26 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, Self
 
-from statefs.control.messages import raised_error
 from statefs.daemon.background import ReadyNotice
+from statefs.daemon.child import Worker
 from statefs.daemon.handover import (
     Begin,
-    Channel,
     Ended,
     Failed,
+    Loaded,
     Message,
     Opened,
     Ready,
     Serve,
+    Upgrade,
 )
 from statefs.daemon.init_system import InitSystem
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_process, undisturbed
+from statefs.daemon.spare import SPARE_SECONDS, Spare
 from statefs.daemon.spawning import Spawn, Started, spawn_worker, start
+from statefs.daemon.succession import Succession, read_succession, succeed
 from statefs.errors import AlreadyMounted, FuseUnavailable, NotMounted, StaleMount, StatefsError
 from statefs.fuse.handshake import Greeting, ask_again, is_connected, read_init_request
 from statefs.layout import StoreLayout
@@ -54,8 +59,6 @@ from statefs.mounts import (
     unmount,
 )
 
-M = TypeVar("M", bound=Message)
-
 log = logging.getLogger(__name__)
 
 TAKEOVER_SECONDS: Final = 60.0
@@ -67,10 +70,6 @@ FAILURES_MAX: Final = 10
 PAUSE_SECONDS: Final = 0.05
 """Before the third worker in a row, doubled with each further one."""
 PAUSE_SECONDS_MAX: Final = 5.0
-END_SECONDS: Final = 10.0
-"""How long a worker that has nothing left to do may take to end before it is killed."""
-REAP_SECONDS: Final = 0.05
-"""How long a dead worker is waited for: one that waits for its own mount goes only later."""
 OOM_SCORE_ADJ: Final = -900
 """The kernel ends nearly everything else before this process when memory is short (proc(5))."""
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
@@ -117,70 +116,20 @@ def run_foreground(
         raise
 
 
-class Worker:
-    """A process that serves the mount, from the side of the supervisor.
+def resume(document_fd: int) -> None:
+    """Go on with a mount that this process has held as another version of this program.
 
     Args:
-        pid: of the process, a child of this one.
-        end: of the channel to it.
+        document_fd: of the document that it has left.
+
+    Raises:
+        StatefsError: as run_foreground().
     """
-
-    def __init__(self, pid: int, end: socket.socket) -> None:
-        self.pid = pid
-        self.channel = Channel(end)
-        self.ready_at: float | None = None
-        self.has_ended = False
-        self._code: int | None = None
-
-    def expect(self, kind: type[M]) -> M:
-        """Return the next message, which is of a kind; blocks.
-
-        Raises:
-            StatefsError: the worker has failed or died instead.
-        """
-        received = self.channel.receive()
-        if received is None:
-            raise StatefsError(f"the worker ended before the mount was usable{self.ending()}")
-        message, _ = received
-        if isinstance(message, Failed):
-            raise raised_error(message.error)
-        assert isinstance(message, kind), message
-        return message
-
-    def signal(self, number: int) -> None:
-        """Send a signal, if the process is still there."""
-        if self._code is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, number)
-
-    def is_reaped(self, seconds: float = 0.0) -> bool:
-        """Return whether the process is gone, waiting for it so long at most."""
-        give_up = time.monotonic() + seconds
-        while self._code is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self._code = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() >= give_up:
-                return False
-            else:
-                time.sleep(0.001)
-        return True
-
-    def ending(self) -> str:
-        """Return how the process has ended, in words for a log."""
-        if not self.is_reaped(REAP_SECONDS):
-            return ""
-        assert self._code is not None
-        if self._code < 0:
-            return f" (killed by {signal.Signals(-self._code).name})"
-        return f" (exit code {self._code})"
-
-    def end(self) -> None:
-        """End the process if it still runs, kindly at first."""
-        self.channel.close()
-        if not self.is_reaped(END_SECONDS):
-            self.signal(signal.SIGKILL)
-            self.is_reaped(END_SECONDS)
+    prepare_process()
+    left = read_succession(document_fd)
+    worker = Worker(left.worker_pid, socket.socket(fileno=left.worker_fd))
+    worker.loaded = Loaded(left.version, left.basis)
+    Supervisor.resumed(left).go_on(worker)
 
 
 class Supervisor:
@@ -222,6 +171,23 @@ class Supervisor:
         self._failures = 0
         self._dead: list[Worker] = []
         self._signals = -1
+        self._spare = Spare(spawn)
+
+    @classmethod
+    def resumed(cls, left: Succession) -> Self:
+        """Return the supervisor of a mount that an earlier version has left to this one."""
+        state, layout = Path(left.state), StoreLayout(Path(left.store))
+        manager = InitSystem(left.manager, left.watchdog_seconds)
+        options = MountOptions.parse(left.options)
+        new = cls(state, layout, options, ReadyNotice(None), spawn_worker, manager)
+        os.close(new._page)
+        new._lock, new._page = StoreLock.held(layout, left.lock_fd), left.page_fd
+        new._fuse_fd, new._mount = left.fuse_fd, find_mount(state)
+        new._greeting = Greeting(left.init_request, left.init_reply)
+        new._oom_score_adj = left.oom_score_adj
+        new._since, new._restarts = left.since, left.restarts
+        new._dead = [Worker(pid, socket.socket()) for pid in left.dead]
+        return new
 
     def run(self, worker: Worker) -> None:
         """Mount, serve, unmount, and let the lock go last. Raises as run_foreground() does.
@@ -244,12 +210,12 @@ class Supervisor:
                 worker.end()
                 self._leave()
             raise
-        try:
-            self._keep_served(worker)
-        finally:
-            self._manager.stopping()
-            with undisturbed():
-                self._leave()
+        self._keep_served(worker)
+
+    def go_on(self, worker: Worker) -> None:
+        """Watch over a worker that serves since an earlier version. Raises as run_foreground()."""
+        self._note_served(worker)
+        self._keep_served(worker)
 
     def _shun_the_oom_killer(self) -> None:
         with contextlib.suppress(PermissionError):  # an ordinary user may not
@@ -283,28 +249,55 @@ class Supervisor:
         return Serve(init_request=self._greeting.request, init_reply=self._greeting.reply)
 
     def _note_ready(self, worker: Worker, message: Ready) -> None:
-        worker.ready_at = time.monotonic()
+        self._note_served(worker)
         self._since = message.since
         self._greeting = Greeting(self._greeting.request, message.init_reply)
+
+    def _note_served(self, worker: Worker) -> None:
+        worker.ready_at = time.monotonic()
+        self._spare.due = worker.ready_at + SPARE_SECONDS
 
     # While the mount is served.
 
     def _keep_served(self, worker: Worker) -> None:
-        """Return when the mount has ended; replace each worker that dies before.
+        """Return when the mount has ended and nothing of it is left; replace workers that die.
 
         Raises:
             StatefsError: no worker comes to life any more; the connection is ended then.
         """
-        with self._signals_noted():
-            while True:
-                self._listen(worker, None)
-                if worker.has_ended:
-                    worker.end()
-                    return
-                dead_since = time.monotonic()
-                if not self._bury(worker):
-                    return
-                worker = self._successor(dead_since)
+        try:
+            with self._signals_noted():
+                while True:
+                    self._listen(worker, None)
+                    if worker.has_ended:
+                        worker.end()
+                        return
+                    dead_since = time.monotonic()
+                    if not self._bury(worker):
+                        return
+                    is_upgrade = self._spare.is_upgrade
+                    worker = self._successor(dead_since)
+                    if is_upgrade and worker.ready_at is not None:
+                        self._become_new(worker)
+        finally:
+            self._manager.stopping()
+            with undisturbed():
+                self._leave()
+
+    def _become_new(self, worker: Worker) -> None:
+        """Have this process run the version that is installed; it stays as it is if it cannot."""
+        assert worker.loaded is not None
+        left = Succession(
+            state=str(self._state), store=str(self._layout.root), options=self._options.text(),
+            since=self._since, restarts=self._restarts, oom_score_adj=self._oom_score_adj,
+            init_request=self._greeting.request, init_reply=self._greeting.reply,
+            lock_fd=self._lock.fileno(), page_fd=self._page, fuse_fd=self._fuse_fd,
+            worker_pid=worker.pid, worker_fd=worker.channel.fileno(),
+            version=worker.loaded.version, basis=worker.loaded.basis,
+            dead=tuple(each.pid for each in self._dead),
+            manager=self._manager.address, watchdog_seconds=self._manager.watchdog_seconds,
+        )  # fmt: skip
+        succeed(left)
 
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:
@@ -313,6 +306,7 @@ class Supervisor:
         numbers = (*ENDING_SIGNALS, SAVING_SIGNAL)
         before = {number: signal.signal(number, lambda *_: None) for number in numbers}
         wakeup_before = signal.set_wakeup_fd(writer)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)  # they waited while a version changed
         try:
             yield
         finally:
@@ -328,33 +322,49 @@ class Supervisor:
         Args:
             give_up: when a worker that is not ready yet is late.
         """
-        poller = select.poll()
-        poller.register(worker.channel.fileno(), select.POLLIN)
-        poller.register(self._signals, select.POLLIN)
         while True:
-            ready = [descriptor for descriptor, _ in poller.poll(self._patience_ms(give_up))]
+            ready = self._something_to_read(worker, give_up)
             self._manager.alive()
             if not ready and give_up is not None and time.monotonic() >= give_up:
                 return
-            if self._signals in ready and worker.ready_at is not None:
+            if self._signals in ready:
                 for number in os.read(self._signals, 64):
                     worker.signal(number)
-            elif self._signals in ready:
-                poller.unregister(self._signals)  # a worker that is not ready must not hear it yet
+            if worker.ready_at is not None:
+                self._spare.attend(worker)
             if worker.channel.fileno() in ready:
-                received = worker.channel.receive()
+                received = worker.receive()
                 if received is None:
                     return
-                if isinstance(received[0], Ready):
-                    self._note_ready(worker, received[0])
+                if self._note(worker, received[0]):
                     return
-                if isinstance(received[0], Failed):
-                    log.error("a worker has failed: %s", received[0].error.message)
-                worker.has_ended = worker.has_ended or isinstance(received[0], Ended)
 
-    def _patience_ms(self, give_up: float | None) -> float | None:
-        """Return how long to wait for something to happen before a sign of life is due."""
-        waits = [] if give_up is None else [max(0.0, give_up - time.monotonic())]
+    def _something_to_read(self, worker: Worker, give_up: float | None) -> list[int]:
+        """Wait for the worker, a signal or the spare worker, or until it is time for something."""
+        poller = select.poll()
+        poller.register(worker.channel.fileno(), select.POLLIN)
+        if worker.ready_at is not None:  # before that it must not hear signals
+            poller.register(self._signals, select.POLLIN)
+            if self._spare.worker is not None:
+                poller.register(self._spare.worker.channel.fileno(), select.POLLIN)
+        return [descriptor for descriptor, _ in poller.poll(self._patience_ms(worker, give_up))]
+
+    def _note(self, worker: Worker, message: Message) -> bool:
+        """Take in what a worker says; return whether it has just become ready."""
+        if isinstance(message, Ready):
+            self._note_ready(worker, message)
+            return True
+        if isinstance(message, Failed):
+            log.error("a worker has failed: %s", message.error.message)
+        if isinstance(message, Upgrade):
+            self._spare.upgrade(worker)
+        worker.has_ended = worker.has_ended or isinstance(message, Ended)
+        return False
+
+    def _patience_ms(self, worker: Worker, give_up: float | None) -> float | None:
+        """Return how long to wait for something to happen before something is due."""
+        moments = [give_up, None if worker.ready_at is None else self._spare.due]
+        waits = [max(0.0, each - time.monotonic()) for each in moments if each is not None]
         if self._manager.period_seconds is not None:
             waits.append(self._manager.period_seconds)
         return min(waits) * 1000 if waits else None
@@ -374,7 +384,10 @@ class Supervisor:
             return False
         lived = 0.0 if worker.ready_at is None else time.monotonic() - worker.ready_at
         self._failures = 0 if lived >= STEADY_SECONDS else self._failures + 1
-        log.warning("the worker %d died%s after %.1f s; another follows", worker.pid, how, lived)
+        if not self._spare.is_upgrade:
+            log.warning(
+                "the worker %d died%s after %.1f s; another follows", worker.pid, how, lived
+            )
         if not ask_again(self._fuse_fd) and self._requests_waiting() != 0:
             raise self._given_up(
                 "this kernel (before Linux 6.9) cannot send again what it had read, so the "
@@ -404,7 +417,7 @@ class Supervisor:
             self._pause()
             self._restarts += 1
             try:
-                worker = Worker(*start(self._spawn))
+                worker = self._spare.take() or Worker(*start(self._spawn))
             except OSError as error:
                 log.error("no worker could be started: %s", error)
                 self._failures += 1
@@ -451,6 +464,7 @@ class Supervisor:
         if self._fuse_fd >= 0:
             os.close(self._fuse_fd)  # then the mount answers with errors: nothing hangs
         _unmount_leftover(self._mount)
+        self._spare.drop()
         os.close(self._page)
         self._lock.release()
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import socket
 import sys
@@ -15,12 +16,15 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from statefs import __version__
 from statefs.control.messages import error_body
 from statefs.daemon import lifecycle
-from statefs.daemon.handover import Begin, Channel, Ended, Failed
+from statefs.daemon.handover import Begin, Channel, Ended, Failed, Loaded
 from statefs.daemon.process import prepare_process
 from statefs.daemon.service import Service as _Service  # noqa: F401 - loaded while nobody waits
 from statefs.errors import StatefsError
+from statefs.fuse.handshake import WANTED
+from statefs.metadata.schema import FORMAT_VERSION
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +41,8 @@ def main(end: socket.socket) -> int:
     sys.setswitchinterval(SWITCH_SECONDS)
     os.chdir("/")
     channel = Channel(end)
+    with suppress(BrokenPipeError):  # then it is seen below
+        channel.send(Loaded(__version__, _basis()))
     received = channel.receive()
     if received is None:
         return 0  # there is nothing to be mounted after all
@@ -56,6 +62,13 @@ def main(end: socket.socket) -> int:
     with suppress(BrokenPipeError):  # the supervisor has gone before
         channel.send(Ended())
     return 0
+
+
+def _basis() -> str:
+    """Return the store's format, what is asked of the kernel, and the libfuse that is loaded."""
+    maps = Path("/proc/self/maps").read_text()
+    libfuse = sorted(set(re.findall(r"/(libfuse3\.so\S*)$", maps, re.MULTILINE)))
+    return f"format {FORMAT_VERSION}, kernel flags {WANTED:#x}, {' '.join(libfuse)}"
 
 
 def _tell(channel: Channel, error: StatefsError) -> None:

@@ -34,6 +34,8 @@ PARALLEL_DIROPS: Final = 1 << 18
 CACHE_SYMLINKS: Final = 1 << 23
 EXPLICIT_INVAL_DATA: Final = 1 << 25
 HANDLE_KILLPRIV_V2: Final = 1 << 28
+HAS_RESEND: Final = 1 << (39 - 32)
+"""In the second word of flags, which follows the head of fuse_init_in (Linux 5.17)."""
 
 WANTED: Final = (
     ATOMIC_O_TRUNC  # open(O_TRUNC) is one request, not an open and a setattr
@@ -198,6 +200,13 @@ class Greeting:
 
     request: bytes
     reply: bytes = b""
+
+    @property
+    def can_ask_again(self) -> bool:
+        """Whether this kernel can send requests again that were not answered (`ask_again`)."""
+        start = _IN_HEADER.size + _INIT_IN.size
+        flags2 = self.request[start : start + 4]
+        return bool(int.from_bytes(flags2, "little") & HAS_RESEND)
 
 
 class Handshake:

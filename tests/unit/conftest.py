@@ -3,11 +3,13 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from statefs.maintenance.verify import verify
 from tests.unit.engine_store import EngineStore
+from tests.unit.supervisor_stage import Stage, staged
 
 
 @pytest.fixture
@@ -33,3 +35,10 @@ def engine(
         assert verify(engine.store.layout) == []
     finally:
         shutil.rmtree(folder)
+
+
+@pytest.fixture
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+    """A supervisor that has yet to run, in a folder of its own."""
+    with staged(tmp_path, monkeypatch) as stage:
+        yield stage

@@ -34,6 +34,7 @@ from statefs.fuse import session_loop
 from statefs.fuse.handshake import Greeting, InitReply, read_init_request
 from statefs.layout import StoreLayout
 from statefs.locking import StoreLock
+from statefs.maintenance.steps import Steps, drive
 from statefs.mounts import MountOptions
 from tests.unit.fake_kernel import FUSE_STATFS, FakeKernel
 
@@ -203,6 +204,10 @@ class FakeService:
     async def handle(self, op: str, _args: dict[str, Any], _call: Call) -> Any:
         """Answer with the name of the operation."""
         return {"op": op, "mounted": False}
+
+    async def run_alone(self, operation: Steps[Any]) -> Any:
+        """Run an operation; nothing else runs."""
+        return await drive(operation, trio.to_thread.run_sync)
 
     async def save_on_request(self) -> None:
         """Note that a signal asked for a snapshot."""

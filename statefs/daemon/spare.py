@@ -1,0 +1,121 @@
+"""The worker that is kept ready for the next death, and the one that an upgrade brings.
+
+Loading a worker's code takes most of the time that programs would wait for it. So once a mount has
+been there for a while its supervisor has another worker loaded. An upgrade loads one of the version
+that is installed now, and only when that is ready to begin is the old one killed.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from contextlib import suppress
+from typing import Final
+
+from statefs.control.messages import error_body
+from statefs.daemon.child import Worker
+from statefs.daemon.handover import Loaded, Refused
+from statefs.daemon.spawning import Spawn, start
+from statefs.errors import StatefsError
+
+log = logging.getLogger(__name__)
+
+SPARE_SECONDS: Final = 5.0
+"""A mount that has been there for so long is worth a process that waits (about 40 MB)."""
+RETRY_SECONDS: Final = 60.0
+"""Before another one when the last has died while it waited."""
+LOADING_SECONDS: Final = 60.0
+"""How long a worker of a new version may take to be loaded."""
+
+
+class Spare:
+    """At most one worker that waits.
+
+    `worker` is that, `due` says when `attend` has something to do, `is_upgrade` that the one who
+    serves is killed in its favour.
+
+    Args:
+        spawn: starts a worker.
+    """
+
+    def __init__(self, spawn: Spawn) -> None:
+        self._spawn = spawn
+        self._is_wanted_by: Worker | None = None
+        self.worker: Worker | None = None
+        self.due: float | None = None
+        self.is_upgrade = False
+
+    def attend(self, serving: Worker) -> None:
+        """Start a worker if it is time, and hear what the one that waits has to say.
+
+        Args:
+            serving: who is asked by programs meanwhile.
+        """
+        if self.worker is not None and self.worker.has_something_to_say():
+            self._hear(serving)
+        if self.due is None or time.monotonic() < self.due:
+            return
+        self.due = None
+        if self._is_wanted_by is serving:
+            self._give_up(serving, f"a new worker was not loaded within {LOADING_SECONDS:.0f} s")
+        elif self.worker is None:
+            self._start(serving)
+
+    def _hear(self, serving: Worker) -> None:
+        assert self.worker is not None
+        if self.worker.receive() is None:
+            how = self.worker.ending()
+            log.error("the worker that was kept ready ended%s", how)
+            self._give_up(serving, f"a worker of the version that is installed ended{how}")
+        elif self._is_wanted_by is serving and self.worker.loaded and serving.loaded:
+            self._prefer(self.worker.loaded, serving, serving.loaded)
+
+    def _prefer(self, new: Loaded, serving: Worker, old: Loaded) -> None:
+        """Have a worker of another version serve, if it can go on with this mount."""
+        if new.basis != old.basis:
+            self._give_up(
+                serving,
+                f"statefs {new.version} ({new.basis}) cannot go on with a mount of {old.version} "
+                f"({old.basis}): unmount and mount again",
+            )
+            return
+        log.info("statefs %s is loaded and takes over", new.version)
+        self.is_upgrade, self.due = True, None
+        serving.signal(signal.SIGKILL)
+
+    def upgrade(self, serving: Worker) -> None:
+        """Have a worker of the version that is installed now follow the one that serves."""
+        self.drop()
+        self._is_wanted_by = serving
+        self.due = time.monotonic() + LOADING_SECONDS
+        self._start(serving)
+
+    def _start(self, serving: Worker) -> None:
+        try:
+            self.worker = Worker(*start(self._spawn))
+        except OSError as error:
+            log.error("no worker could be started: %s", error)
+            self._give_up(serving, f"no worker could be started: {error.strerror}")
+
+    def _give_up(self, serving: Worker, why: str) -> None:
+        """Let go of the worker that waits, for a while; whoever wants an upgrade is told why."""
+        wanted_by = self._is_wanted_by
+        self.drop()
+        self.due = time.monotonic() + RETRY_SECONDS
+        if wanted_by is serving:
+            log.error("the upgrade is given up: %s", why)
+            with suppress(BrokenPipeError):  # it is dead, and followed as after any death
+                serving.channel.send(Refused(error_body(StatefsError(why))))
+
+    def take(self) -> Worker | None:
+        """Return the worker that waits, who is to serve now; None if none does."""
+        worker, self.worker, self.due = self.worker, None, None
+        self._is_wanted_by, self.is_upgrade = None, False
+        return worker
+
+    def drop(self) -> None:
+        """End the worker that waits."""
+        worker = self.take()
+        if worker is not None:
+            worker.end()

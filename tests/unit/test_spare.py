@@ -1,0 +1,188 @@
+"""The worker that is kept loaded, and going over to another version."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from statefs.daemon import child, spare
+from statefs.daemon import supervisor as module
+from statefs.daemon.handover import (
+    Channel,
+    Loaded,
+    Refused,
+    Upgrade,
+)
+from statefs.daemon.spawning import start
+from statefs.daemon.succession import Succession
+from statefs.locking import StoreLock, read_owner
+from statefs.mounts import MountInfo, MountOptions
+from tests.unit.supervisor_stage import (
+    INIT,
+    RESEND,
+    SINCE,
+    Life,
+    Stage,
+    a_whole_life,
+    begun,
+    ended,
+    served,
+)
+
+
+def loaded(channel: Channel, basis: str = "format 1") -> None:
+    """Say that the worker could serve, and wait to be told to."""
+    channel.send(Loaded("9.9", basis))
+
+
+def asks_for_an_upgrade(channel: Channel) -> None:
+    """Serve, and ask for another worker; it does not end by itself unless that is refused."""
+    loaded(channel)
+    begun(channel)
+    served(channel)
+    channel.send(Upgrade())
+    answer = channel.receive()
+    assert answer is not None and isinstance(answer[0], Refused)
+    ended(channel)
+
+
+def waits_for_ever(channel: Channel) -> None:
+    """Say nothing, and go when nobody is there any more."""
+    channel.receive()
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> list[Succession]:
+    """What the supervisor would leave to its next version; it stays what it is."""
+    left: list[Succession] = []
+    monkeypatch.setattr(module, "succeed", left.append)
+    return left
+
+
+def wait_for(marker: Path) -> None:
+    """Return when a file is there."""
+    while not marker.exists():
+        time.sleep(0.001)
+
+
+def test_a_worker_waits_for_the_next_death(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is loaded before, while the first one serves."""
+    monkeypatch.setattr(module, "SPARE_SECONDS", 0.0)
+    marker = stage.layout.root / "loaded"
+
+    def die_later(channel: Channel) -> None:
+        begun(channel)
+        served(channel)
+        wait_for(marker)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def wait(channel: Channel) -> None:
+        loaded(channel)
+        marker.touch()
+        a_whole_life(channel)
+
+    stage.lives += [die_later, wait, wait]
+    stage.run()
+    assert stage.done == ["mounted", "unmounted"]
+
+
+def test_a_worker_that_dies_while_it_waits_is_no_harm(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is told, and another one is tried after a while."""
+    monkeypatch.setattr(module, "SPARE_SECONDS", 0.0)
+    monkeypatch.setattr(spare, "RETRY_SECONDS", 0.0)
+    marker = stage.layout.root / "second"
+
+    def end_later(channel: Channel) -> None:
+        begun(channel)
+        served(channel)
+        wait_for(marker)
+        ended(channel)
+
+    def second(_: Channel) -> None:
+        marker.touch()
+        signal.pause()
+
+    monkeypatch.setattr(child, "END_SECONDS", 0.1)  # it does not see that its channel is closed
+    stage.lives += [end_later, lambda _: os._exit(7), second]
+    stage.run()
+    assert "kept ready ended (exit code 7)" in caplog.text
+    assert stage.done == ["mounted", "unmounted"]
+
+
+def test_an_upgrade_kills_the_worker_when_another_is_loaded(
+    stage: Stage, executed: list[Succession]
+) -> None:
+    """That one serves, and then the supervisor goes over, too, with all it needs."""
+
+    def follow(channel: Channel) -> None:
+        loaded(channel)
+        assert begun(channel).restarts == 1
+        served(channel)
+        ended(channel)
+
+    stage.lives += [asks_for_an_upgrade, follow]
+    stage.run()
+    (left,) = executed
+    assert (left.version, left.basis, left.since) == ("9.9", "format 1", SINCE)
+    assert (left.init_request, left.init_reply) == (INIT, b"reply")
+    assert stage.kernel.recv(4096) == RESEND
+
+
+@pytest.mark.parametrize(
+    ("new", "why"),
+    [
+        (lambda channel: loaded(channel, "format 2"), r"9\.9 \(format 2\) cannot go on"),
+        (lambda _: os._exit(5), "exit code 5"),
+        (waits_for_ever, "not loaded within 0 s"),
+    ],
+)
+def test_an_upgrade_is_refused_before_anything_is_changed(
+    new: Life,
+    why: str,
+    stage: Stage,
+    executed: list[Succession],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """By what the new version is, or when it does not come up; the old one serves on."""
+    if "within" in why:
+        monkeypatch.setattr(spare, "LOADING_SECONDS", 0.1)
+    stage.lives += [asks_for_an_upgrade, new]
+    stage.run()
+    assert re.search(why, caplog.text)
+    assert (executed, stage.done) == ([], ["mounted", "unmounted"])
+
+
+def test_the_next_version_of_a_supervisor_goes_on(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the lock, the connection, the page and the worker that an earlier one has left."""
+    lock = StoreLock(stage.layout, role="daemon")
+    lock.acquire()
+    mount = MountInfo(stage.layout.root, "", "fuse.statefs", device=(0, 1 << 30))
+    monkeypatch.setattr(module, "find_mount", lambda _state: mount)
+    stage.lives.append(ended)
+    pid, ours = start(stage.spawn)
+    left = Succession(
+        state=str(stage.layout.root.with_suffix("")), store=str(stage.layout.root),
+        options=MountOptions().text(), since=SINCE, restarts=4, oom_score_adj=0,
+        init_request=INIT, init_reply=b"reply", lock_fd=lock.fileno(),
+        page_fd=os.memfd_create("page"), fuse_fd=stage.device.detach(), worker_pid=pid,
+        worker_fd=ours.detach(), version="1", basis="format 1",
+    )  # fmt: skip
+    document = os.memfd_create("document")
+    os.write(document, msgspec.json.encode(left))
+    module.resume(document)
+    assert stage.done == ["unmounted"]
+    assert read_owner(stage.layout) is None
+    for descriptor in (document, *left.descriptors):
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            os.fstat(descriptor)

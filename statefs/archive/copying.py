@@ -8,6 +8,7 @@ ACLs, holes. Where it is not, the same comes out of the store as an archive, and
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import tempfile
@@ -18,7 +19,7 @@ from typing import IO, Any, Final, Protocol
 
 from statefs.archive.extraction import FOLDER_FLAGS, Extraction
 from statefs.archive.reading import Archive
-from statefs.errors import StatefsError, UsageError
+from statefs.errors import CorruptStore, StatefsError, UsageError
 from statefs.snapshots.documents import SnapshotDocument
 from statefs.snapshots.reports import path_text
 from statefs.snapshots.restore_plan import parsed_paths
@@ -26,6 +27,8 @@ from statefs.target import Target
 
 OnProgress = Callable[[dict[str, Any]], None]
 
+DAMAGED: Final = re.compile(r"error reading .*: Input/output error$")
+"""What cp says of a file that the mount cannot read."""
 FILES_PER_REPORT: Final = 100
 """Progress is told after so many files: some hundredths of a second."""
 DOCUMENT = b"metadata.json"
@@ -116,6 +119,7 @@ def _copy(
         subprocess.Popen(
             command,
             cwd=source,
+            env=os.environ | {"LC_ALL": "C"},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -132,7 +136,11 @@ def _copy(
         if process.wait() != 0:
             errors.seek(0)
             said = errors.read().decode(errors="replace").strip().splitlines() or ["cp failed"]
-            raise StatefsError(f"the copy failed, and nothing of it was left: {said[-1]}")
+            damaged = next(filter(DAMAGED.search, said), None)
+            failed = f"the copy failed, and nothing of it was left: {damaged or said[-1]}"
+            if damaged is not None:
+                raise CorruptStore(f"{failed}; 'statefs verify --read-data' names all damage")
+            raise StatefsError(failed)
 
 
 def _unpack(

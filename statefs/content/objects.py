@@ -165,8 +165,7 @@ class ObjectFiles:
             while len(data) < size:
                 more = os.pread(fd, size - len(data), start + len(data))
                 if not more:  # zeros in its place would be damage served as good data
-                    end_found = start + len(data)
-                    raise OSError(errno.EIO, f"object {object_id:x} ends at byte {end_found}")
+                    raise _too_short(object_id, start + len(data))
                 data += more
             return data
 
@@ -221,11 +220,17 @@ class ObjectFiles:
     def data_ranges(self, object_id: int, start: int, end: int) -> Iterator[tuple[int, int]]:
         """Yield the parts of [start, end) that are no holes of the object file, in order.
 
+        Raises:
+            OSError: the object file is missing, or too short (EIO): what was cut off is no hole.
+
         Source: lseek(2), SEEK_DATA; a host without it says that all is data.
         """
         position = start
         while position < end:
             with self._descriptor(object_id) as fd:
+                size = os.fstat(fd).st_size
+                if size < end:
+                    raise _too_short(object_id, size)
                 try:
                     position = os.lseek(fd, position, os.SEEK_DATA)
                 except OSError as error:
@@ -345,3 +350,7 @@ class ObjectFiles:
             for entry in self._open.values():
                 os.close(entry.fd)
             self._open.clear()
+
+
+def _too_short(object_id: int, size: int) -> OSError:
+    return OSError(errno.EIO, f"object {object_id:x} ends at byte {size}")

@@ -6,17 +6,18 @@ it; what happens to the archive, its name and its compression, is the asker's bu
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import select
 import stat
 from collections.abc import Collection, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from statefs.archive import headers
 from statefs.archive.headers import Member, Range
-from statefs.errors import PosixError, StatefsError, UsageError
+from statefs.errors import CorruptStore, PosixError, StatefsError, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.steps import Steps
 from statefs.metadata.connection import Reader
@@ -35,6 +36,8 @@ READ_BYTES: Final = 1 << 20
 """Read from an object file at a time, and the room in the pipe: few system calls, little memory."""
 PAGE: Final = 500
 """Entries of a folder read at a time."""
+DAMAGE: Final = (errno.EIO, errno.ENOENT)
+"""An object file that is cut or cannot be read, and one that is missing."""
 POLL_MS: Final = 1_000
 """How often it is asked whether somebody still wants the archive, while nobody reads it."""
 
@@ -101,6 +104,7 @@ def export(
 
     Raises:
         UsageError: nobody reads it, or a path is not there. StatefsError: the reader went away.
+            CorruptStore: a file is damaged.
     """
     if "/" in pipe and not store.is_read_only:
         raise UsageError(f"'{pipe}' is no name of a pipe")
@@ -239,28 +243,45 @@ class _Archive:
 
     def _write_file(self, member: Member, inode: PastInode) -> None:
         planned = self._tree.plan_read(inode.ino, 0, inode.size)
+        path = member.path
         member = member._replace(size=inode.size)
         if isinstance(planned, bytes):
             self._pipe.write(headers.encode_member(member) + planned + headers.padding(inode.size))
             self._advance(inode.size)
             return
-        ranges = headers.aligned(self._stored(planned), inode.size)
+        with self._naming(path):
+            ranges = headers.aligned(self._stored(planned), inode.size)
         stored_bytes = sum(end - start for start, end in ranges)
         if stored_bytes < inode.size:
             member = member._replace(data=ranges)
         self._pipe.write(headers.encode_member(member))
         for start, end in ranges:
             for place in range(start, end, READ_BYTES):
-                self._copy(inode.ino, place, min(READ_BYTES, end - place))
+                self._copy(path, inode.ino, place, min(READ_BYTES, end - place))
         self._pipe.write(headers.padding(stored_bytes))
         self._advance(inode.size - stored_bytes)
 
-    def _copy(self, ino: int, start: int, size: int) -> None:
+    def _copy(self, path: bytes, ino: int, start: int, size: int) -> None:
         planned = self._tree.plan_read(ino, start, size)
         assert not isinstance(planned, bytes)
-        self._checks.check(self._checks.unchecked(self._reader, ino, self._tree.epoch, planned))
-        self._pipe.write(self._objects.read(planned))
+        with self._naming(path):
+            self._checks.check(self._checks.unchecked(self._reader, ino, self._tree.epoch, planned))
+            data = self._objects.read(planned)
+        self._pipe.write(data)
         self._advance(size)
+
+    @contextmanager
+    def _naming(self, path: bytes) -> Iterator[None]:
+        """Tell of what cannot be read, inside the `with` block, as damage of a file."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in DAMAGE:
+                raise
+            raise CorruptStore(
+                f"{path_text(path)} of {self._snapshot.name} is damaged: {error.strerror};"
+                " 'statefs verify --read-data' names all damage"
+            ) from error
 
     def _stored(self, planned: list[Piece]) -> Iterator[Range]:
         """Yield the ranges of a file that are no holes, in order."""

@@ -59,6 +59,7 @@ _SIZE: Final = (
     "SELECT CAST(total(size) AS INTEGER) FROM (SELECT max(size) AS size FROM inodes i WHERE"
     " mode & 0xF000 = 0x8000 AND EXISTS (SELECT 1 FROM digests d WHERE d.ino = i.ino) GROUP BY ino)"
 )
+_BYTES: Final = "SELECT bytes FROM snapshots WHERE epoch = ?"
 _ENTRIES: Final = (
     f"SELECT e.name, {COLUMNS},"
     " (SELECT sha256 FROM digests WHERE ino = e.ino AND valid_to > ?2 AND valid_from <= ?2)"
@@ -127,7 +128,10 @@ class Rereading:
     def _read_all(self) -> Iterator[bool]:
         """Yield after each part that was read."""
         with self._store.reader() as reader:
-            self.bytes_total = reader.value(_SIZE) if self._epoch is None else None
+            if self._epoch is None:
+                self.bytes_total = reader.value(_SIZE)
+            else:
+                self.bytes_total = reader.value(_BYTES, (self._epoch,))
         last = 0
         while True:
             with self._store.reader() as reader:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 import pytest
 
+from statefs.errors import CorruptStore
 from statefs.layout import StoreLayout
 from tests.harness.mounted_state import MountedState, eventually
 from tests.harness.sample_tree import make_sample_tree
@@ -206,7 +207,7 @@ def test_verify_names_the_damaged_bytes(own_state: MountedState) -> None:
 @pytest.mark.parametrize("is_removed", [False, True])
 def test_damage_is_never_served_as_good_data(own_state: MountedState, is_removed: bool) -> None:
     """What was lost is EIO in current/ and in the snapshot; what is there is read."""
-    own_state.expected_log = 'read failed|Traceback|cannot be sealed|File "|Error'
+    own_state.expected_log = 'read failed|Traceback|cannot be sealed|File "|Error|damage: files'
     size = 4 << 20
     (own_state.files / "victim").write_bytes(os.urandom(size))
     name = save_and_wait(own_state)["name"]
@@ -225,6 +226,18 @@ def test_damage_is_never_served_as_good_data(own_state: MountedState, is_removed
             assert caught.value.errno == errno.EIO
             if not is_removed:
                 assert os.pread(file.fileno(), 4096, 0) == kept[:4096]
+    copies = (own_state.store.parent / "a.tar", own_state.store.parent / "copy")
+    for is_mounted in (True, False):
+        if not is_mounted:
+            own_state.umount()
+        for words in (("export", name, copies[0]), ("restore", name, "--to", copies[1])):
+            refused = own_state.run(words[0], "--store", own_state.store, *words[1:])
+            assert refused.returncode == CorruptStore.exit_code, refused.stderr
+            assert "files/victim" in refused.stderr and refused.stderr.count("\n") == 1
+            assert not any(copy.exists() for copy in copies)
+    found = own_state.run("verify", "--store", own_state.store).stdout
+    assert f"damaged in {name}, current" in found and "(current/files/victim)" in found
+    own_state.mount()
     path.write_bytes(kept)
 
 

@@ -204,6 +204,10 @@ def test_verify_reads_tells_how_far_it_is_and_gives_up(engine: EngineStore) -> N
     assert answer["read"]["bytes"] == 30 << 20
     assert answer["read"]["unsealed"] == names(engine)[1:]
     assert listener.heard[-1]["done"] == listener.heard[-1]["total"] == 30 << 20
+    of_one = Listener()
+    steps.run(commands.start("verify", {"read_data": True, "snapshot": names(engine)[0]}, of_one))
+    heard = [each for each in of_one.heard if each["unit"] == "bytes"]
+    assert len(heard) > 1 and {each["total"] for each in heard} == {30 << 20}
     with pytest.raises(StatefsError, match="given up"):
         steps.run(commands.start("verify", {"read_data": True}, Listener(patience=1)))
     impatient = Listener(patience=len(CHECKS) + 1)  # each rule is told of, before reading begins

@@ -420,3 +420,31 @@ def test_an_open_file_without_a_name_is_no_damage(engine: EngineStore) -> None:
     assert engine.problems() == []
     engine.table.closed(ino)
     assert engine.problems() == []
+
+
+def test_a_lost_object_is_told_with_who_sees_it(engine: EngineStore) -> None:
+    """The file, the snapshots and current/; of a cut one those that see what is gone."""
+    ino = engine.file("f", bytes(range(256)) * 100)
+    engine.save()
+    engine.data.write(ino, 25_600, b"more" * 5000)
+    engine.save()
+    engine.data.write(ino, 0, b"other")
+    first, second = (each.name for each in engine.store.catalog.snapshots)
+    numbers = [row[0] for row in engine.database.rows("SELECT id FROM objects ORDER BY id")]
+    paths = [engine.store.layout.object_path(ObjectId(number)) for number in numbers]
+    kept = [path.read_bytes() for path in paths]
+    said = f"object {numbers[0]:x} of inode {ino} (current/f) is missing: damaged in"
+    paths[0].unlink()
+    engine.store.settle()
+    assert said_of(engine) == [f"{said} {first}, {second}, current"]
+    paths[0].write_bytes(kept[0])
+    os.truncate(paths[1], 25_610)
+    (told,) = said_of(engine)
+    assert told.endswith(f"needed: damaged in {second}, current")
+    paths[1].write_bytes(kept[1])
+
+
+def said_of(engine: EngineStore) -> list[str]:
+    """Return what R19 finds."""
+    found = engine.store.verify_files((engine.table.files, engine.table.bytes))
+    return [each.message for each in found if each.rule == "R19"]

@@ -116,7 +116,7 @@ def check_object_files(reading: Reading) -> Iterator[str]:
         f" WHERE {reading.count('x', 'i')} > 0 GROUP BY x.object ORDER BY x.object"
     )
     for number, needed, is_current, is_dirty, ino in reading.rows(query):
-        trouble = None
+        trouble, length = None, 0
         try:
             length = os.stat(reading.layout.object_path(ObjectId(number))).st_size
         except FileNotFoundError:
@@ -127,7 +127,8 @@ def check_object_files(reading: Reading) -> Iterator[str]:
             if length < needed:
                 trouble = f"has {length} bytes, {needed} are needed"
         if trouble:
-            yield f"object {number:x} of {reading.named(ino)} {trouble}"
+            seen = ", ".join(reading.seen_by(number, length))
+            yield f"object {number:x} of {reading.named(ino)} {trouble}: damaged in {seen}"
 
 
 def check_surplus_objects(reading: Reading) -> Iterator[str]:

@@ -131,6 +131,28 @@ class Reading:
         rows = self.rows(f"SELECT {columns} FROM snapshots ORDER BY epoch")
         return [snapshot_of(row) for row in rows]
 
+    def seen_by(self, number: int, length: int) -> list[str]:
+        """Return the snapshots, and `current`, that see more than `length` bytes of an object.
+
+        What only a clone sees is called `clones`.
+        """
+        query = (
+            "SELECT x.ino, max(x.valid_from, i.valid_from), min(x.valid_to, i.valid_to)"
+            " FROM extents x CROSS JOIN inodes i"
+            f" ON i.ino = x.ino AND {meet('x', 'i')} WHERE x.object = ?"
+            f' AND CASE x."end" WHEN {LIVING} THEN i.size ELSE x."end" END > ?'
+        )
+        names: dict[int, str] = {each.epoch: each.name for each in self.snapshots}
+        found: set[int] = set()
+        has_clone = False
+        for ino, since, until in self.rows(query, (number, length)):
+            if ino & CLONE_BIT:
+                has_clone = True
+            else:
+                found.update(each for each in self.moments if since <= each < until)
+        seen = [names.get(each, "current") for each in sorted(found)]
+        return [*seen, "clones"] if has_clone else seen
+
     def named(self, ino: int) -> str:
         """Return an inode's number, with its path where the living tree tells it."""
         path = self._path(ino)

@@ -7,11 +7,14 @@ that names the file and the key; nothing is ever ignored. docs/configuration.md 
 from __future__ import annotations
 
 import difflib
+import json
 import os
 import re
 import tomllib
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, Final, Literal, get_args, get_origin, get_type_hints
+from types import UnionType
+from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -29,6 +32,8 @@ _SIZE_UNITS: Final = {
 _NUMBER: Final = r"\d+(?:\.\d+)?"
 _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}")
 """A volume's name is also the name of a file."""
+_SHOWN_MAX: Final = 60
+"""Characters of a wrong value that a message shows."""
 _NEAR: Final = 0.6
 """How alike two keys are, from 0 to 1, for one to be suggested for the other."""
 
@@ -63,6 +68,7 @@ class Size(int):
         return cls(float(match[1]) * _SIZE_UNITS[match[2]])
 
 
+Table = dict[str, Any]
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Command = Annotated[tuple[str, ...], Meta(min_length=1)]
 """A program and its arguments; no shell looks at them."""
@@ -189,7 +195,7 @@ def parse_config(text: str, source: str) -> Config:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InvalidConfig(f"{source}: not TOML: {_one_line(error)}") from error
-    _refuse_unknown_keys(Config, values, "", source)
+    _refuse_mistakes(Config, values, "", source)
     try:
         return msgspec.convert(values, Config, dec_hook=from_file_value)
     except msgspec.ValidationError as error:
@@ -235,17 +241,106 @@ def _table_of(hint: Any) -> type[Struct] | None:
     return inner if isinstance(inner, type) and issubclass(inner, Struct) else None
 
 
-def _refuse_unknown_keys(kind: type[Struct], values: object, place: str, source: str) -> None:
-    if not isinstance(values, dict):
-        return  # the conversion says what is wrong with it
+def _refuse_mistakes(kind: type[Struct], values: Table, place: str, source: str) -> None:
+    """Refuse the first key of a table that is not known, is missing, or has a wrong value.
+
+    What a value may be beyond its type its own type says, when it is made.
+    """
     known = keys_of(kind)
     for key, value in values.items():
         if key not in known:
             raise InvalidConfig(f"{source}: {_suggestion(place, key, list(known))}")
-        if table := _table_of(known[key]):
-            for number, each in enumerate(value if isinstance(value, list) else [value]):
-                inside = f"{key}[{number}]." if isinstance(value, list) else f"{key}."
-                _refuse_unknown_keys(table, each, inside, source)
+        _refuse_wrong_value(known[key], value, f"{place}{key}", source)
+    for each in msgspec.structs.fields(kind):
+        if each.required and each.encode_name not in values:
+            raise InvalidConfig(f"{source}: {place}{each.encode_name}: this key is missing")
+
+
+def _refuse_wrong_value(hint: Any, value: Any, place: str, source: str) -> None:
+    form = _form_of(hint)
+    if not form.fits(value):
+        near = difflib.get_close_matches(str(value), form.known, n=1, cutoff=_NEAR)
+        meant = f"; did you mean {_as_written(near[0])}?" if near else ""
+        found = _as_written(value)
+        raise InvalidConfig(f"{source}: {place}: expected {form.one}, found {found}{meant}")
+    if form.inner is not None:
+        for number, each in enumerate(value):
+            _refuse_wrong_value(form.inner, each, f"{place}[{number}]", source)
+    elif table := _table_of(hint):
+        _refuse_mistakes(table, value, f"{place}.", source)
+
+
+class _Form(NamedTuple):
+    """What a value must be.
+
+    Args:
+        one, many: in words, for messages.
+        fits: whether a value is so; what a list holds is looked at by itself.
+        known: the words that it may be.
+        inner: the type of what a list holds.
+    """
+
+    one: str
+    many: str
+    fits: Callable[[Any], bool]
+    known: tuple[str, ...] = ()
+    inner: Any = None
+
+
+def _form_of(hint: Any) -> _Form:
+    """Return what a value of a type of `Config` must be."""
+    limits = Meta()
+    if get_origin(hint) is Annotated:
+        hint, limits = get_args(hint)
+    if get_origin(hint) is UnionType:  # with None, for what is left out
+        hint = get_args(hint)[0]
+    if get_origin(hint) is Literal:
+        words = get_args(hint)
+        *others, last = map(_as_written, words)
+        choice = f"{', '.join(others)} or {last}"
+        return _Form(choice, choice, lambda value: value in words, known=words)
+    if get_origin(hint) is tuple:
+        inner = get_args(hint)[0]
+        least = limits.min_length or 0
+        what = f"{'one or more ' if least else ''}{_form_of(inner).many}"
+        return _Form(
+            f"a list of {what}",
+            f"lists of {what}",
+            lambda value: isinstance(value, list) and len(value) >= least,
+            inner=inner,
+        )
+    if issubclass(hint, Struct):
+        return _Form("a table", "tables in double brackets", lambda value: isinstance(value, dict))
+    if hint is int:
+        low, high = limits.ge or 0, limits.le or 0
+        numbers = f"from {low} to {high:,}"
+        return _Form(
+            f"a whole number {numbers}",
+            f"whole numbers {numbers}",
+            lambda value: type(value) is int and low <= value <= high,
+        )
+    return _PLAIN[hint]
+
+
+_PLAIN: Final[dict[type, _Form]] = {
+    bool: _Form("true or false", "true or false", lambda value: isinstance(value, bool)),
+    str: _Form("a text in quotes", "texts in quotes", lambda value: isinstance(value, str)),
+    Duration: _Form("a duration", "durations", lambda _: True),
+    Size: _Form("a size", "sizes", lambda _: True),
+}
+"""Durations and sizes say themselves how they are written, when they are made."""
+
+
+def _as_written(value: object) -> str:
+    """Return a value as it stands in the file, in short."""
+    if isinstance(value, dict):
+        return "a table"
+    if isinstance(value, list):
+        return f"a list of {len(value)}" if value else "an empty list"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return text if len(text) <= _SHOWN_MAX else f"{text[:_SHOWN_MAX]}..."
 
 
 def _suggestion(place: str, key: str, known: list[str]) -> str:

@@ -18,7 +18,7 @@ from statefs.ids import LIVING, ObjectId
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import living_totals
 from statefs.metadata.schema import DELETING, PENDING
-from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
+from statefs.metadata.temporal import EXTENTS, Temporal
 
 log = logging.getLogger(__name__)
 
@@ -162,13 +162,10 @@ def _write_recovered(database: Database, ino: int, size: int | None, state: os.s
 def _drop_orphans(database: Database) -> None:
     """Destroy files that lost their last name while they were open: nobody has them open now."""
     temporal = Temporal.of(database)
-    for ino, epoch in database.rows("SELECT ino, epoch FROM orphans"):
+    for (ino,) in database.rows("SELECT ino FROM orphans"):
         with database.transaction():
-            for life in (INODES, XATTRS, INLINE):
-                temporal.erase_since(life, ino, epoch)
-            for number in set(temporal.erase_since(EXTENTS, ino, epoch)):
+            for number in temporal.erase_orphan(ino):
                 database.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (number,))
-            database.execute("DELETE FROM orphans WHERE ino = ?", (ino,))
 
 
 def _remove_strays(database: Database, objects: ObjectFiles) -> None:

@@ -66,7 +66,7 @@ class Sealer:
         One that is older than a sealed one is passed over: its digests would have to be put before
         rows that are there. It could not be sealed when it was its turn.
         """
-        newest = self._sealed_before(None)
+        newest = self._store.catalog.newest_sealed
         for snapshot in self._store.catalog.snapshots:
             is_later = newest is None or snapshot.epoch > newest.epoch
             if is_later and snapshot.epoch not in self._given_up:
@@ -89,16 +89,16 @@ class Sealer:
 
     def why_not(self, snapshot: Snapshot) -> str | None:
         """Return why a snapshot cannot be sealed, in words; None where it is, or will be."""
-        newest = self._sealed_before(None)
+        newest = self._store.catalog.newest_sealed
         if snapshot.state_digest is not None:
             return None
         is_passed = newest is not None and snapshot.epoch < newest.epoch
         return self._reasons.get(snapshot.epoch, PASSED_OVER if is_passed else None)
 
-    def _sealed_before(self, snapshot: Snapshot | None) -> Snapshot | None:
-        """Return the newest sealed snapshot, or the newest before another one."""
+    def _sealed_before(self, snapshot: Snapshot) -> Snapshot | None:
+        """Return the newest sealed snapshot before another one."""
         for each in reversed(self._store.catalog.snapshots):
-            if each.state_digest and (snapshot is None or each.epoch < snapshot.epoch):
+            if each.state_digest and each.epoch < snapshot.epoch:
                 return each
         return None
 

@@ -223,6 +223,20 @@ class Temporal:
             self._execute(_DROP_STRAY_DIGEST, (ino,))
         return deleted
 
+    def erase_orphan(self, ino: int) -> set[int]:
+        """End all that an orphan is and has as of when it lost its last name.
+
+        Returns:
+            The object files that deleted rows named.
+        """
+        (epoch,) = self._execute("SELECT epoch FROM orphans WHERE ino = ?", (ino,)).fetchone()
+        for life in (INODES, XATTRS, INLINE):
+            self.erase_since(life, ino, epoch)
+        objects = set(self.erase_since(EXTENTS, ino, epoch))
+        for table in ("orphans", "dirty"):
+            self._execute(f"DELETE FROM {table} WHERE ino = ?", (ino,))
+        return objects
+
     def bring_back(self, life: RowLife, ino: int, epoch: Epoch) -> None:
         """Make the living rows of an inode in one table those that a past epoch saw.
 

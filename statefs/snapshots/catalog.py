@@ -174,6 +174,7 @@ class Catalog:
         self._entries = {
             s.epoch: self._entries.get(s.epoch) or index_entry(s.document()) for s in snapshots
         }
+        self.newest_sealed = next((s for s in reversed(snapshots) if s.state_digest), None)
         self.last_modified_ns = int(self._database.store_value("last_modified_ns"))
         self._current_as = self._database.store_value("current_as")
         self._table.checks.snapshots_changed()

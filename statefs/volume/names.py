@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import stat
+from collections.abc import Collection
 from typing import Any, Final, NamedTuple
 
 from statefs.errors import PosixError
@@ -33,6 +34,13 @@ class Creator(NamedTuple):
     uid: int
     gid: int
     umask: int = 0
+
+
+def _flags_for(xattrs: Collection[bytes]) -> int:
+    """Return what the flags of an inode say of its extended attributes."""
+    flags = InodeFlag.XATTRS if xattrs else 0
+    flags |= InodeFlag.ACCESS_ACL if acl.ACCESS in xattrs else 0
+    return flags | (InodeFlag.DEFAULT_ACL if acl.DEFAULT in xattrs else 0)
 
 
 def _check_name(name: bytes) -> None:
@@ -109,12 +117,10 @@ class Names:
             table.underway.note(Kind.MAKE, parent, name, table.next_id)
             ino = table.new_ino(parent)
             size = len(target) if target is not None else 0
-            flags = InodeFlag.XATTRS if xattrs else 0
-            flags |= InodeFlag.ACCESS_ACL if acl.ACCESS in xattrs else 0
-            flags |= InodeFlag.DEFAULT_ACL if acl.DEFAULT in xattrs else 0
             links = 2 if is_dir else 1
             times = (now, now, now, now)
             owner = (creator.uid, gid)
+            flags = _flags_for(xattrs)
             node = Node(
                 (ino, table.epoch, mode, links, *owner, rdev, size, 0, *times, parent, flags)
             )

@@ -353,13 +353,7 @@ class InodeTable:
 
     def erase_orphan(self, ino: int) -> None:
         """End all that an orphan is and has as of when it lost its name; inside a `Change`."""
-        database, temporal = self.database, self.temporal
-        epoch = Epoch(database.value("SELECT epoch FROM orphans WHERE ino = ?", (ino,)))
-        for life in (INODES, XATTRS, INLINE):
-            temporal.erase_since(life, ino, epoch)
-        self.discard_objects(set(temporal.erase_since(EXTENTS, ino, epoch)))
-        database.execute("DELETE FROM orphans WHERE ino = ?", (ino,))
-        database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+        self.discard_objects(self.temporal.erase_orphan(ino))
 
     def drop(self, ino: int) -> None:
         """Forget that an inode that is gone had anything to write or to sync."""

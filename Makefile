@@ -10,8 +10,10 @@ TEST_JOBS ?= 3
 HOURS ?= 1
 # Of scripts/crash_hunt.py, e.g. make crash CRASH_ARGS=--engine for disks that fail or lose power
 CRASH_ARGS ?=
+# Of scripts/power_cuts.py, e.g. make power POWER_ARGS=--without-syncs
+POWER_ARGS ?=
 
-.PHONY: help run setup stop test check lint types layers bench crash install-helper install-service
+.PHONY: help run setup stop test check lint types layers bench crash power install-helper install-service
 
 help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -52,6 +54,9 @@ bench: setup ## Measure operations, size, history, going back, other tools (minu
 
 crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing acknowledged may be lost
 	@$(PY) scripts/crash_hunt.py --hours $(HOURS) $(CRASH_ARGS)
+
+power: setup-tests ## Cut the power at every moment of all workloads of one and two operations (minutes)
+	@$(PY) scripts/power_cuts.py $(POWER_ARGS)
 
 install-helper: setup ## As root: let mount(8) and /etc/fstab use statefs
 	@ln -sfn "$(CURDIR)/scripts/mount.fuse.statefs" /sbin/mount.fuse.statefs

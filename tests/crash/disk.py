@@ -4,7 +4,8 @@
 through a VFS, all others through the functions of `os` that the engine calls. Before each change it
 asks `on_change`, which may raise. It keeps what was changed and what was synced, so that
 `after_power_cut` can return a disk as it may be after a loss of power: everything synced is there,
-of everything else any part.
+of everything else any part (`Loss` names the parts that are tried at each moment). Each sync is
+kept with the place in the engine that asked for it, and can be taken for one that was left out.
 
 Harsher than most disks: a name is lost unless its folder was synced, whatever else was; names of
 one folder are lost independently. Not torn: a rename, and a sector of 512 bytes.
@@ -13,12 +14,15 @@ one folder are lost independently. Not torn: a rename, and a sector of 512 bytes
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from enum import Enum
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final
 from unittest.mock import patch
@@ -28,8 +32,11 @@ import apsw
 from statefs import durable
 from statefs.content import objects
 from statefs.metadata import connection
+from tests.crash.callers import place_of_call
+from tests.crash.sqlite_log import visible
 
 SECTOR_BYTES: Final = 512
+BLOCK_BYTES: Final = 4096
 VFS_NAME: Final = "statefs-watched"
 UNWATCHED: Final = ("reserve", "reserve.new")
 """Room without content; recovery takes it again."""
@@ -49,6 +56,7 @@ class Change:
         start: first byte.
         end: behind the last byte; of a truncate the new size.
         data: written.
+        place: of a sync, where in the engine it was asked for (tests/crash/callers.py).
     """
 
     kind: str
@@ -59,47 +67,97 @@ class Change:
     start: int = 0
     end: int = 0
     data: bytes = b""
+    place: str = ""
+
+    @property
+    def is_of_names(self) -> bool:
+        """Whether it changes which names a folder has."""
+        return self.kind in ("name", "unname", "rename")
+
+
+class Loss(Enum):
+    """What a power cut takes of what was not synced."""
+
+    NOTHING = "nothing"
+    EVERYTHING = "everything"
+    BYTES = "bytes"
+    """Of files; names are there, as on a disk that writes its journal first."""
+    NAMES = "names"
+    """Files made, renamed and removed; bytes are there."""
+    SOME = "some"
+    SECTORS = "sectors"
+    """Of the last write, behind one at a multiple of 512 bytes."""
+    BLOCKS = "blocks"
+    """The same at a multiple of 4 KiB."""
 
 
 @dataclass
 class Image:
     """Files and names of a store: contents by number, and numbers by folder and name."""
 
-    contents: dict[int, bytearray] = field(default_factory=dict)
+    contents: dict[int, bytes | bytearray] = field(default_factory=dict)
     names: dict[str, dict[str, int]] = field(default_factory=dict)
 
     def copy(self) -> Image:
-        """Return an image that changes on its own."""
+        """Return an image that changes on its own; what both have is copied when it changes."""
         return Image(
-            {number: bytearray(data) for number, data in self.contents.items()},
+            {number: bytes(data) for number, data in self.contents.items()},
             {folder: dict(names) for folder, names in self.names.items()},
         )
 
+    def _content(self, number: int) -> bytearray:
+        data = self.contents.get(number, b"")
+        if not isinstance(data, bytearray):
+            data = self.contents[number] = bytearray(data)
+        return data
+
     def apply(self, change: Change) -> None:
         """Make a change; syncs change nothing."""
-        data = self.contents.setdefault(change.file, bytearray()) if change.file else bytearray()
-        names = self.names.setdefault(change.folder, {})
-        if change.kind == "write":
+        if change.is_of_names:
+            names = self.names.setdefault(change.folder, {})
+            if change.kind == "name":
+                names[change.name] = change.file
+            else:
+                names.pop(change.old_name or change.name, None)
+            if change.kind == "rename":
+                names[change.name] = change.file
+        elif change.kind == "write":
+            data = self._content(change.file)
             data.extend(bytes(max(0, change.start - len(data))))
             data[change.start : change.end] = change.data
         elif change.kind == "truncate":
+            data = self._content(change.file)
             del data[change.end :]
             data.extend(bytes(change.end - len(data)))
         elif change.kind == "punch":
+            data = self._content(change.file)
             end = min(change.end, len(data))
             data[change.start : end] = bytes(max(0, end - change.start))
-        elif change.kind == "name":
-            names[change.name] = change.file
-        elif change.kind == "unname":
-            names.pop(change.name, None)
-        elif change.kind == "rename":
-            names.pop(change.old_name, None)
-            names[change.name] = change.file
+
+    def digest(self) -> bytes:
+        """Return what differs for images that differ, of a database in what SQLite finds in it."""
+        found = hashlib.blake2b(digest_size=16)
+        for folder, names in sorted(self.names.items()):
+            for name, number in sorted(names.items()):
+                if name.endswith("-wal"):
+                    continue
+                content = bytes(self.contents.get(number, b""))
+                log = self.file(folder, f"{name}-wal")
+                if log:
+                    content = visible(content, log)
+                found.update(f"{folder}/{name}\0".encode() + _digest_of(content))
+        return found.digest()
+
+    def file(self, folder: str, name: str) -> bytes | None:
+        """Return the bytes of a file, None where there is none."""
+        number = self.names.get(folder, {}).get(name)
+        return None if number is None else bytes(self.contents.get(number, b""))
 
     def write_to(self, root: Path) -> None:
-        """Make the folders and files; `root` does not exist."""
+        """Make the files, and folders where they are missing."""
         for folder, names in self.names.items():
-            (root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
+            if names:
+                (root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
             for name, number in names.items():
                 (root / folder / name).write_bytes(self.contents.get(number, b""))
 
@@ -126,7 +184,7 @@ class WatchedDisk:
                 if stat.S_ISREG(path.lstat().st_mode):
                     number = self._new_number(path.stat().st_ino)
                     self.start.names[inside][name] = number
-                    self.start.contents[number] = bytearray(path.read_bytes())
+                    self.start.contents[number] = path.read_bytes()
 
     def _new_number(self, inode: int) -> int:
         self._last_number += 1
@@ -143,6 +201,8 @@ class WatchedDisk:
 
     def note(self, change: Change) -> None:
         """Ask whether a change may be made; it is made right after."""
+        if change.kind.startswith("sync"):
+            change = replace(change, place=place_of_call())
         self.on_change(change)
         self.changes.append(change)
 
@@ -224,25 +284,63 @@ class WatchedDisk:
         """Return the disk as it may be when the power is cut after `length` changes."""
         kept_share = rng.choice((0.0, 0.2, 0.5, 0.8, 1.0))
         names_share = rng.choice((0.0, 0.5, 1.0))
-        changes = self.changes[:length]
+        image = self.start.copy()
+        for change, is_safe in self._with_safety(length):
+            share = names_share if change.is_of_names else kept_share
+            if is_safe or rng.random() < share:
+                image.apply(change if is_safe else _torn(change, rng))
+        return image
+
+    def after_loss(
+        self, length: int, loss: Loss, rng: random.Random, left_out: str = ""
+    ) -> Image | None:
+        """Return the disk after `length` changes and a certain loss, None where there is none.
+
+        Args:
+            rng: decides what `Loss.SOME` takes, and where the last write is torn.
+            left_out: the place of syncs that are taken for not made.
+        """
+        if loss in (Loss.SECTORS, Loss.BLOCKS):
+            unit = SECTOR_BYTES if loss is Loss.SECTORS else BLOCK_BYTES
+            return self._with_torn_end(length, unit, rng)
+        if loss is Loss.SOME:
+            return self.after_power_cut(length, rng)
+        image = self.start.copy()
+        takes_names = loss in (Loss.EVERYTHING, Loss.NAMES)
+        takes_bytes = loss in (Loss.EVERYTHING, Loss.BYTES)
+        for change, is_safe in self._with_safety(length, left_out):
+            if is_safe or not (takes_names if change.is_of_names else takes_bytes):
+                image.apply(change)
+        return image
+
+    def _with_torn_end(self, length: int, unit: int, rng: random.Random) -> Image | None:
+        last = self.changes[length - 1] if length else Change("sync")
+        firsts = range(last.start // unit * unit + unit, last.end, unit)
+        if last.kind != "write" or not firsts:
+            return None
+        image = self.start.copy()
+        for change in self.changes[: length - 1]:
+            image.apply(change)
+        image.apply(_cut_off(last, rng.choice(firsts)))
+        return image
+
+    def _with_safety(self, length: int, left_out: str = "") -> Iterator[tuple[Change, bool]]:
+        """Yield each change, and whether a sync that came later keeps it."""
+        changes: Sequence[Change] = self.changes[:length]
         synced: dict[int | str, int] = {}
         for index, change in enumerate(changes):
+            if left_out and change.place == left_out:
+                continue
             if change.kind == "sync":
                 synced[change.file] = index
             elif change.kind == "sync names":
                 synced[change.folder] = index
             elif change.kind == "sync all":
                 synced[""] = index
-        image = self.start.copy()
         everything = synced.get("", -1)
         for index, change in enumerate(changes):
-            is_of_names = change.kind in ("name", "unname", "rename")
-            key: int | str = change.folder if is_of_names else change.file
-            is_safe = index < max(synced.get(key, -1), everything)
-            share = names_share if is_of_names else kept_share
-            if is_safe or rng.random() < share:
-                image.apply(change if is_safe else _torn(change, rng))
-        return image
+            key: int | str = change.folder if change.is_of_names else change.file
+            yield change, index < max(synced.get(key, -1), everything)
 
 
 def _torn(change: Change, rng: random.Random) -> Change:
@@ -250,7 +348,11 @@ def _torn(change: Change, rng: random.Random) -> Change:
     if change.kind != "write" or rng.random() < 0.9 or change.end - change.start <= SECTOR_BYTES:
         return change
     sectors = rng.randrange(change.start // SECTOR_BYTES + 1, change.end // SECTOR_BYTES + 1)
-    end = max(change.start, min(sectors * SECTOR_BYTES, change.end))
+    return _cut_off(change, max(change.start, min(sectors * SECTOR_BYTES, change.end)))
+
+
+def _cut_off(change: Change, end: int) -> Change:
+    """Return a write that went no further than `end`."""
     return Change(
         "write", change.file, start=change.start, end=end,
         data=change.data[: end - change.start],
@@ -327,6 +429,11 @@ class _Calls:
         """Sync everything; the host's own disk need not."""
         self._disk.note(Change("sync all"))
         return 0
+
+
+@lru_cache(maxsize=4096)
+def _digest_of(content: bytes) -> bytes:
+    return hashlib.blake2b(content, digest_size=16).digest()
 
 
 @contextmanager

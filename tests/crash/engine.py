@@ -10,14 +10,18 @@ from __future__ import annotations
 import copy
 import errno
 import hashlib
+import logging
 import os
 import random
 import stat
 from collections import defaultdict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from unittest.mock import patch
 
 import pyfuse3
@@ -25,11 +29,16 @@ import trio
 
 from statefs.daemon import service
 from statefs.daemon.service import Service
+from statefs.daemon.tasks import in_threads
 from statefs.fuse.handles import WRITABLE
-from statefs.ids import SNAPSHOTS_DIR, TREE_ROOT
+from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR, TREE_ROOT
+from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.clones import CLONE_OF
 from tests.harness.trees import Entry, Tree
 from tests.model.reference import ReferenceTree
 from tests.unit.engine_store import EngineStore, tree_of
+
+T = TypeVar("T")
 
 NAMES: Final = (b"a", b"b", b"c", b"d", b"tmp")
 SIZES: Final = (1, 700, 4_096, 9_000, 20_000, 40_000)
@@ -37,17 +46,27 @@ OFFSETS: Final = (0, 0, 100, 4_096, 10_000, 30_000)
 SNAPSHOTS_MAX: Final = 3
 OWNER: Final = SimpleNamespace(uid=os.getuid(), gid=os.getgid(), umask=0o022, pid=1)
 
+MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where stores are made, if it is there: what these tests sync is a disk that they watch."""
+
 Step = tuple[Any, ...]
 """Name of an operation, then its arguments; those of `ReferenceTree`, and some more."""
+BESIDE: Final = frozenset(
+    {
+        "save", "delete", "restore", "prune", "clone", "seal",
+        "tick", "checkpoint", "collect", "syncdir",
+    }
+)  # fmt: skip
+"""Steps that are not done to the living tree, or that who does them applies to a reference."""
 
 
 def apply(reference: ReferenceTree, step: Step) -> bool:
     """Do a step on the reference; return whether it may be done at all."""
     name, *arguments = step
-    if name in ("save", "delete", "tick", "checkpoint", "collect"):
+    if name in BESIDE:
         return True
     try:
-        if name == "close":
+        if name in ("close", "fsync"):
             reference.node(arguments[0]).must_be_file()
         elif name == "rename" and _is_one_inode(reference, *arguments[:2]):
             return False  # the kernel does not ask for that
@@ -103,7 +122,7 @@ class StepMaker:
         def data() -> bytes:
             return rng.randbytes(rng.choice(SIZES))
 
-        makers: dict[str, tuple[int, Callable[[], tuple[Any, ...]]]] = {
+        makers: dict[str, tuple[float, Callable[[], tuple[Any, ...]]]] = {
             "create": (6, lambda: (path(), 0o644)),
             "mkdir": (1, lambda: (path(), 0o755)),
             "write": (10, lambda: (path(), rng.choice(OFFSETS), data())),
@@ -120,6 +139,13 @@ class StepMaker:
             "collect": (1, tuple),
             "save": (2 if len(self.labels) < SNAPSHOTS_MAX else 0, self._new_label),
             "delete": (1 if self.labels else 0, lambda: (rng.choice(self.labels),)),
+            "seal": (1 if self.labels else 0, tuple),
+            "prune": (1 if len(self.labels) > SNAPSHOTS_MAX else 0, tuple),
+            "restore": (
+                1 if 0 < len(self.labels) < SNAPSHOTS_MAX else 0,
+                lambda: (rng.choice(self.labels),),
+            ),
+            "clone": (0.5 if self.labels and self._saves < 20 else 0, self._new_label),
         }
         name = rng.choices(list(makers), [weight for weight, _ in makers.values()])[0]
         return (name, *makers[name][1]())
@@ -142,15 +168,22 @@ class Handlers:
         self.service = Service(self.store, "close")
         self._operations = self.service.operations
 
-    def do(self, step: Step) -> None:
-        """Do a step. Raises pyfuse3.FUSEError."""
+    def do(self, step: Step) -> Any:
+        """Do a step and return what it answers. Raises pyfuse3.FUSEError.
+
+        Threads are left out: what waits for the disk is done at once, which is as good here.
+        """
         name, *arguments = step
 
-        async def doing() -> None:
-            await getattr(self, f"_{name}")(*arguments)
+        async def doing() -> Any:
+            return await getattr(self, f"_{name}")(*arguments)
 
-        with patch.object(service, "forget_attributes", lambda _: None):
-            trio.run(doing)
+        with (
+            patch.object(service, "forget_attributes", lambda _: None),
+            patch.object(self.service, "mount_point", lambda: None),
+            patch.object(trio.to_thread, "run_sync", _at_once),
+        ):
+            return trio.run(doing)
 
     def ino(self, path: bytes) -> int:
         """Return the inode at a path."""
@@ -199,6 +232,12 @@ class Handlers:
     async def _close(self, path: bytes) -> None:
         await self._operations.flush(self.ino(path) | WRITABLE)
 
+    async def _fsync(self, path: bytes) -> None:
+        await self._operations.fsync(self.ino(path) | WRITABLE, False)
+
+    async def _syncdir(self, path: bytes) -> None:
+        await self._operations.fsyncdir(self.ino(path), False)
+
     async def _setxattr(self, path: bytes, name: str, value: bytes) -> None:
         await self._operations.setxattr(self.ino(path), name.encode(), value, OWNER)
 
@@ -207,6 +246,37 @@ class Handlers:
 
     async def _delete(self, label: bytes) -> None:
         await self._operations.rmdir(SNAPSHOTS_DIR, label, OWNER)
+
+    async def _restore(self, label: bytes) -> bytes:
+        """Go back to a snapshot, and return the name of the one that was taken before."""
+        told = await self._asked(
+            "restore", snapshot=label.decode(), paths=[], force=True, dry_run=False
+        )
+        return str(told["saved"] or "").encode()
+
+    async def _prune(self) -> list[bytes]:
+        """Delete what the policy does not keep, and return by what name that was known."""
+        keys = {each.name: key_of(each) for each in self.store.catalog.snapshots}
+        told = await self._asked("prune", dry_run=False)
+        return [keys[each["name"]] for each in told["snapshots"] if not each["keep"]]
+
+    async def _clone(self, name: bytes) -> None:
+        await self._operations.mkdir(CLONES_ROOT, name, 0o755, OWNER)
+
+    async def _seal(self) -> None:
+        await self._told(self._sealed)
+
+    async def _sealed(self) -> None:
+        """Do what the task does that seals, until no snapshot is without a digest."""
+        sealer = self.store.sealer
+        while (snapshot := sealer.next()) is not None:
+            digest = await in_threads(sealer.hash(snapshot))
+            if digest is not None:
+                await in_threads(sealer.finish(snapshot, digest))
+
+    async def _asked(self, op: str, **arguments: Any) -> Any:
+        """Do what a command asks for over the control socket."""
+        return await self._told(partial(self.service.handle, op, arguments, Nobody()))
 
     async def _tick(self) -> None:
         await self._told(self.service._durability.sync_everything)
@@ -221,12 +291,41 @@ class Handlers:
         await self._told(collecting)
 
     @staticmethod
-    async def _told(action: Callable[[], Awaitable[None]]) -> None:
+    async def _told(action: Callable[[], Awaitable[T]]) -> T:
         """Do what the daemon does in the background, with an error as a handler has it."""
         try:
-            await action()
+            return await action()
         except OSError as error:
             raise pyfuse3.FUSEError(error.errno or errno.EIO) from error
+
+
+class Nobody:
+    """A caller that waits and does not listen."""
+
+    is_wanted = True
+
+    def report(self, progress: dict[str, Any]) -> None:
+        """Do nothing."""
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Log nothing in the block: disks that fail, or lose things, are told of thousands of times."""
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+async def _at_once(call: Callable[..., T], *arguments: Any, **_: Any) -> T:
+    """Do in this thread what another one would do."""
+    return call(*arguments)
+
+
+def key_of(snapshot: Snapshot) -> bytes:
+    """Return by what name these tests know a snapshot: its label, if it has one."""
+    return (snapshot.label or snapshot.name).encode()
 
 
 def ino_of(engine: EngineStore, path: bytes) -> int:
@@ -242,17 +341,36 @@ def copy_of(reference: ReferenceTree) -> ReferenceTree:
     return copy.deepcopy(reference)
 
 
+def gone_back(reference: ReferenceTree, saved: ReferenceTree) -> ReferenceTree:
+    """Return what a restore makes of a tree: a copy of what was saved, with runtime/ as it is."""
+    saved.node(b".").children[b"runtime"] = reference.node(b"runtime")
+    return saved
+
+
 def trees_of(engine: EngineStore) -> tuple[Tree, dict[bytes, Tree]]:
     """Return the living tree, less what init puts into runtime/, and snapshots' by label."""
-    snapshots = {
-        (snapshot.label or snapshot.name).encode(): _entries(tree_of(engine, snapshot.epoch))
+    snapshots: dict[bytes, Tree] = {
+        key_of(snapshot): _entries(tree_of(engine, snapshot.epoch))
         for snapshot in engine.store.catalog.snapshots
     }
-    living = _entries(tree_of(engine))
+    living: Tree = _entries(tree_of(engine))
     return {p: e for p, e in living.items() if not p.startswith(b"runtime/")}, snapshots
 
 
-def _entries(found: dict[str, Any]) -> Tree:
+def clones_of(engine: EngineStore) -> dict[bytes, Tree]:
+    """Return the trees of all clones by name, without what says whose clone each is."""
+    found: dict[bytes, Tree] = {}
+    for clone in engine.store.clones.listing():
+        root = engine.names.lookup(CLONES_ROOT, clone.name).ino
+        tree = _entries(tree_of(engine, root=root))
+        tree[b"."] = replace(
+            tree[b"."], xattrs=tuple(x for x in tree[b"."].xattrs if x[0] != CLONE_OF.decode())
+        )
+        found[clone.name] = tree
+    return found
+
+
+def _entries(found: dict[str, Any]) -> dict[bytes, Entry]:
     links: dict[int, list[bytes]] = defaultdict(list)
     for path, shown in found.items():
         links[shown["ino"]].append(os.fsencode(path))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import logging
 import random
 import tempfile
 import time
@@ -16,14 +15,13 @@ from typing import Final
 from unittest.mock import patch
 
 from statefs.maintenance import verify
+from tests.crash.engine import MEMORY, quiet
 from tests.crash.faults import FaultRun
 from tests.crash.power import PowerCuts
 
 CUTS: Final = 10
 """Power cuts of one run: each is a moment of its own and loses something else."""
 CODES: Final = {"kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
-MEMORY: Final = Path("/dev/shm")
-"""Where stores are made, if it is there: what these tests sync is a disk that they watch."""
 
 
 @dataclass
@@ -42,17 +40,13 @@ def hunt_engine(seconds: float, seed: int) -> EngineTally:
     """Try one seed after the other until the time is over."""
     tally, end = EngineTally(), time.monotonic() + seconds
     rng = random.Random(seed)
-    logging.disable(logging.CRITICAL)  # disks that fail are told of, thousands of times
-    try:
-        # Nothing else has these stores open: what verify finds need not be looked for once more.
-        with patch.object(verify, "STEP_SECONDS", 0.0):
-            while time.monotonic() < end:
-                each = rng.randrange(1 << 32)
-                for kind, code in CODES.items():
-                    _try_fault(each, kind, code, tally)
-                _try_power_cuts(each, tally)
-    finally:
-        logging.disable(logging.NOTSET)
+    # Nothing else has these stores open: what verify finds need not be looked for once more.
+    with quiet(), patch.object(verify, "STEP_SECONDS", 0.0):
+        while time.monotonic() < end:
+            each = rng.randrange(1 << 32)
+            for kind, code in CODES.items():
+                _try_fault(each, kind, code, tally)
+            _try_power_cuts(each, tally)
     return tally
 
 
@@ -86,6 +80,5 @@ def _note(tally: EngineTally, kind: str, seed: int, wrong: list[str], *, tried: 
 
 @contextmanager
 def _folder() -> Iterator[Path]:
-    place = MEMORY if MEMORY.is_dir() else None
-    with tempfile.TemporaryDirectory(prefix="statefs-engine-", dir=place) as name:
+    with tempfile.TemporaryDirectory(prefix="statefs-engine-", dir=MEMORY) as name:
         yield Path(name)

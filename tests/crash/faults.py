@@ -11,7 +11,7 @@ import os
 import random
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import apsw
 import pyfuse3
@@ -23,7 +23,9 @@ from tests.crash.engine import (
     Handlers,
     Step,
     StepMaker,
+    clones_of,
     copy_of,
+    gone_back,
     ino_of,
     new_reference,
     trees_of,
@@ -61,6 +63,8 @@ class FaultRun:
         self._seen = 0
         self._reference = new_reference()
         self._snapshots: dict[bytes, Tree] = {}
+        self._clones: dict[bytes, Tree] = {}
+        self._saved: dict[bytes, ReferenceTree] = {}
         self._maker = StepMaker(self._rng)
         self._unanswered: tuple[Step, ReferenceTree] | None = None
         self.faults = 0
@@ -114,7 +118,7 @@ class FaultRun:
             before = copy_of(self._reference)
             step = self._maker.next(self._reference)
             try:
-                handlers.do(step)
+                answer = handlers.do(step)
             except (pyfuse3.FUSEError, PosixError) as error:
                 if not self.faults:
                     return [f"{step[:2]} failed without a fault: {error}"]
@@ -123,35 +127,58 @@ class FaultRun:
                 self._unanswered = step, before
                 return []
             else:
-                wrong = self._note(step)
+                wrong = self._note(step, answer)
             if wrong:
                 return wrong
             if handlers.store.database.failure is not None:
                 return []
         return []
 
-    def _note(self, step: Step) -> list[str]:
+    def _note(self, step: Step, answer: Any = None) -> list[str]:
         if step[0] == "save":
-            self._snapshots[step[1]] = without_runtime(self._reference.capture())
-            self._maker.labels.append(step[1])
+            self._note_snapshot(step[1])
         elif step[0] == "delete":
             del self._snapshots[step[1]]
-            self._maker.labels.remove(step[1])
+        elif step[0] == "clone":
+            self._clones[step[1]] = list(self._snapshots.values())[-1]
+        elif step[0] == "restore" and answer:
+            self._note_snapshot(answer)
+            self._reference = gone_back(self._reference, copy_of(self._saved[step[1]]))
+        self._maker.labels = list(self._snapshots)
         return []
+
+    def _note_snapshot(self, name: bytes) -> None:
+        self._snapshots[name] = without_runtime(self._reference.capture())
+        self._saved[name] = copy_of(self._reference)
 
     def _adopt(self, engine: EngineStore, step: Step, before: ReferenceTree) -> list[str]:
         """Find out whether a step that failed has happened, and take that for right."""
+        _, found = trees_of(engine)
         if step[0] in ("save", "delete"):
-            _, found = trees_of(engine)
             if (step[1] in found) != (step[1] in self._snapshots):
                 self._note(step)
             return self._compare(engine)
+        if step[0] == "clone" and step[1] in clones_of(engine):
+            self._note(step)
+        if step[0] == "restore":
+            return self._adopt_restore(engine, step, [*(found.keys() - self._snapshots.keys())])
         wrong = self._compare(engine)
         if wrong:
             after, self._reference = self._reference, before
             wrong = self._compare(engine)
         if wrong and step[0] in ("write", "append"):
             self._adopt_part(engine, step[1], after)
+            wrong = self._compare(engine)
+        return [f"after {step[:2]} failed: {line}" for line in wrong]
+
+    def _adopt_restore(self, engine: EngineStore, step: Step, safety: list[bytes]) -> list[str]:
+        """Find out how far a restore got: not at all, to its snapshot, or to its end."""
+        for name in safety[:1]:
+            self._note_snapshot(name)
+        self._maker.labels = list(self._snapshots)
+        wrong = self._compare(engine)
+        if wrong and safety:
+            self._reference = gone_back(self._reference, copy_of(self._saved[step[1]]))
             wrong = self._compare(engine)
         return [f"after {step[:2]} failed: {line}" for line in wrong]
 
@@ -174,8 +201,12 @@ class FaultRun:
         wrong = differences(expected, living, ignore=IGNORED)
         if self._snapshots.keys() != snapshots.keys():
             return [*wrong, f"snapshots {sorted(snapshots)}, not {sorted(self._snapshots)}"]
-        for name, tree in self._snapshots.items():
-            wrong += differences(tree, snapshots[name], ignore=IGNORED)
+        clones = clones_of(engine)
+        if self._clones.keys() != clones.keys():
+            return [*wrong, f"clones {sorted(clones)}, not {sorted(self._clones)}"]
+        for wanted, trees in ((self._snapshots, snapshots), (self._clones, clones)):
+            for name, tree in wanted.items():
+                wrong += differences(tree, trees[name], ignore=IGNORED)
         return wrong
 
 

@@ -10,34 +10,39 @@ not synced, may read zeros or be cut off with the file's end.
 
 from __future__ import annotations
 
+import copy
 import random
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Final
-from unittest.mock import patch
 
-from statefs.maintenance import store
 from statefs.maintenance.store import init_store
 from tests.crash.disk import WatchedDisk
 from tests.crash.engine import (
     Handlers,
     Step,
     StepMaker,
-    ino_of,
+    gone_back,
     new_reference,
-    trees_of,
     without_runtime,
 )
+from tests.crash.rebuilt import Found, Place
 from tests.harness.trees import Entry, Tree, differences
 from tests.model.reference import Node, ReferenceTree
-from tests.unit.engine_store import EngineStore
 
 STEPS: Final = 60
 SAVES_SHARE: Final = 0.3
 """Of the power cuts, those within a save."""
 INLINE_MAX_BYTES: Final = 8192
+COMPARED_BYTES: Final = 512
+"""Compared at once; one by one only where no version has them all."""
 IGNORED: Final = ("mtime_ns", "content", "size")
+DURABLE_STEPS: Final = ("save", "delete", "restore", "prune", "clone", "tick", "syncdir")
+"""Steps after which all names and attributes are durable."""
+PUBLISHED_STEPS: Final = ("save", "delete", "restore", "prune")
+"""Steps after which the plain files of documents tell of all snapshots."""
 
 
 @dataclass
@@ -77,92 +82,179 @@ class FileHistory:
 class Moment:
     """What the tree was after a step, and when the step began and ended.
 
+    A step that becomes visible in parts, as a restore with the snapshot taken for it, has a moment
+    for each of them.
+
     Args:
         begin: changes of the disk before it.
         end: changes of the disk when it was acknowledged.
         durable_step: the step until which names and attributes are durable then.
+        clones: their trees by name.
+        noted: names of snapshots beside whose documents it is noted what a restore changed.
     """
 
     step: Step
     tree: Tree
     files: dict[bytes, Node]
     snapshots: dict[bytes, Tree]
+    clones: dict[bytes, Tree] = field(default_factory=dict)
+    noted: frozenset[bytes] = frozenset()
     begin: int = 0
     end: int = 0
     durable_step: int = 0
 
 
-class PowerCuts:
-    """Some steps on a new store, and any number of power cuts during them.
+@dataclass(frozen=True)
+class Span:
+    """What a store is compared with.
 
     Args:
-        folder: an empty folder, best in memory.
-        seed: decides everything.
+        last: the newest step that had begun.
+        length: changes of the disk when the power was cut.
+        kept_until: the step whose bytes are all there, synced or not; -1 for none.
     """
 
-    def __init__(self, folder: Path, seed: int) -> None:
-        self._folder = folder
-        self._rng = random.Random(seed)
-        self._histories: dict[Node, FileHistory] = {}
-        self._moments: list[Moment] = []
-        init_store(folder / "store")
-        self._disk = WatchedDisk(folder / "store")
+    last: int
+    length: int
+    kept_until: int
 
-    def run(self) -> None:
-        """Do the steps, and close the store."""
-        reference, maker = new_reference(), StepMaker(self._rng)
-        snapshots: dict[bytes, Tree] = {}
-        with self._disk.watching():
-            handlers = Handlers(self._folder / "store")
-            self._note((), reference, snapshots, len(self._disk.changes))
-            for _ in range(STEPS):
-                begin = len(self._disk.changes)
-                step = maker.next(reference)
-                handlers.do(step)
-                if step[0] == "save":
-                    maker.labels.append(step[1])
-                    snapshots = snapshots | {step[1]: without_runtime(reference.capture())}
-                elif step[0] == "delete":
-                    maker.labels.remove(step[1])
-                    snapshots = {name: t for name, t in snapshots.items() if name != step[1]}
-                self._note(step, reference, snapshots, begin)
-            handlers.store.close()
+
+class Recording:
+    """Steps on a store, what its disk saw of them, and what must be there after a power cut.
+
+    Args:
+        root: of a store that is closed.
+        before: the recording that made the store, which goes on with it; None for a new store.
+    """
+
+    def __init__(self, root: Path, before: Recording | None = None) -> None:
+        self.disk = WatchedDisk(root)
+        self.moments: list[Moment] = []
+        self._histories: dict[Node, FileHistory] = {}
+        self._reference = new_reference()
+        self._saved: dict[bytes, tuple[ReferenceTree, dict[Node, FileHistory]]] = {}
+        self._handlers: Handlers | None = None
+        self._root = root
+        if before is None:
+            self._note((), {}, {}, 0)
+        else:
+            self._go_on_from(before)
+
+    def _go_on_from(self, before: Recording) -> None:
+        """Take over what an earlier recording knows, all of it durable."""
+        known = copy.deepcopy((before._reference, before._histories, before._saved))
+        self._reference, self._histories, self._saved = known
+        last = before.moments[-1]
+        self._note((), last.snapshots, last.clones, 0, noted=last.noted)
+        for history in self._histories.values():
+            history.versions = [replace(history.versions[-1], step=0, first=None)]
+            history.synced = {0: False}
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Have the store open within the block, and close it cleanly."""
+        with self.disk.watching():
+            self._handlers = Handlers(self._root)
+            self.moments[-1].end = len(self.disk.changes)
+            yield
+            self._handlers.store.close()
+
+    @property
+    def reference(self) -> ReferenceTree:
+        """What the living tree must hold now."""
+        return self._reference
+
+    @property
+    def snapshots(self) -> list[bytes]:
+        """What snapshots are there now, the oldest first."""
+        return list(self.moments[-1].snapshots)
+
+    def do(self, step: Step) -> None:
+        """Do a step; the reference has it already, if it is one of those that change that."""
+        assert self._handlers is not None
+        begin, last = len(self.disk.changes), self.moments[-1]
+        snapshots, clones = last.snapshots, last.clones
+        answer = self._handlers.do(step)
+        name = step[0]
+        if name == "save":
+            snapshots = self._with_snapshot(step[1])
+        elif name == "delete":
+            snapshots = _without(snapshots, step[1])
+        elif name == "clone":
+            clones = clones | {step[1]: snapshots[self.snapshots[-1]]}
+        elif name in ("prune", "restore") and not answer:
+            step = ("nothing", *step)
+        elif name == "prune":
+            for gone in answer:
+                snapshots = _without(snapshots, gone)
+                self._note(step, snapshots, clones, begin)
+            return
+        elif name == "restore":
+            self._note((name, step[1], "safety"), self._with_snapshot(answer), clones, begin)
+            snapshots = self.moments[-1].snapshots
+            self._go_back(step[1])
+            self._note(step, snapshots, clones, begin, noted=last.noted | {answer})
+            return
+        self._note(step, snapshots, clones, begin)
+
+    def _with_snapshot(self, name: bytes) -> dict[bytes, Tree]:
+        bare = {
+            node: FileHistory(lowest=history.lowest, is_inline=history.is_inline)
+            for node, history in self._histories.items()
+        }
+        self._saved[name] = copy.deepcopy((self._reference, bare))
+        return self.moments[-1].snapshots | {name: without_runtime(self._reference.capture())}
+
+    def _go_back(self, name: bytes) -> None:
+        """Make the reference what it was when a snapshot was taken, but for runtime/."""
+        saved, histories = copy.deepcopy(self._saved[name])
+        self._histories.update(histories)
+        self._reference = gone_back(self._reference, saved)
 
     def _note(
         self,
         step: Step,
-        reference: ReferenceTree,
         snapshots: dict[bytes, Tree],
+        clones: dict[bytes, Tree],
         begin: int,
+        noted: frozenset[bytes] | None = None,
     ) -> None:
-        tree = reference.capture()
-        files = {path: reference.node(path) for path, entry in tree.items() if entry.kind == "-"}
+        tree = self._reference.capture()
+        paths = (path for path, entry in tree.items() if entry.kind == "-")
+        files = {path: self._reference.node(path) for path in paths}
         name = step[0] if step else ""
-        moment = Moment(step, tree, files, snapshots, begin, len(self._disk.changes))
-        number = len(self._moments)
-        self._moments.append(moment)
+        if noted is None:
+            noted = self.moments[-1].noted if self.moments else frozenset()
+        noted &= frozenset(snapshots)
+        moment = Moment(step, tree, files, snapshots, clones, noted, begin, len(self.disk.changes))
+        number = len(self.moments)
+        self.moments.append(moment)
         for node in set(files.values()):
             self._note_file(number, step, node)
-        if name in ("save", "delete", "tick"):
+        if name in DURABLE_STEPS:
             moment.durable_step = number
-        if name in ("save", "tick"):
+        if name in ("save", "tick") or step[2:] == ("safety",):
             for node, history in self._histories.items():
                 history.synced[number] = False
-                if name == "save":
+                if name != "tick":
                     history.written = bytearray(len(node.content))
-        elif name == "close":
+        elif name == "restore":
+            for node in files.values():
+                self._histories[node].synced[number] = False
+                self._histories[node].written = bytearray(len(node.content))
+        elif name in ("close", "fsync"):
             self._histories[files[step[1]]].synced[number] = False
             moment.durable_step = self._last_change_of(step[1])
-        elif name == "rename" and step[2] in self._moments[-2].tree:
+        elif name == "rename" and step[2] in self.moments[-2].tree:
             moved = files.get(step[2])  # what replaces another is synced first
             if moved is not None:
                 self._histories[moved].synced[number] = True
 
     def _last_change_of(self, path: bytes) -> int:
         """Return the step that changed a file, its own names or its attributes last."""
-        node = self._moments[-1].files[path]
-        for number in range(len(self._moments) - 1, 0, -1):
-            moment, before = self._moments[number], self._moments[number - 1]
+        node = self.moments[-1].files[path]
+        for number in range(len(self.moments) - 1, 0, -1):
+            moment, before = self.moments[number], self.moments[number - 1]
             if _known(before, node) != _known(moment, node):
                 return number
             if moment.step[0] == "rename" and node in map(moment.files.get, moment.step[1:3]):
@@ -199,63 +291,80 @@ class PowerCuts:
             history.is_inline = True
         history.versions.append(version)
 
-    def cut(self) -> list[str]:
-        """Cut the power at a random moment, recover, and return what is wrong then."""
-        saves = [moment for moment in self._moments if moment.step[:1] == ("save",)]
-        if saves and self._rng.random() < SAVES_SHARE:
-            save = self._rng.choice(saves)
-            length = self._rng.randrange(save.begin, save.end)
-        else:
-            length = self._rng.randrange(self._moments[0].end, len(self._disk.changes) + 1)
-        root = self._folder / "cut"
-        self._disk.after_power_cut(length, self._rng).write_to(root)
-        try:
-            with patch.object(store, "boot_id", lambda: "another"), EngineStore(root) as engine:
-                living, snapshots = trees_of(engine)
-                contents = {
-                    path: engine.content(ino_of(engine, path))
-                    for path, entry in living.items()
-                    if entry.kind == "-"
-                }
-                problems = engine.problems()
-            return problems or self._wrong(length, living, snapshots, contents)
-        finally:
-            shutil.rmtree(root)
+    def steps_at(self, length: int) -> tuple[int, int]:
+        """Return the newest step acknowledged after so many changes, and the newest begun."""
+        ended = sum(moment.end <= length for moment in self.moments)
+        begun = sum(moment.begin < length for moment in self.moments)
+        return max(0, ended - 1), max(0, ended - 1, begun - 1)
 
-    def _wrong(
-        self, length: int, living: Tree, snapshots: dict[bytes, Tree], contents: dict[bytes, bytes]
-    ) -> list[str]:
-        """Return what is wrong with a tree, compared with the step that it is nearest to."""
-        moments = self._moments
-        acknowledged = [index for index, moment in enumerate(moments) if moment.end <= length]
-        first = max(moments[index].durable_step for index in acknowledged)
-        last = min(acknowledged[-1] + 1, len(moments) - 1)
+    def wrong(self, length: int, found: Found, *, is_all_kept: bool = False) -> list[str]:
+        """Return what is wrong with a store, compared with the step that it is nearest to.
+
+        Args:
+            length: changes of the disk when the power was cut.
+            is_all_kept: nothing was lost, so that all that was acknowledged must be there.
+        """
+        moments = self.moments
+        acknowledged, last = self.steps_at(length)
+        first = max(moment.durable_step for moment in moments[: acknowledged + 1])
+        if is_all_kept:
+            first = acknowledged
+        span = Span(last, length, acknowledged if is_all_kept else -1)
+        wrong = self._wrong_documents(acknowledged, found, span)
+        if wrong:
+            return wrong
         nearest: list[str] | None = None
-        for index in range(last, first - 1, -1):
-            moment = moments[index]
-            wrong = differences(moment.tree, living, ignore=IGNORED)
-            wrong += _wrong_snapshots(moment.snapshots, snapshots)
-            if not wrong:
-                for path, node in moment.files.items():
-                    wrong += self._wrong_content(node, path, contents[path], index, last, length)
+        for index in range(span.last, first - 1, -1):
+            wrong = self._wrong_at(index, found, span)
             if not wrong:
                 return []
             if nearest is None or len(wrong) < len(nearest):
-                nearest = [f"step {index} of {first}..{last} {moment.step[:2]}", *wrong]
+                at = f"step {index} of {first}..{span.last} {moments[index].step[:2]}"
+                nearest = [at, *wrong]
         return nearest or ["no step fits"]
 
+    def _wrong_documents(self, acknowledged: int, found: Found, span: Span) -> list[str]:
+        """Return what the plain files failed to tell before the store was opened."""
+        first = max(
+            (
+                number
+                for number, moment in enumerate(self.moments[: acknowledged + 1])
+                if moment.step[:1] and moment.step[0] in PUBLISHED_STEPS
+            ),
+            default=0,
+        )
+        possible = [frozenset(each.snapshots) for each in self.moments[first : span.last + 1]]
+        if found.listed not in possible:
+            return [f"index.json listed {sorted(found.listed)}"]
+        lost = frozenset.intersection(*possible) - found.documented
+        return [f"the documents of {sorted(lost)} were lost"] if lost else []
+
+    def _wrong_at(self, index: int, found: Found, span: Span) -> list[str]:
+        """Return how a store differs from what it was after a step."""
+        moment = self.moments[index]
+        wrong = differences(moment.tree, found.living, ignore=IGNORED)
+        wrong += _wrong_trees("snapshots", moment.snapshots, found.snapshots)
+        wrong += _wrong_trees("clones", moment.clones, found.clones)
+        if moment.end <= span.length and not moment.noted <= found.noted:
+            wrong.append(f"what restores changed is noted of {found.noted}, not {moment.noted}")
+        if not wrong:
+            for path, node in moment.files.items():
+                wrong += self._wrong_content(node, path, found.contents[path], index, span)
+        return wrong
+
     def _wrong_content(
-        self, node: Node, path: bytes, found: bytes, index: int, last: int, length: int
+        self, node: Node, path: bytes, found: bytes, index: int, span: Span
     ) -> list[str]:
-        history = self._histories[node]
+        history, last = self._histories[node], span.last
         base = max(
             (
                 step
                 for step, is_own in history.synced.items()
-                if step <= index and (is_own or self._moments[step].end <= length)
+                if (step <= index if is_own else self.moments[step].end <= span.length)
             ),
             default=-1,
         )
+        base = max(base, span.kept_until)
         before = [version for version in history.versions if version.step <= base]
         since = [version for version in history.versions if base < version.step <= last]
         versions = [*before[-1:], *since]
@@ -267,17 +376,20 @@ class PowerCuts:
         least = min(*sizes, *tails) if tails else min(sizes)
         if not least <= len(found) <= max(sizes):
             return [f"{path!r} has {len(found)} bytes, not {least} to {max(sizes)}"]
-        for place, byte in enumerate(found):
-            if any(
-                byte == version.content[place]
-                for version in versions
-                if place < len(version.content)
-            ):
+        for start in range(0, len(found), COMPARED_BYTES):
+            part = found[start : start + COMPARED_BYTES]
+            if any(version.content[start : start + len(part)] == part for version in versions):
                 continue
-            may_be_zero = place >= min(sizes) or any(a <= place < b for a, b in firsts)
-            if byte or not may_be_zero:
-                return [f"{path!r} has never had byte {byte} at {place} since step {base}"]
+            for place, byte in enumerate(part, start):
+                may_be_zero = place >= min(sizes) or any(a <= place < b for a, b in firsts)
+                if not (_had(versions, place, byte) or (may_be_zero and not byte)):
+                    return [f"{path!r} has never had byte {byte} at {place} since step {base}"]
         return []
+
+
+def _had(versions: list[Version], place: int, byte: int) -> bool:
+    """Return whether one of some versions has a byte at a place."""
+    return any(version.content[place : place + 1] == bytes((byte,)) for version in versions)
 
 
 def _known(moment: Moment, node: Node) -> Entry | None:
@@ -288,12 +400,52 @@ def _known(moment: Moment, node: Node) -> Entry | None:
     return None
 
 
-def _wrong_snapshots(wanted: dict[bytes, Tree], found: dict[bytes, Tree]) -> list[str]:
-    """Return how listed snapshots differ from those of a step."""
+def _wrong_trees(kind: str, wanted: dict[bytes, Tree], found: dict[bytes, Tree]) -> list[str]:
+    """Return how snapshots, or clones, differ from those of a step."""
     if wanted.keys() != found.keys():
-        return [f"snapshots {sorted(found)} instead of {sorted(wanted)}"]
+        return [f"{kind} {sorted(found)} instead of {sorted(wanted)}"]
     return [
         f"{name!r}: {line}"
         for name in wanted
         for line in differences(wanted[name], found[name], ignore=("mtime_ns",))
     ]
+
+
+def _without(snapshots: dict[bytes, Tree], name: bytes) -> dict[bytes, Tree]:
+    return {each: tree for each, tree in snapshots.items() if each != name}
+
+
+class PowerCuts:
+    """Random steps on a new store, and any number of power cuts during them.
+
+    Args:
+        folder: an empty folder, best in memory.
+        seed: decides everything.
+    """
+
+    def __init__(self, folder: Path, seed: int) -> None:
+        self._rng = random.Random(seed)
+        self._place = Place(folder / "cut")
+        init_store(folder / "store")
+        self._recording = Recording(folder / "store")
+
+    def run(self) -> None:
+        """Do the steps, and close the store."""
+        recording, maker = self._recording, StepMaker(self._rng)
+        with recording.running():
+            for _ in range(STEPS):
+                recording.do(maker.next(recording.reference))
+                maker.labels = recording.snapshots
+
+    def cut(self) -> list[str]:
+        """Cut the power at a random moment, recover, and return what is wrong then."""
+        recording = self._recording
+        moments, changes = recording.moments, recording.disk.changes
+        saves = [moment for moment in moments if moment.step[:1] in (("save",), ("restore",))]
+        if saves and self._rng.random() < SAVES_SHARE:
+            save = self._rng.choice(saves)
+            length = self._rng.randrange(save.begin, save.end)
+        else:
+            length = self._rng.randrange(moments[0].end, len(changes) + 1)
+        found = self._place.opened(recording.disk.after_power_cut(length, self._rng))
+        return found.problems or recording.wrong(length, found)

@@ -105,6 +105,14 @@ class Scrub(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError("rate must be more than 0 bytes per second")
 
 
+class Backups(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[backups]: copies of the store's database, for `statefs repair`."""
+
+    interval_seconds: Duration = field(default=Duration(3600), name="interval")
+    count: Annotated[int, Meta(ge=1, le=1000)] = 10
+    max_bytes: Size = Size(2 << 30)
+
+
 class VolumeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One [[volumes]]: a folder of current/ whose application takes part in saves."""
 
@@ -157,6 +165,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     autosave_debounce_seconds: Duration = field(default=Duration(30), name="autosave_debounce")
     retention: Retention = Retention()
     scrub: Scrub = Scrub()
+    backups: Backups = Backups()
     volumes: tuple[VolumeConfig, ...] = ()
 
     def __post_init__(self) -> None:

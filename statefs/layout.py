@@ -62,7 +62,7 @@ class StoreLayout:
 
     @property
     def backups(self) -> Path:
-        """Copies of meta.db made before a migration."""
+        """Copies of meta.db (maintenance/backups.py)."""
         return self.root / "backups"
 
     @property

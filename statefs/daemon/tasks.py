@@ -40,6 +40,10 @@ UNSEALABLE_SECONDS: Final = 600.0
 """Before what could not be sealed is looked at again, where nothing is saved meanwhile."""
 SCRUB_LOOK_SECONDS: Final = 60.0
 """How often it is looked whether a scrub is due; they are days apart."""
+BACKUP_LOOK_SECONDS: Final = 30.0
+"""How often it is looked whether the database is to be copied; the copies are an hour apart."""
+BACKUP_RETRY_SECONDS: Final = 600.0
+"""Before a copy is tried again that the disk has refused."""
 
 Alone = Callable[[Steps[Any]], Awaitable[Any]]
 """Runs an operation while no other one changes the list of snapshots."""
@@ -118,6 +122,7 @@ class Tasks:
                 (self._shorten_log, "the log could not be moved into the database", TICK_SECONDS),
                 (self._seal, "sealing is tried again later", SEALING_RETRY_SECONDS),
                 (self._scrub, "the scrub could not come to its end"),
+                (self._back_up, "the database could not be copied", BACKUP_RETRY_SECONDS),
             ):
                 nursery.start_soon(_repeat, *task)
 
@@ -177,6 +182,12 @@ class Tasks:
                     await self._alone(sealer.finish(snapshot, digest))
         await self.seals.heard(UNSEALABLE_SECONDS)
         await in_threads(sealer.try_again())
+
+    async def _back_up(self) -> None:
+        """Copy the database when that is due."""
+        await trio.sleep(BACKUP_LOOK_SECONDS)
+        if self._store.backuper.is_due():
+            await in_threads(self._store.backuper.run())
 
     async def _scrub(self) -> None:
         """Read everything again when that is due or asked for."""

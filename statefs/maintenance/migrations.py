@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from typing import Final
 
-import apsw
-
-from statefs.durable import sync_folder
 from statefs.errors import CorruptStore
 from statefs.layout import StoreLayout
-from statefs.metadata.connection import Database, connect
+from statefs.maintenance import steps as steps_of
+from statefs.maintenance.backups import copy_database
+from statefs.metadata.connection import Database
 from statefs.metadata.schema import FORMAT_VERSION
 
 log = logging.getLogger(__name__)
@@ -96,7 +94,8 @@ def migrate(
     try:
         version = database.format_version
         if version < wanted:
-            back_up(layout, version)
+            path = steps_of.run(copy_database(layout))
+            log.info("backed the database up to %s", path.name)
         while version < wanted:
             step = steps.get(version)
             if step is None:
@@ -108,20 +107,3 @@ def migrate(
             log.info("the store is now in format %d", version)
     finally:
         database.close()
-
-
-def back_up(layout: StoreLayout, version: int) -> None:
-    """Copy meta.db to backups/ with SQLite's backup API, durably."""
-    layout.backups.mkdir(mode=0o700, exist_ok=True)
-    moment = datetime.now(UTC).strftime("%Y-%m-%dT%H-%M-%SZ")
-    target = layout.backups / f"meta-v{version}-{moment}.db"
-    source, copy = connect(layout.meta_db), apsw.Connection(str(target))
-    try:
-        with copy.backup("main", source, "main") as backup:
-            backup.step()
-    finally:
-        copy.close()
-        source.close()
-    target.chmod(0o600)
-    sync_folder(layout.backups)
-    log.info("backed the database up to %s", target.name)

@@ -32,6 +32,7 @@ from statefs.ids import CLONES_ROOT, DELETED_CLONES, FIRST_FREE_INO, LIVING, TRE
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
 from statefs.locking import boot_id
 from statefs.maintenance import cloning, saving, steps
+from statefs.maintenance.backups import Backuper
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.opening import refuse_older, refuse_unclean
@@ -283,6 +284,7 @@ class Store:
         self.collector = Collector(self.database, self.objects, self.catalog, self.clones)
         self.sealer = Sealer(self)
         self.scrubber = Scrubber(self)
+        self.backuper = Backuper(self)
         owner = layout.root.stat()
         self.namespace = Namespace(self.volume, self.catalog, (owner.st_uid, owner.st_gid))
         if not self.was_clean:

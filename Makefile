@@ -19,13 +19,13 @@ help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
 
 run: setup ## Install what is missing, mount ./state, show what to do with it
-	@scripts/run.sh $(STATE)
+	@scripts/run.sh "$(STATE)"
 
 setup: ## Install what is missing and make .venv/bin/statefs
 	@scripts/setup.sh
 
 stop: ## Unmount ./state; its data stays in ./state.store
-	@scripts/stop.sh $(STATE)
+	@scripts/stop.sh "$(STATE)"
 
 test: setup-tests ## Run the test suite (installs the programs that tests drive)
 	@$(PYTEST) $(PYTEST_ARGS)

@@ -7,9 +7,17 @@ state=${1:-./state}
 
 .venv/bin/statefs mount "$state"
 
+quoted() { # as a shell takes it
+    case $1 in
+    *[!A-Za-z0-9_./-]*) printf "'%s'" "$(printf %s "$1" | sed "s/'/'\\\\''/g")" ;;
+    *) printf %s "$1" ;;
+    esac
+}
 line() { printf '  %-46s %s\n' "$1" "$2"; }
+stop="make stop"
+[ "$state" = ./state ] || stop="make stop STATE=$(quoted "$state")"
 echo "$state/current is mounted: any program can write there. For example:"
-line "echo hello > $state/current/files/note" "write with any program"
-line ".venv/bin/statefs save $state -m 'my first'" "keep a snapshot of all of it"
-line "ls $state/snapshots/latest/files" "every snapshot is a folder to look into"
-line "make stop" "unmount; the data stays in $state.store"
+line "echo hello > $(quoted "$state/current/files/note")" "write with any program"
+line ".venv/bin/statefs save $(quoted "$state") -m 'my first'" "keep a snapshot of all of it"
+line "ls $(quoted "$state/snapshots/latest/files")" "every snapshot is a folder to look into"
+line "$stop" "unmount; the data stays in $state.store"

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Final, Literal, Self
 
 from statefs.durable import remove_now
-from statefs.errors import AlreadyMounted, NoSuchStore, ReadOnlyStore, StoreLocked
+from statefs.errors import AlreadyMounted, NoSuchStore, ReadOnlyStore, StoreLocked, typed
 from statefs.layout import StoreLayout
 from statefs.mounts import find_mount
 
@@ -136,7 +136,7 @@ class StoreLock:
                 if owner is not None and _is_mounted(self._layout, owner):
                     raise AlreadyMounted(
                         f"{self._layout.root} is mounted at {owner.mount_point} by pid "
-                        f"{owner.pid}; 'statefs umount {owner.mount_point}' ends that"
+                        f"{owner.pid}; '{typed('statefs', 'umount', owner.mount_point)}' ends that"
                     ) from None
                 if time.monotonic() < give_up:
                     continue

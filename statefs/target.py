@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from statefs.errors import NoSuchStore, UsageError
+from statefs.errors import NoSuchStore, UsageError, typed
 from statefs.layout import STORE_SUFFIX, StoreLayout, default_store
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def find_target(given: Path | None, store: Path | None) -> Target:
     else:
         target = _target_of_state(require_state(given), store)
     if not store_exists(target.store):
+        refuse_store(target.state)
         raise NoSuchStore(_no_store_text(target))
     return target
 
@@ -147,6 +148,19 @@ def _tree_path(target: Target, word: str) -> str:
     return ("/".join(below) or ".") if top == "current" else word
 
 
+def refuse_store(state: Path | None) -> None:
+    """Refuse a store that was named where a state was meant.
+
+    Raises:
+        UsageError: the message says what to type.
+    """
+    if state is not None and store_exists(state):
+        raise UsageError(
+            f"{state} is a store, not a state: name it with '{typed('--store', state)}' in place "
+            "of the state"
+        )
+
+
 def _target_of_store(store: Path) -> Target:
     mount = mount_of_store(store)
     return Target(None if mount is None else mount.mount_point, store, mount)
@@ -175,10 +189,15 @@ def mount_of_store(store: Path) -> MountInfo | None:
 
 
 def names_state(path: Path) -> bool:
-    """Return whether a path is that of a state: mounted, or with a store beside it."""
+    """Return whether a path is that of a state: mounted, or with a store beside it.
+
+    Also of a store itself, which can be meant for nothing else and is refused then.
+    """
     from statefs.mounts import find_mount
 
-    return find_mount(path) is not None or is_present(default_store(path.absolute()))
+    if find_mount(path) is not None:
+        return True
+    return is_present(default_store(path.absolute())) or store_exists(path)
 
 
 def is_present(path: Path) -> bool:
@@ -195,7 +214,7 @@ def _no_store_text(target: Target) -> str:
     if not target.state.exists() and (near := _near_state(target.state)):
         return f"there is no {target.state}: did you mean {near}?"
     return (
-        f"no store for {target.state}: run 'statefs init {target.state}', "
+        f"no store for {target.state}: run '{typed('statefs', 'init', target.state)}', "
         "or name the store with --store DIR"
     )
 

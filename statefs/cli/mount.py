@@ -25,7 +25,7 @@ from statefs.cli.prepare import (
     refuse_overlap,
 )
 from statefs.durable import is_on_read_only
-from statefs.errors import AlreadyMounted, StaleMount
+from statefs.errors import AlreadyMounted, StaleMount, typed
 from statefs.layout import StoreLayout
 from statefs.target import find_target, mount_of_store, require_state, store_exists
 
@@ -129,7 +129,7 @@ def refuse_changes(
     if app_id is not None and status["app_id"] != app_id:
         raise AlreadyMounted(
             f"{mount_point} is mounted, and its application is {status['app_id'] or 'none'}, "
-            f"not {app_id}: leave --app-id out, or 'statefs umount {mount_point}' first and mount "
+            f"not {app_id}: leave --app-id out, or '{umount_text(mount_point)}' first and mount "
             "another store"
         )
     present = MountOptions.parse(status["mount_options"])
@@ -137,7 +137,7 @@ def refuse_changes(
     if differences:
         raise AlreadyMounted(
             f"{mount_point} is mounted already, {' and '.join(differences)}: "
-            f"'statefs umount {mount_point}' first"
+            f"'{umount_text(mount_point)}' first"
         )
 
 
@@ -195,15 +195,15 @@ def is_mounted(mount_point: Path, store: Path | None, repair: bool) -> bool:
     if is_stale(mount):
         if not repair:
             raise StaleMount(
-                f"a crashed daemon left {mount_point} mounted: 'statefs mount --repair "
-                f"{mount_point}' mounts it again, 'statefs umount {mount_point}' frees it"
+                f"a crashed daemon left {mount_point} mounted: "
+                f"'{typed('statefs', 'mount', '--repair', mount_point)}' mounts it again, "
+                f"'{umount_text(mount_point)}' frees it"
             )
         unmount(mount_point, is_dead=True)
         return False
     if store is not None and store.resolve() != Path(mount.source):
         raise AlreadyMounted(
-            f"{mount_point} shows another store, {mount.source}; "
-            f"'statefs umount {mount_point}' first"
+            f"{mount_point} shows another store, {mount.source}; '{umount_text(mount_point)}' first"
         )
     return True
 
@@ -217,5 +217,10 @@ def refuse_second_mount(store: Path, mount_point: Path) -> None:
         return
     raise AlreadyMounted(
         f"{store} is mounted at {elsewhere.mount_point}; a store has one mount: use that, "
-        f"or 'statefs umount {elsewhere.mount_point}' first"
+        f"or '{umount_text(elsewhere.mount_point)}' first"
     )
+
+
+def umount_text(mount_point: Path) -> str:
+    """Return what to type to unmount."""
+    return typed("statefs", "umount", mount_point)

@@ -208,8 +208,20 @@ def find_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
     """
     usage = "give one path, as it is below current/: statefs log STATE PATH"
     state, paths = split_state(words, 1, usage)
+    _refuse_state_alone(state, paths[0], store, usage)
     target, (path,) = find_target_of_paths(state, store, paths)
     return target, path
+
+
+def _refuse_state_alone(state: Path | None, first: str, store: Path | None, usage: str) -> None:
+    """Say that the path is missing where the first word can only be the state.
+
+    Raises:
+        UsageError: with `usage`.
+    """
+    is_known = state is not None or store is not None or find_state(None) is not None
+    if not is_known and names_state(Path(first)):
+        raise UsageError(f"'{first}' is the state, PATH is missing: {usage}")
 
 
 def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str, str]:
@@ -221,6 +233,7 @@ def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Ta
     usage = "give a snapshot and one path, as it is below current/: statefs cat STATE SNAPSHOT PATH"
     state, (moment, path) = split_state(words, 2, usage)
     check_moments(moment)
+    _refuse_state_alone(state, moment, store, usage)
     target, (path,) = find_target_of_paths(state, store, [path])
     return target, moment, path
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from statefs.errors import MountPointNotEmpty, NoSpace, NoSuchStore, UsageError
+from statefs.errors import MountPointNotEmpty, NoSpace, NoSuchStore, UsageError, typed
 from statefs.layout import default_store
 from statefs.target import store_exists
 from statefs.units import size_text
@@ -31,7 +31,7 @@ def make_mount_point(state: Path) -> None:
     if store_exists(state):
         raise UsageError(
             f"{state} is a store, not a state: name the folder to mount it at, as in "
-            f"'statefs mount STATE --store {state}'"
+            f"'{typed('statefs', 'mount', 'STATE', '--store', state)}'"
         )
     try:
         state.mkdir(parents=True, exist_ok=True)
@@ -81,7 +81,12 @@ def make_store(store: Path, app_id: str | None) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     from statefs.maintenance.store import init_store
 
-    init_store(store, app_id)
+    try:
+        init_store(store, app_id)
+    except PermissionError:  # its path is that of a store in the making, which nobody knows
+        raise UsageError(
+            f"this user may not write in {store.parent}: name another place with --store DIR"
+        ) from None
 
 
 def refuse_foreign(store: Path) -> None:
@@ -113,7 +118,7 @@ def link_store(state: Path, store: Path) -> str | None:
     except OSError as error:
         return (
             f"cannot make the link {beside} ({error.strerror}): "
-            f"give --store {store} with each command while {state} is not mounted"
+            f"give {typed('--store', store)} with each command while {state} is not mounted"
         )
     return None
 
@@ -147,8 +152,8 @@ def refuse_covered_files(state: Path) -> None:
     if names:
         raise MountPointNotEmpty(
             f"{state} is not mounted and holds files that a mount would hide "
-            f"({names_text(names)}): 'statefs mount --adopt {state}' brings them into current/, "
-            "or move them away"
+            f"({names_text(names)}): '{typed('statefs', 'mount', '--adopt', state)}' brings them "
+            "into current/, or move them away"
         )
 
 

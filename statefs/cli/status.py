@@ -13,6 +13,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import print_facts, print_json
+from statefs.errors import typed
 from statefs.target import Target, find_target
 from statefs.units import count_text, local_text, since_text, size_text
 
@@ -45,10 +46,19 @@ def mounted_text(status: Mapping[str, Any], target: Target) -> str:
     """Return the answer to "is it mounted?", with what to do about a stale mount."""
     if status["stale"] and target.mount is not None:
         point = target.mount.mount_point
-        return f"stale: its daemon is gone; 'statefs mount --repair {point}' mounts it again"
+        repair = typed("statefs", "mount", "--repair", point)
+        return f"stale: its daemon is gone; '{repair}' mounts it again"
     if not status["mounted"]:
         return "no"
     return str(status["mount_point"] or target.state or "yes")
+
+
+def supervisor_text(status: Mapping[str, Any]) -> str:
+    """Return who starts another worker when one dies; empty where nothing is mounted."""
+    if not status["mounted"]:
+        return ""
+    pid = status["supervisor_pid"]
+    return f"pid {pid}" if pid else "gone: the mount ends with its worker"
 
 
 def unsealable_text(count: int) -> str:
@@ -65,12 +75,12 @@ def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) 
     since_facts = ""
     if since:
         since_facts = f"{local_text(since, with_zone=True)} ({since_text(since, now_seconds)})"
-    daemon = status["worker_pid"]
     print_facts(
         [
             ("Mounted", mounted_text(status, target)),
             ("Since", since_facts),
-            ("Daemon", f"pid {daemon}" if daemon else ""),
+            ("Supervisor", supervisor_text(status)),
+            ("Worker", f"pid {status['worker_pid']}" if status["worker_pid"] else ""),
             ("Restarts", count_text(status["restarts"]) if status["restarts"] else ""),
             ("Durability", str(status["durability"] or "")),
             ("Options", str(status["mount_options"] or "")),

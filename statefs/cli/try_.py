@@ -16,7 +16,7 @@ from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, store_option
 from statefs.cli.output import plain, print_json, print_line
 from statefs.cli.restore import warn_of_writers
-from statefs.errors import NotMounted, UsageError
+from statefs.errors import NotMounted, UsageError, typed
 from statefs.target import find_target, names_state
 
 EXIT_NOT_FOUND: Final = 127
@@ -134,7 +134,7 @@ def report(
     if told is not None:
         what = f"put back what it changed: {len(told['changes'])} paths"
     else:
-        what = f"kept what it changed; 'statefs undo {state}' puts it back"
+        what = f"kept what it changed; '{typed('statefs', 'undo', state)}' puts it back"
     end = "ended" if not exit_code else f"failed with {exit_code}"
     print_line(f"statefs: the command {end} ({before} to {after}), {what}", err=True)
     if told is not None:

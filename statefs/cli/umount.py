@@ -12,9 +12,9 @@ import click
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import state_argument, store_option
 from statefs.cli.output import print_line, warn
-from statefs.errors import NotMounted
+from statefs.errors import NotMounted, typed
 from statefs.layout import StoreLayout, default_store
-from statefs.target import mount_of_store, require_state, store_exists
+from statefs.target import mount_of_store, refuse_store, require_state, store_exists
 
 if TYPE_CHECKING:
     from statefs.mounts import MountInfo
@@ -75,8 +75,10 @@ def mounted_place(state: Path | None, store: Path | None) -> MountInfo:
     around = mount_containing(mount_point)
     if around is not None:
         raise NotMounted(
-            f"{mount_point} lies in a mount and is none: 'statefs umount {around.mount_point}'"
+            f"{mount_point} lies in a mount and is none: "
+            f"'{typed('statefs', 'umount', around.mount_point)}'"
         )
+    refuse_store(mount_point)
     if store is None and not store_exists(default_store(mount_point)):
         raise NotMounted(
             f"{mount_point} is no statefs state: no statefs is mounted there, and there is no "

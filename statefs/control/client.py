@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import socket
+import struct
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, Final, Self
 
 import msgspec
@@ -23,10 +25,15 @@ from statefs.errors import DaemonUnreachable
 from statefs.layout import StoreLayout
 from statefs.locking import read_owner
 
+LOOK_SECONDS: Final = 2.0
+"""While a daemon is silent, it is looked at this often: one that is stopped says nothing more."""
+STATUS_SECONDS: Final = 10.0
+"""How long it may be silent when it is only asked how it is."""
 CONNECT_SECONDS: Final = 10.0
 """A daemon that is starting has the lock a moment before it has the socket."""
 _POLL_SECONDS: Final = 0.02
 _RECEIVE_BYTES: Final = 1 << 16
+_CREDENTIALS: Final = struct.Struct("3i")
 
 
 class ControlClient:
@@ -43,6 +50,7 @@ class ControlClient:
         self._socket: socket.socket | None = None
         self._received = bytearray()
         self._last_id = 0
+        self._silence_seconds = SILENCE_SECONDS
 
     def connect(self) -> None:
         """Connect, if that is not done; call() does it by itself.
@@ -103,10 +111,12 @@ class ControlClient:
         self.connect()
         assert self._socket is not None
         self._last_id += 1
+        self._socket.settimeout(SILENCE_SECONDS)
         try:
             # A daemon that refuses to listen has said why before it hung up: read that.
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._socket.sendall(encode(Request(self._last_id, op, dict(args))))
+            self._silence_seconds = STATUS_SECONDS if op == "status" else SILENCE_SECONDS
             while True:
                 reply = self._next_reply()
                 if reply.error is not msgspec.UNSET:
@@ -116,8 +126,9 @@ class ControlClient:
                 if reply.progress and on_progress is not None:
                     on_progress(reply.progress)
         except (OSError, msgspec.MsgspecError) as error:
+            text = self._silence_text(op, error, _peer_pid(self._socket))
             self.close()
-            raise DaemonUnreachable(self._silence_text(op, error)) from error
+            raise DaemonUnreachable(text) from error
 
     def _next_reply(self) -> Reply:
         """Return the next reply to the last request, or to no request at all (a refusal)."""
@@ -131,7 +142,7 @@ class ControlClient:
         looked_at = 0
         while (end := self._received.find(b"\n", looked_at)) < 0:
             looked_at = len(self._received)  # a line of a million differences has many chunks
-            chunk = self._socket.recv(_RECEIVE_BYTES)
+            chunk = self._next_chunk(self._socket)
             if not chunk:
                 raise ConnectionResetError("the daemon closed the connection")
             self._received += chunk
@@ -139,9 +150,26 @@ class ControlClient:
         del self._received[: end + 1]
         return line
 
-    def _silence_text(self, op: str, error: Exception) -> str:
+    def _next_chunk(self, connection: socket.socket) -> bytes:
+        """Return what comes next. Raises TimeoutError: the daemon is silent, or stopped."""
+        give_up = time.monotonic() + self._silence_seconds
+        while True:
+            left = max(give_up - time.monotonic(), _POLL_SECONDS)
+            connection.settimeout(min(left, LOOK_SECONDS))
+            try:
+                return connection.recv(_RECEIVE_BYTES)
+            except TimeoutError:
+                if _is_stopped(_peer_pid(connection)) or time.monotonic() >= give_up:
+                    raise
+
+    def _silence_text(self, op: str, error: Exception, pid: int) -> str:
+        if isinstance(error, TimeoutError) and _is_stopped(pid):
+            return (
+                f"the daemon of {self._layout.root} is stopped and does not answer: "
+                f"'kill -CONT {pid}' has it go on"
+            )
         if isinstance(error, TimeoutError):
-            what = f"was silent for {SILENCE_SECONDS:.0f} s"
+            what = f"(pid {pid}) was silent for {self._silence_seconds:.0f} s"
         else:
             what = "went away"
         return (
@@ -160,3 +188,20 @@ class ControlClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _peer_pid(connection: socket.socket) -> int:
+    """Return the process that listened on the socket, a worker. Source: unix(7), SO_PEERCRED."""
+    pid: int = _CREDENTIALS.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    )[0]
+    return pid
+
+
+def _is_stopped(pid: int) -> bool:
+    """Return whether a signal, or a debugger, has stopped a process. Source: proc(5), stat."""
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text()
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split()[0] in ("T", "t")

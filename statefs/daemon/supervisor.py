@@ -45,7 +45,14 @@ from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_proces
 from statefs.daemon.spare import SPARE_SECONDS, Spare
 from statefs.daemon.spawning import Spawn, Started, spawn_worker, start
 from statefs.daemon.succession import Succession, read_succession, succeed
-from statefs.errors import AlreadyMounted, FuseUnavailable, NotMounted, StaleMount, StatefsError
+from statefs.errors import (
+    AlreadyMounted,
+    FuseUnavailable,
+    NotMounted,
+    StaleMount,
+    StatefsError,
+    typed,
+)
 from statefs.fuse.handshake import Greeting, ask_again, is_connected, read_init_request
 from statefs.layout import StoreLayout
 from statefs.locking import StoreLock
@@ -452,7 +459,7 @@ class Supervisor:
         self._mount = None
         message = (
             f"{why}: {self._state} answers with errors from now on; see {self._layout.log}, then "
-            f"'statefs mount --repair {self._state}'"
+            f"'{typed('statefs', 'mount', '--repair', self._state)}'"
         )
         log.critical("%s", message)
         return FuseUnavailable(message)
@@ -475,8 +482,9 @@ def _refuse_mounted(state: Path) -> None:
         return
     if is_stale(mount):
         raise StaleMount(
-            f"a crashed daemon left {state} mounted: 'statefs mount --repair {state}' mounts it "
-            f"again, 'statefs umount {state}' frees it"
+            f"a crashed daemon left {state} mounted: "
+            f"'{typed('statefs', 'mount', '--repair', state)}' mounts it again, "
+            f"'{typed('statefs', 'umount', state)}' frees it"
         )
     raise AlreadyMounted(f"{state} is mounted already, and shows {mount.source}")
 

@@ -139,7 +139,8 @@ def locate(
         store.settle()
     wanted = base64.b64decode(path)
     with store.reader() as reader:
-        location = yield lambda: _located(PastTree(reader, epoch), wanted, ino, (offset, end))
+        tree = PastTree(reader, epoch, finds_runtime=name == CURRENT)
+        location = yield lambda: _located(tree, wanted, ino, (offset, end))
         if check:
             yield lambda: store.checks.check_now(location.ino, epoch, location.pieces)
     found: Document = msgspec.to_builtins(msgspec.structs.replace(location, snapshot=name))

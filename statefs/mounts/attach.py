@@ -25,6 +25,7 @@ from statefs.errors import (
     NotMounted,
     StatefsError,
     UsageError,
+    typed,
 )
 from statefs.mounts.options import MountOptions
 from statefs.mounts.processes import FUSE_DEVICE, callers, processes_using
@@ -33,6 +34,8 @@ from statefs.mounts.table import FSTYPE, all_mounts, statefs_mounts
 FUSE_CONF: Final = Path("/etc/fuse.conf")
 PROCESS_STATUS: Final = Path("/proc/self/status")
 
+FUSE_NUMBER: Final = os.makedev(10, 229)
+"""Of the device. Source: Documentation/admin-guide/devices.txt of Linux."""
 CAP_SYS_ADMIN: Final = 21
 """The number of the right to mount. Source: linux/capability.h."""
 MS_RDONLY: Final = 1
@@ -85,7 +88,7 @@ def require_empty(mount_point: Path) -> None:
     if first is not None:
         raise MountPointNotEmpty(
             f"{mount_point} is not empty (there is {first.name}): move its files away, or import "
-            f"them with: statefs mount {mount_point} --adopt"
+            f"them with: {typed('statefs', 'mount', mount_point, '--adopt')}"
         )
 
 
@@ -111,11 +114,7 @@ def require_fuse(options: MountOptions) -> None:
     Raises:
         FuseUnavailable: the message names the cure.
     """
-    if not FUSE_DEVICE.exists():
-        raise FuseUnavailable(
-            f"{FUSE_DEVICE} is missing: run `modprobe fuse` as root, or give the container the "
-            f"option --device {FUSE_DEVICE}"
-        )
+    _require_device()
     if os.geteuid() == 0:
         os.close(_opened_device())
         if not _may_administer():
@@ -129,10 +128,26 @@ def require_fuse(options: MountOptions) -> None:
         raise FuseUnavailable(
             f"{FUSE_DEVICE} may not be opened by this user: run `chmod 666 {FUSE_DEVICE}` as root"
         )
+    os.close(_opened_device())
     if (options.allow_other or options.allow_root) and not _allow_other_is_permitted():
         raise FuseUnavailable(
             "allow_other is not permitted for ordinary users here: "
             f"add the line `user_allow_other` to {FUSE_CONF}, or mount as root"
+        )
+
+
+def _require_device() -> None:
+    try:
+        status = FUSE_DEVICE.stat()
+    except FileNotFoundError:
+        raise FuseUnavailable(
+            f"{FUSE_DEVICE} is missing: run `modprobe fuse` as root, or give the container the "
+            f"option --device {FUSE_DEVICE}"
+        ) from None
+    if not stat.S_ISCHR(status.st_mode) or status.st_rdev != FUSE_NUMBER:
+        raise FuseUnavailable(
+            f"{FUSE_DEVICE} is there and is not the device of FUSE: remove it, then, as root, "
+            f"`mknod -m 666 {FUSE_DEVICE} c 10 229`"
         )
 
 
@@ -343,7 +358,7 @@ def _busy(mount_point: Path) -> MountBusy:
     processes = [each for each in processes_using(mount_point) if each.pid != os.getpid()]
     shells = [each for each in processes if each.only_stands and each.pid in callers_pids]
     others = [each for each in processes if each not in shells]
-    lazy = f"detach it all the same with: statefs umount --lazy {mount_point}"
+    lazy = f"detach it all the same with: {typed('statefs', 'umount', '--lazy', mount_point)}"
     if shells and not inner and not others:
         pids = ", ".join(f"pid {each.pid}" for each in shells)
         return MountBusy(

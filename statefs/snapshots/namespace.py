@@ -151,7 +151,7 @@ class Namespace:
             inode = self._fixed(ino, stat.S_IFDIR | 0o755, nlink=5, time_ns=root.btime_ns)
             return Found(node, inode, FOREVER, FOREVER)
         if ino == SNAPSHOTS_DIR:
-            links = 2 + len(self._catalog.snapshots)
+            links = 2 + sum(1 + (each.label is not None) for each in self._catalog.snapshots)
             inode = self._fixed(ino, stat.S_IFDIR | 0o755, nlink=links)
             return Found(node, inode, FOREVER, FOREVER)  # a save has the kernel forget them
         if ino == INDEX_JSON:

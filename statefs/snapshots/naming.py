@@ -26,6 +26,7 @@ _STEPS: Final = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
 _ZONE: Final = re.compile(r"[+-]\d\d(?::?\d\d)?$")
 """A time's distance from UTC."""
 _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
+_NAME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?Z")
 _BACK: Final = re.compile(r"latest(?:~(\d+))?")
 
 
@@ -61,7 +62,8 @@ def check_label(label: str) -> str:
     """Return `label` if it can be a folder's name in snapshots/ and nothing else is meant by it.
 
     Raises:
-        UsageError: it is empty, too long, no UTF-8, has a slash, or is a selector.
+        UsageError: it is empty, too long, no UTF-8, has a slash, is a selector, or looks like the
+            name of a snapshot.
     """
     try:
         data = label.encode()
@@ -69,7 +71,8 @@ def check_label(label: str) -> str:
         raise UsageError("a label must be UTF-8 text") from None
     if not label or len(data) > LABEL_BYTES_MAX or "/" in label or "\0" in label:
         raise UsageError("a label must have 1 to 255 bytes and no slash")
-    if label in (".", "..", CURRENT) or label.startswith("@") or _BACK.fullmatch(label):
+    is_selector = label.startswith("@") or _BACK.fullmatch(label) or _NAME.fullmatch(label)
+    if is_selector or label in (".", "..", CURRENT):
         raise UsageError(f"the label {label!r} means something else: choose another one")
     return label
 

@@ -36,11 +36,13 @@ class PastTree:
     Args:
         database: the store's database, or a `Reader` of it.
         epoch: an epoch that a complete snapshot pins, or `NOW` for the living tree.
+        finds_runtime: look runtime/ up all the same, as current/ has it.
     """
 
-    def __init__(self, database: Queries, epoch: Epoch) -> None:
+    def __init__(self, database: Queries, epoch: Epoch, finds_runtime: bool = False) -> None:
         self._database = database
         self.epoch = epoch
+        self._finds_runtime = finds_runtime
         self._inodes: dict[int, PastInode] = {}
         self._last_read: tuple[int, list[Extent]] = (0, [])
         self._has_runtime_folder = self._is_folder(TREE_ROOT, RUNTIME)
@@ -76,7 +78,8 @@ class PastTree:
     def lookup(self, parent: int, name: bytes) -> PastInode:
         """Return the inode that `name` led to. Raises PosixError ENOENT."""
         entry = past_entry(self._database, parent, name, self.epoch)
-        if entry is None or (parent == TREE_ROOT and name == RUNTIME):
+        is_runtime = parent == TREE_ROOT and name == RUNTIME
+        if entry is None or (is_runtime and not self._finds_runtime):
             raise PosixError(errno.ENOENT)
         return self.inode(entry.ino)
 

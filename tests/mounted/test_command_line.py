@@ -214,6 +214,28 @@ def test_a_reserved_name_under_the_mount_point_is_told(tmp_path: Path, statefs_c
     assert [path.name for path in tmp_path.iterdir()] == ["state"]
 
 
+def test_a_stopped_daemon_is_told_from_a_slow_one(own_state: MountedState) -> None:
+    """Within seconds, with its pid and what has it go on; it is not waited for."""
+    pid = own_state.worker_pid()
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        refused = own_state.run("status", own_state.state)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert refused.returncode == 16
+    assert f"is stopped and does not answer: 'kill -CONT {pid}'" in refused.stderr
+    assert f"Worker      pid {pid}\n" in own_state.command("status", own_state.state)
+
+
+def test_cat_shows_what_lies_in_runtime_now(own_state: MountedState) -> None:
+    """Snapshots leave it out; current does not."""
+    name = "runtime/env.json"
+    text = (own_state.current / name).read_text()
+    assert own_state.command("cat", own_state.state, "current", name) == text
+    own_state.command("save", own_state.state)
+    assert own_state.run("cat", own_state.state, "latest", name).returncode == 22
+
+
 @pytest.fixture
 def crashed(own_state: MountedState) -> MountedState:
     """A state whose daemon was killed; its mount is still there and answers to nobody."""

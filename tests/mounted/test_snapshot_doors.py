@@ -30,6 +30,8 @@ def test_mkdir_takes_a_snapshot(shared_state: MountedState) -> None:
     dated = shared_state.snapshots / listed["name"]
     assert (dated / "files/f").read_bytes() == b"in the snapshot"
     assert {"by-hand", listed["name"]} <= names(shared_state)
+    # find(1) and others stop looking when they have seen as many folders as there are links.
+    assert shared_state.snapshots.stat().st_nlink == 2 + len(names(shared_state))
 
 
 def test_rmdir_deletes_a_snapshot(shared_state: MountedState) -> None:
@@ -54,7 +56,7 @@ def test_a_label_is_taken_once(shared_state: MountedState) -> None:
     assert len([s for s in shared_state.listing() if s["labels"] == {"name": "taken"}]) == 1
 
 
-@pytest.mark.parametrize("name", ["@-1h", "@now", "x" * 256])
+@pytest.mark.parametrize("name", ["@-1h", "@now", "2026-03-13T12-00-00Z", "x" * 256])
 def test_names_that_cannot_be_labels_are_refused(shared_state: MountedState, name: str) -> None:
     """A name that means a time, and one that is too long, make no snapshot."""
     before = len(shared_state.listing())

@@ -89,6 +89,14 @@ def test_the_commands_that_readme_names_exist() -> None:
     assert named <= set(COMMANDS)
 
 
+def test_the_table_of_commands_in_readme_is_complete() -> None:
+    """What `statefs --help` lists stands in the first column of a row."""
+    table = readme().partition("\n## Commands\n")[2].partition("\n## ")[0]
+    cells = " ".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
+    named = {words.split()[words.startswith("statefs ")] for words in re.findall(r"`(.*?)`", cells)}
+    assert set(COMMANDS) <= named
+
+
 @pytest.mark.parametrize("package", PACKAGES)
 def test_architecture_names_each_package(package: str) -> None:
     """docs/architecture.md says what each package and module at the top of statefs/ is for."""
@@ -191,7 +199,7 @@ def test_the_tour_in_readme_is_what_happens(state: Path) -> None:
                 assert command == f"kill -9 {shown_pid}"
                 command = f"kill -9 {pid}"
             said = terminal.type(command)
-            if "grep Daemon" in command:
+            if "grep Worker" in command:
                 pid, shown_pid = said.split()[-1], output.split()[-1]
                 said = said.replace(pid, shown_pid)
             elif command.startswith("kill"):

@@ -118,7 +118,7 @@ class FakeBackend:
             "snapshots": 2,
             "latest": "2026-03-13T12-00-00Z",
             "worker_pid": 4711 if self.mounted else None,
-            "supervisor_pid": 4711 if self.mounted else None,
+            "supervisor_pid": 4710 if self.mounted else None,
             "restarts": 0 if self.mounted else None,
             "since": "2026-03-13T11:00:00Z" if self.mounted else None,
             "bytes": 5 << 20,

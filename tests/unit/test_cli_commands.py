@@ -261,7 +261,7 @@ def test_status_of_an_unmounted_state(backend: FakeBackend, capsys: Capture) -> 
     """It says no, and leaves the daemon's facts out."""
     out = call(capsys, "status", "state").out
     assert "Mounted      no\n" in out
-    assert "Daemon" not in out
+    assert "Worker" not in out and "Supervisor" not in out
     assert "Application  com.example.shop\n" in out
 
 
@@ -275,7 +275,8 @@ def test_status_of_a_mounted_state(
     )
     out = call(capsys, "status", "state").out
     assert "Mounted      /srv/state\n" in out
-    assert "Daemon       pid 4711\n" in out
+    assert "Supervisor   pid 4710\n" in out
+    assert "Worker       pid 4711\n" in out
     assert "Options      ro,noexec\n" in out
     assert "Free         7.0 GiB\n" in out
 

@@ -65,14 +65,17 @@ def test_init_elsewhere_leaves_a_link(tmp_path: Path, capsys: Capture) -> None:
     assert json.loads(call(capsys, "status", tmp_path / "state", "--json").out)["store"] == str(far)
 
 
-@pytest.mark.parametrize("trouble", ["no device", "no right", "allow_other"])
+@pytest.mark.parametrize("trouble", ["no device", "a file", "no right", "allow_other"])
 def test_a_machine_that_cannot_mount_gets_no_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, trouble: str
 ) -> None:
     """FUSE is looked at first: neither folder nor store is left behind, and the cure is named."""
-    device, status = tmp_path / "fuse", tmp_path / "status"
+    device, status = Path("/dev/null"), tmp_path / "status"
     status.write_text("CapEff:\t0\n")
-    if trouble != "no device":
+    monkeypatch.setattr(attach, "FUSE_NUMBER", device.stat().st_rdev)
+    if trouble in ("no device", "a file"):
+        device = tmp_path / "fuse"
+    if trouble == "a file":
         device.touch()
     monkeypatch.setattr(attach, "FUSE_DEVICE", device)
     monkeypatch.setattr(attach, "PROCESS_STATUS", status)
@@ -82,7 +85,12 @@ def test_a_machine_that_cannot_mount_gets_no_store(
     (tmp_path / "place").mkdir()
     done = call(capsys, "mount", tmp_path / "place" / "state", "-o", "allow_other")
     assert (done.exit_code, done.out, done.err.count("\n")) == (9, "", 1)
-    cure = {"no device": "modprobe", "no right": "SYS_ADMIN", "allow_other": "user_allow_other"}
+    cure = {
+        "no device": "modprobe",
+        "a file": "mknod",
+        "no right": "SYS_ADMIN",
+        "allow_other": "user_allow_other",
+    }
     assert cure[trouble] in done.err
     assert os.listdir(tmp_path / "place") == []
 

@@ -12,7 +12,7 @@ from statefs.target import (
     known_snapshot_names,
     require_state,
 )
-from tests.unit.cli_fakes import make_empty_store, pretend_mounts
+from tests.unit.cli_fakes import call, make_empty_store, pretend_mounts
 
 
 @pytest.fixture(autouse=True)
@@ -191,6 +191,39 @@ def test_without_any_hint_the_message_says_how_to_name_a_state() -> None:
     """One line, three ways."""
     with pytest.raises(UsageError, match=r"name it .*STATEFS_STATE.*change into"):
         require_state(None)
+
+
+@pytest.mark.parametrize("command", ["list", "status", "umount", "restore", "diff", "log", "try"])
+def test_a_store_in_place_of_a_state_is_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], command: str
+) -> None:
+    """Nobody is told to make another store inside it."""
+    make_empty_store(tmp_path / "my state.store")
+    words = {"restore": ["latest"], "diff": ["latest"], "log": ["a"], "try": ["--", "true"]}
+    done = call(capsys, command, "my state.store", *words.get(command, []))
+    assert (done.exit_code, done.err.count("\n")) == (2, 1)
+    assert (
+        f"is a store, not a state: name it with '--store '{tmp_path}/my state.store''" in done.err
+    )
+
+
+@pytest.mark.parametrize("words", [["log", "state"], ["cat", "state", "latest"]])
+def test_a_missing_path_is_called_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str]
+) -> None:
+    """It is the path that is missing, not the state."""
+    make_empty_store(tmp_path / "state.store")
+    done = call(capsys, *words)
+    assert (done.exit_code, done.err.count("\n")) == (2, 1)
+    assert "'state' is the state, PATH is missing" in done.err
+
+
+def test_a_suggested_command_quotes_blanks(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """So that it can be pasted."""
+    done = call(capsys, "list", "my state")
+    assert f"run 'statefs init '{tmp_path}/my state''" in done.err
 
 
 def test_completion_offers_names_and_labels(tmp_path: Path) -> None:

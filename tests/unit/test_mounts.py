@@ -214,10 +214,21 @@ def test_a_missing_device_is_explained(tmp_path: Path, monkeypatch: pytest.Monke
         mounts.mount_fuse(tmp_path / "store", tmp_path, MountOptions())
 
 
-def as_ordinary_user(monkeypatch: pytest.MonkeyPatch, device: Path) -> None:
+def test_a_file_in_place_of_the_device_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a container leaves one behind; the cure is named."""
+    (tmp_path / "fuse").touch()
+    monkeypatch.setattr(attach, "FUSE_DEVICE", tmp_path / "fuse")
+    with pytest.raises(FuseUnavailable, match=r"not the device of FUSE.*mknod"):
+        mounts.require_fuse(MountOptions())
+
+
+def as_ordinary_user(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the mounting code take this process for an ordinary user's, with a device it may open."""
-    device.touch()
-    monkeypatch.setattr(attach, "FUSE_DEVICE", device)
+    stand_in = Path("/dev/null")
+    monkeypatch.setattr(attach, "FUSE_DEVICE", stand_in)
+    monkeypatch.setattr(attach, "FUSE_NUMBER", stand_in.stat().st_rdev)
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
 
 
@@ -225,7 +236,7 @@ def test_a_missing_fusermount3_is_explained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The message names the package."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FuseUnavailable, match="apt install fuse3"):
         mounts.mount_fuse(tmp_path / "store", tmp_path, MountOptions())
@@ -245,7 +256,7 @@ def test_allow_other_needs_its_line_in_fuse_conf(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: str | None, is_permitted: bool
 ) -> None:
     """The message names the line and the file; a commented line does not count."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     fake_fusermount(tmp_path, monkeypatch, "exit 0")
     conf = tmp_path / "fuse.conf"
     monkeypatch.setattr(attach, "FUSE_CONF", conf)
@@ -271,7 +282,7 @@ def test_what_fusermount3_says_is_passed_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its last line is the reason, without its name before it."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     fake_fusermount(tmp_path, monkeypatch, "echo 'fusermount3: too many mounts' >&2; exit 1")
     with pytest.raises(FuseUnavailable, match=r": too many mounts$"):
         mounts.mount_fuse(tmp_path / "store", tmp_path, MountOptions())
@@ -281,7 +292,7 @@ def test_the_store_is_escaped_for_fusermount3(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A comma in the store's path does not begin another option."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     fake_fusermount(tmp_path, monkeypatch, "exit 1")
     with pytest.raises(FuseUnavailable):
         mounts.mount_fuse(Path("/a,suid\\b"), tmp_path, MountOptions(read_only=True, noexec=True))
@@ -313,7 +324,7 @@ def test_what_fusermount3_says_of_unmounting_becomes_an_error(
     match: str,
 ) -> None:
     """Its exit code is 1 for everything, so its words decide."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     fake_fusermount(tmp_path, monkeypatch, f"echo 'fusermount3: {said}' >&2; exit 1")
     with pytest.raises(kind, match=match):
         mounts.unmount(tmp_path / "state")
@@ -323,7 +334,7 @@ def test_a_mount_that_fusermount3_does_not_know_is_somebody_elses(
     mount_table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """fusermount3 finds only mounts of its own user; the mount table shows all."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     fake_fusermount(tmp_path, monkeypatch, "echo 'entry not found in mtab' >&2; exit 1")
     with pytest.raises(FuseUnavailable, match="belongs to another user"):
         mounts.unmount(tmp_path / "state")
@@ -336,7 +347,7 @@ def test_a_mount_inside_keeps_the_outer_one_busy(
     inner = tmp_path / "state" / "current" / "proc"
     with mount_table.open("a") as lines:
         lines.write(f"41 40 0:40 / {inner} rw - proc proc rw\n")
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     fake_fusermount(tmp_path, monkeypatch, "echo 'Device or resource busy' >&2; exit 1")
     with pytest.raises(MountBusy, match=f"a mount at {inner}"):
         mounts.unmount(tmp_path / "state")
@@ -347,7 +358,7 @@ def test_root_without_the_right_to_mount_is_told_of_the_container(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rights: str, is_permitted: bool
 ) -> None:
     """CAP_SYS_ADMIN is looked at before anything is made."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     (tmp_path / "status").write_text(f"Name:\tstatefs\nCapEff:\t{rights}\nSeccomp:\t0\n")
     monkeypatch.setattr(attach, "PROCESS_STATUS", tmp_path / "status")
@@ -362,7 +373,7 @@ def test_a_folder_of_another_user_is_no_mount_point(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As fusermount3 sees it: an ordinary user must be able to write there."""
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match="this user may not write there"):
         mounts.require_mount_point(tmp_path)
@@ -445,7 +456,7 @@ def test_the_shell_that_stands_in_the_mount_is_told_to_leave(
     state = tmp_path / "state"
     (state / "file").write_bytes(bytes(4096))
     monkeypatch.chdir(state)
-    as_ordinary_user(monkeypatch, tmp_path / "fuse")
+    as_ordinary_user(monkeypatch)
     fake_fusermount(tmp_path, monkeypatch, "echo 'Device or resource busy' >&2; exit 1")
     with ExitStack() as stack:
         holders = [stack.enter_context(held(how, state)) for how in ours or ("cwd",)]

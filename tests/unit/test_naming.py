@@ -128,14 +128,28 @@ def test_a_time_that_cannot_be_read_says_how_to_write_one(selector: str) -> None
         chosen(selector)
 
 
-@pytest.mark.parametrize("label", ["clean", "a b", "-2h", "2026", "é" * 127, "later"])
+@pytest.mark.parametrize("label", ["clean", "a b", "-2h", "2026-03-13", "é" * 127, "later"])
 def test_labels_may_be_any_text(label: str) -> None:
     """Up to 255 bytes of UTF-8."""
     assert check_label(label) == label
 
 
 @pytest.mark.parametrize(
-    "label", ["", ".", "..", "a/b", "a\0b", "@now", "latest", "latest~1", "é" * 128, "\udcff"]
+    "label",
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "a\0b",
+        "@now",
+        "latest",
+        "latest~1",
+        "é" * 128,
+        "\udcff",
+        "2026-03-13T12-00-00Z",
+        "2026-03-13T12-00-00.000001Z",
+    ],
 )
 def test_labels_that_could_not_be_folders_are_refused(label: str) -> None:
     """Or that mean something else already."""

@@ -12,7 +12,7 @@ import click
 from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import (
-    complete_snapshot,
+    complete_clone,
     find_snapshot_and_paths,
     is_utf8,
     json_option,
@@ -40,7 +40,7 @@ _COLUMNS: Final = (Column("clone", style="bold"), Column("made of"), Column("mad
     ],
 )
 @click.argument(
-    "words", nargs=-1, metavar="[STATE] SNAPSHOT [PATH] NAME", shell_complete=complete_snapshot
+    "words", nargs=-1, metavar="[STATE] SNAPSHOT [PATH] NAME", shell_complete=complete_clone
 )
 @store_option
 @click.option("--delete", is_flag=True, help="Delete the clone NAME, with all that is in it.")

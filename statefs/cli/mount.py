@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.shell_completion import CompletionItem
 
 from statefs import api
 from statefs.cli.explained import ExplainedCommand
@@ -33,6 +34,17 @@ if TYPE_CHECKING:
     from statefs.mounts import MountInfo, MountOptions
 
 
+def complete_options(
+    _ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer the words of -o, after those that are typed already."""
+    from statefs.mounts.options import WORDS
+
+    typed_before, comma, word = incomplete.rpartition(",")
+    fitting = [each for each in WORDS if each.startswith(word)]
+    return [CompletionItem(f"{typed_before}{comma}{each}") for each in fitting]
+
+
 @click.command(
     cls=ExplainedCommand,
     short_help="Mount a state; make it first where there is none.",
@@ -51,6 +63,7 @@ if TYPE_CHECKING:
     "-o",
     "option_words",
     multiple=True,
+    shell_complete=complete_options,
     metavar="OPT,...",
     help="Mount options: ro, allow_other, allow_root, suid, dev, noexec, "
     "durability=close|fsync|write; those of /etc/fstab are understood too.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import click
 from click.shell_completion import CompletionItem
 
-from statefs.errors import UsageError
+from statefs.errors import StatefsError, UsageError
 from statefs.snapshots.naming import CURRENT
 from statefs.target import Target, find_state, find_target, find_target_of_paths, names_state
 
@@ -96,6 +97,71 @@ def complete_snapshot(
     return folders + [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
 
+def complete_snapshot_and_path(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer snapshots, and after one of them the paths that it has, where the state is mounted."""
+    words: tuple[str, ...] = ctx.params.get("words") or ()
+    has_state = bool(words) and names_state(Path(words[0]))
+    if len(words) == has_state:
+        return complete_snapshot(ctx, parameter, incomplete)
+    return _paths_below(words[0] if has_state else None, words[has_state], incomplete)
+
+
+def complete_path(
+    ctx: click.Context, _parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer what lies in current/, and folders where no state is named yet."""
+    words: tuple[str, ...] = ctx.params.get("words") or ()
+    folders = [] if words else [CompletionItem(incomplete, type="dir")]
+    return folders + _paths_below(words[0] if words else None, CURRENT, incomplete)
+
+
+def complete_clone(
+    ctx: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer what `clone` takes next; with --delete the clones that there are."""
+    if not ctx.params.get("delete"):
+        return complete_snapshot_and_path(ctx, parameter, incomplete)
+    words: tuple[str, ...] = ctx.params.get("words") or ()
+    folders = [] if words else [CompletionItem(incomplete, type="dir")]
+    top = _served(words[0] if words else None)
+    names = [] if top is None else os.listdir(top / "clones")
+    return folders + [CompletionItem(name) for name in sorted(names) if name.startswith(incomplete)]
+
+
+def _paths_below(state: str | None, moment: str, incomplete: str) -> list[CompletionItem]:
+    """Return the paths in a tree of a mounted state that begin as what is typed; folders with /."""
+    top = _served(state)
+    if top is None:
+        return []
+    tree = top / CURRENT if moment == CURRENT else top / "snapshots" / moment
+    folder, slash, name = incomplete.rpartition("/")
+    try:
+        with os.scandir(tree / folder) as entries:
+            fitting = sorted(
+                (entry.name, entry.is_dir(follow_symlinks=False))
+                for entry in entries
+                if entry.name.startswith(name)
+            )
+    except OSError:  # no such folder or snapshot
+        return []
+    return [CompletionItem(f"{folder}{slash}{n}{'/' if is_dir else ''}") for n, is_dir in fitting]
+
+
+def _served(state: str | None) -> Path | None:
+    """Return where the state meant is mounted, None where nobody would answer a look into it."""
+    from statefs.doors import daemon_has
+
+    try:
+        target = find_target(None if state is None else Path(state), None)
+    except StatefsError:  # completion must never print an error into the user's command line
+        return None
+    if target.mount is None or not daemon_has(target):
+        return None
+    return target.mount.mount_point
+
+
 snapshot_argument: Final[Decorator] = click.argument(
     "words", nargs=-1, metavar="[STATE] SNAPSHOT", shell_complete=complete_snapshot
 )
@@ -105,9 +171,11 @@ moments_argument: Final[Decorator] = click.argument(
     "words", nargs=-1, metavar="[STATE] A [B]", shell_complete=complete_snapshot
 )
 moment_path_argument: Final[Decorator] = click.argument(
-    "words", nargs=-1, metavar="[STATE] SNAPSHOT PATH", shell_complete=complete_snapshot
+    "words", nargs=-1, metavar="[STATE] SNAPSHOT PATH", shell_complete=complete_snapshot_and_path
 )
-path_argument: Final[Decorator] = click.argument("words", nargs=-1, metavar="[STATE] PATH")
+path_argument: Final[Decorator] = click.argument(
+    "words", nargs=-1, metavar="[STATE] PATH", shell_complete=complete_path
+)
 
 
 def snapshot_usage(command: str) -> str:

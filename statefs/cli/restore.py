@@ -11,7 +11,7 @@ import click
 from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import (
-    complete_snapshot,
+    complete_snapshot_and_path,
     find_snapshot_and_paths,
     json_option,
     store_option,
@@ -36,7 +36,10 @@ _COLUMNS = (Column("", style="bold"), Column("path", may_shorten=True))
     ],
 )
 @click.argument(
-    "words", nargs=-1, metavar="[STATE] SNAPSHOT [PATH]...", shell_complete=complete_snapshot
+    "words",
+    nargs=-1,
+    metavar="[STATE] SNAPSHOT [PATH]...",
+    shell_complete=complete_snapshot_and_path,
 )
 @store_option
 @click.option("--to", type=click.Path(path_type=Path), metavar="DIR", help="A new folder for it.")

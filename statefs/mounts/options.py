@@ -116,6 +116,8 @@ _SWITCHES: Final[dict[str, tuple[str, bool]]] = {
 }
 """Each word of -o that stands alone: the field it sets, and to what."""
 
+WORDS: Final = (*_SWITCHES, *(f"durability={mode}" for mode in get_args(Durability)))
+"""Every word of -o that has an effect."""
 _FOR_MOUNT_8: Final = frozenset({
     "_netdev", "async", "atime", "auto", "default_permissions", "defaults", "diratime", "dirsync",
     "group", "iversion", "lazytime", "loud", "mand", "noatime", "noauto", "nodiratime", "nofail",

@@ -227,6 +227,34 @@ def test_a_stopped_daemon_is_told_from_a_slow_one(own_state: MountedState) -> No
     assert f"Worker      pid {pid}\n" in own_state.command("status", own_state.state)
 
 
+def test_the_shell_completes_paths_and_clones(own_state: MountedState) -> None:
+    """Those of the snapshot that is named; those of current where none can be; folders with /."""
+    (own_state.files / "then").touch()
+    own_state.command("save", own_state.state)
+    (own_state.files / "then").rename(own_state.files / "now")
+    own_state.command("clone", own_state.state, "latest", "copy")
+
+    def completed(*words: str) -> list[str]:
+        line = f"statefs {words[0]} {own_state.state} {' '.join(words[1:])}".rstrip(" ")
+        count = len(words) + 1
+        environment = {"_STATEFS_COMPLETE": "bash_complete", "COMP_WORDS": line}
+        done = subprocess.run(
+            [sys.executable, "-m", "statefs"],
+            env=os.environ | environment | {"COMP_CWORD": str(count)},
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+        )
+        return [each.split(",", 1)[1] for each in done.stdout.split()]
+
+    assert completed("cat", "latest", "files/") == ["files/then"]
+    assert completed("restore", "latest", "fi") == ["files/"]
+    assert completed("log", "files/n") == ["files/now"]
+    assert completed("clone", "--delete", "co") == ["copy"]
+    own_state.umount()
+    assert completed("log", "files/n") == []
+
+
 def test_cat_shows_what_lies_in_runtime_now(own_state: MountedState) -> None:
     """Snapshots leave it out; current does not."""
     name = "runtime/env.json"

@@ -194,6 +194,12 @@ def test_the_shell_completes_commands_options_and_folders(tmp_path: Path) -> Non
     assert completions("statefs list st", tmp_path) == ["dir,st"]
 
 
+def test_the_shell_completes_mount_options(tmp_path: Path) -> None:
+    """After a comma the next one."""
+    assert completions("statefs mount state -o ro,allow_o", tmp_path) == ["plain,ro,allow_other"]
+    assert "plain,durability=fsync" in completions("statefs mount state -o dur", tmp_path)
+
+
 def test_the_shell_completes_snapshots(tmp_path: Path) -> None:
     """The second word of `show` is a snapshot of the first."""
     store = make_empty_store(tmp_path / "state.store")

@@ -7,6 +7,7 @@ tests/project/test_schemas.py fails when a schema in docs/ is not what this writ
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,6 +36,8 @@ def schemas() -> dict[str, bytes]:
 def _schema(title: str, kind: type[msgspec.Struct]) -> bytes:
     schema: dict[str, Any] = {"$schema": DIALECT, "title": title, **msgspec.json.schema(kind)}
     for definition in schema["$defs"].values():
+        if "description" in definition:  # Python 3.13 takes the indentation out of docstrings
+            definition["description"] = inspect.cleandoc(definition["description"])
         # A value that is not known is null, never left out; msgspec takes a default for optional.
         definition["required"] = list(definition["properties"])
         for described in definition["properties"].values():

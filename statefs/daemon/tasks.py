@@ -130,7 +130,10 @@ class Tasks:
         """Make all that was acknowledged durable about once a second, if something was."""
         await trio.sleep(TICK_SECONDS)
         await self._durability.sync_everything()
-        self._store.freeing(self._store.volume.table.reap_closed)
+        table = self._store.volume.table
+        table.forget_replaced()
+        while self._store.freeing(table.reap_closed):
+            await self._give_way()
         if self._store.owes_index and self._store.reserve.is_held:
             await self._alone(self._index())  # saves and deletes write the same file
         if not self._store.reserve.hold():

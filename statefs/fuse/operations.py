@@ -355,7 +355,7 @@ class Operations(pyfuse3.Operations):
             if source is not None and source.ino in self._table.unsynced:
                 await self._durability.sync_bytes(source.ino)
                 await session_loop.admitted()  # a restore may have begun meanwhile
-        self._names.rename(old, name_old, new, name_new, flags)
+        self._names.rename(old, name_old, new, name_new, flags, is_served=True)
 
     @answers
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:

@@ -265,9 +265,20 @@ class Names:
             self._table.drop(node.ino)
 
     def rename(
-        self, old_parent: int, old_name: bytes, new_parent: int, new_name: bytes, flags: int = 0
+        self,
+        old_parent: int,
+        old_name: bytes,
+        new_parent: int,
+        new_name: bytes,
+        flags: int = 0,
+        *,
+        is_served: bool = False,
     ) -> tuple[Node, Node | None]:
         """Move an entry, replacing what has the new name unless `flags` say otherwise.
+
+        Args:
+            is_served: programs look names up meanwhile: what is replaced can be opened for another
+                moment, by whoever has just found it.
 
         Returns:
             The inode moved, and the one replaced or exchanged (None when the name was free).
@@ -297,6 +308,8 @@ class Names:
         replaced = None if target is None else self._table.node(target.ino)
         if replaced is not None:
             self._check_replaceable(node, replaced)
+            if is_served and replaced.is_file:
+                self._table.replaced.add(replaced.ino)
         self._move(folders, (old_name, new_name), (source, target), (node, replaced))
         return node, replaced
 

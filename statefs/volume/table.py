@@ -27,6 +27,8 @@ from statefs.volume.underway import Underway
 
 EXTENTS_KEPT: Final = 64
 """Extents that a file which nobody has open may keep in memory; more are read again."""
+REAPED_PER_STEP: Final = 100
+"""Orphans destroyed in one transaction: some milliseconds."""
 NODES_CACHED: Final = 32_768
 """Living inodes kept in memory, about 1 KB each."""
 TOUCHED_MAX: Final = 1024
@@ -87,6 +89,9 @@ class InodeTable:
             whatever existed then: of such files it is known that they are closed only when the
             kernel drops them (`forget`).
 
+    `replaced` has files whose name has just gone to another one: whoever looked the name up before
+    that may be about to open them. `reap_closed` lets go of them.
+
     `checks` knows which content has been compared with its digests.
 
     `underway` is told of each change of a name before it is committed.
@@ -111,6 +116,8 @@ class InodeTable:
         self.stale: set[int] = set()
         self.unsynced: dict[int, set[int]] = {}
         self.opens: dict[int, int] = {}
+        self.replaced: set[int] = set()
+        self._replaced_before: set[int] = set()
         self.fragmented: dict[int, tuple[int, int]] = {}
         self.files = int(database.store_value("files"))
         self.bytes = int(database.store_value("bytes"))
@@ -309,8 +316,16 @@ class InodeTable:
         )
 
     def is_open(self, node: Node) -> bool:
-        """Whether a program may have the inode open."""
-        return node.ino in self.opens or self._may_be_open_since_before(node.ino)
+        """Whether a program may have the inode open, or be about to."""
+        return not self._is_closed(node.ino)
+
+    def _is_closed(self, ino: int) -> bool:
+        return not (
+            ino in self.opens
+            or ino in self.replaced
+            or ino in self._replaced_before
+            or self._may_be_open_since_before(ino)
+        )
 
     def _may_be_open_since_before(self, ino: int) -> bool:
         """Whether an earlier process may have opened an inode for a program that still has it."""
@@ -336,11 +351,26 @@ class InodeTable:
         if node.nlink == 0 and not self.is_open(node):
             self.reap(ino)
 
-    def reap_closed(self) -> None:
-        """Destroy the orphans that nobody has open, which a full disk may have left."""
-        for (ino,) in self.database.rows("SELECT ino FROM orphans"):
-            if ino not in self.opens and not self._may_be_open_since_before(ino):
-                self.reap(ino)
+    def forget_replaced(self) -> None:
+        """Let go of what was replaced before the last time that this was called."""
+        self._replaced_before, self.replaced = self.replaced, set()
+
+    def reap_closed(self) -> bool:
+        """Destroy some of the orphans that nobody has open: replaced files, or a full disk's.
+
+        Returns:
+            Whether there are more.
+        """
+        orphans = [ino for (ino,) in self.database.rows("SELECT ino FROM orphans")]
+        closed = [ino for ino in orphans if self._is_closed(ino)]
+        if closed:
+            with self.change():
+                for ino in closed[:REAPED_PER_STEP]:
+                    self.erase_orphan(ino)
+            for ino in closed[:REAPED_PER_STEP]:
+                self.nodes.pop(ino, None)
+                self.drop(ino)
+        return len(closed) > REAPED_PER_STEP
 
     def reap(self, ino: int) -> None:
         """Destroy an orphan that nobody has open any more."""

@@ -127,6 +127,7 @@ def staged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(module, "OOM_FILE", tmp_path / "oom_score_adj")
     module.OOM_FILE.write_text("0\n")
     monkeypatch.setattr(child, "END_SECONDS", 5.0)
+    monkeypatch.setattr(child, "REAP_SECONDS", 5.0)  # the log tells how each ended, on any machine
     supervisor = Supervisor(state, layout, MountOptions(), Told(told), spawn)
     try:
         yield Stage(supervisor, layout, kernel, device, spawn, done, lives, told)

@@ -167,6 +167,7 @@ def test_the_next_version_of_a_supervisor_goes_on(
     """With the lock, the connection, the page and the worker that an earlier one has left."""
     lock = StoreLock(stage.layout, role="daemon")
     lock.acquire()
+    monkeypatch.setattr(module, "prepare_process", lambda: None)  # of the tests, here
     mount = MountInfo(stage.layout.root, "", "fuse.statefs", device=(0, 1 << 30))
     monkeypatch.setattr(module, "find_mount", lambda _state: mount)
     stage.lives.append(ended)

@@ -12,6 +12,7 @@ from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT
 from statefs.metadata.inodes import InodeFlag
 from statefs.volume import acl
+from statefs.volume import table as table_module
 from statefs.volume.names import LINK_MAX, RENAME_EXCHANGE, RENAME_NOREPLACE, Creator
 from tests.unit.engine_store import FILE, FOLDER, ME, EngineStore, tree_of
 
@@ -160,6 +161,43 @@ def test_a_rename_over_a_file_replaces_it(engine: EngineStore) -> None:
     assert [name for name in names_in(engine) if name in ("old", "between")] == ["old", "between"]
     engine.store.collect()
     assert engine.objects() == set()
+
+
+@pytest.mark.parametrize("size", [100, 1 << 20])
+def test_what_is_replaced_can_be_opened_for_another_moment(engine: EngineStore, size: int) -> None:
+    """A reader that has just found it, too; then it goes, unless it was opened."""
+    table, store = engine.store.volume.table, engine.store
+    inos = [engine.file("f", b"0" * size)]
+    for number in (1, 2):
+        inos.append(engine.file("new", b"%d" % number * size))
+        engine.names.rename(TREE_ROOT, b"new", TREE_ROOT, b"f", is_served=True)
+    table.opened(inos[1])
+    table.forget_replaced()
+    assert not table.reap_closed()
+    assert [engine.content(ino)[:1] for ino in inos] == [b"0", b"1", b"2"]
+    table.forget_replaced()
+    assert not table.reap_closed()
+    with pytest.raises(PosixError):
+        engine.node(inos[0])
+    assert engine.content(inos[1])[:1] == b"1"
+    assert (engine.rows("orphans"), store.volume.table.files) == (1, 1)
+    table.closed(inos[1])
+    assert engine.rows("orphans") == 0
+
+
+def test_orphans_are_destroyed_some_at_a_time(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that requests come in between."""
+    monkeypatch.setattr(table_module, "REAPED_PER_STEP", 2)
+    table = engine.store.volume.table
+    for _ in range(6):
+        engine.file("new", b"x")
+        engine.names.rename(TREE_ROOT, b"new", TREE_ROOT, b"f", is_served=True)
+    for _ in range(2):
+        table.forget_replaced()
+    assert [table.reap_closed() for _ in range(4)] == [True, True, False, False]
+    assert engine.rows("orphans") == 0
 
 
 def test_what_a_rename_may_not_replace(engine: EngineStore) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,8 @@ from typing import Final, Literal
 import psutil
 
 from benchmarks.counters import Counters
-from statefs.daemon.background import READY_VARIABLE
+from statefs.daemon.background import start_daemon
+from statefs.layout import StoreLayout
 from statefs.maintenance.store import init_store
 from statefs.mounts import find_mount, unmount
 
@@ -85,24 +85,9 @@ def start(
     state: Path, store: Path, options: str, mode: Mode, watched: Path
 ) -> subprocess.Popen[bytes]:
     """Start a daemon and return when it says that the mount is usable."""
-    reader, writer = os.pipe()
-    with (store.parent / "daemon.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "benchmarks.daemon", mode, state, store, options, watched],
-            cwd=ROOT,
-            env=os.environ | {READY_VARIABLE: str(writer), "PYTHONPATH": str(ROOT)},
-            pass_fds=[writer],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        line = pipe.readline()
-    if b"message" in line or not line:
-        end(state, process)
-        raise SystemExit(f"the daemon did not start: {line.decode() or log.name}")
+    words = (mode, state, store, options, watched)
+    command = [sys.executable, "-m", "benchmarks.daemon", *map(str, words)]
+    process, _ = start_daemon(command, StoreLayout(store))
     return process
 
 

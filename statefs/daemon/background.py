@@ -15,7 +15,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
@@ -24,14 +24,11 @@ import msgspec
 
 import statefs
 from statefs.control.messages import ErrorBody, error_body, raised_error
+from statefs.daemon.spawning import LEASH_VARIABLE, READY_VARIABLE
 from statefs.errors import StatefsError
 from statefs.layout import StoreLayout
 from statefs.mounts import MountOptions
 
-READY_VARIABLE: Final = "STATEFS_READY_FD"
-"""Names, in the daemon's environment, the descriptor that it tells of its readiness."""
-LEASH_VARIABLE: Final = "STATEFS_LEASH_FD"
-"""Names, in the daemon's environment, the descriptor of a pipe at whose end it unmounts."""
 READY_SECONDS: Final = 60.0
 """Starting takes a fraction of a second; recovery after a crash of a large store takes longer."""
 CLOSE_SECONDS: Final = 60.0
@@ -176,12 +173,29 @@ def _started(
         descriptors: that it inherits, by the variables that tell it of them.
     """
     layout = StoreLayout(store.absolute())
+    command = [*_DAEMON, str(state.absolute()), str(layout.root), options.text()]
+    return start_daemon(command, layout, descriptors)
+
+
+def start_daemon(
+    command: Sequence[str], layout: StoreLayout, descriptors: Mapping[str, int] | None = None
+) -> tuple[subprocess.Popen[bytes], str]:
+    """Start a program that is a daemon, and return it, and its remark, when its mount is usable.
+
+    Args:
+        command: the program and its arguments.
+        layout: of the store, whose log it writes.
+        descriptors: that it inherits, by the variables that tell it of them.
+
+    Raises:
+        StatefsError: see `start_background`.
+    """
     reader, writer = os.pipe()
-    passed = {READY_VARIABLE: writer, **descriptors}
+    passed = {READY_VARIABLE: writer, **(descriptors or {})}
     try:
         with os.fdopen(_open_log(layout), "ab") as log:
             process = subprocess.Popen(
-                [*_DAEMON, str(state.absolute()), str(layout.root), options.text()],
+                command,
                 env=os.environ | _import_path() | {key: str(fd) for key, fd in passed.items()},
                 pass_fds=list(passed.values()),
                 stdin=subprocess.DEVNULL,

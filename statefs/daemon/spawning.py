@@ -17,11 +17,15 @@ Started = tuple[int, socket.socket]
 
 RESUME: Final = "--resume"
 """To the supervisor's program in place of a mount; a descriptor follows (succession.py)."""
+READY_VARIABLE: Final = "STATEFS_READY_FD"
+"""Names, in the daemon's environment, the descriptor that it tells of its readiness."""
+LEASH_VARIABLE: Final = "STATEFS_LEASH_FD"
+"""Names, in the daemon's environment, the descriptor of a pipe at whose end it unmounts."""
 _WORKER: Final = ("-P", "-m", "statefs.daemon.worker")
 """`-P`: the working directory, which may be anybody's, stays out of the import path."""
 _SUPERVISORS: Final = (
-    "STATEFS_READY_FD",
-    "STATEFS_LEASH_FD",
+    READY_VARIABLE,
+    LEASH_VARIABLE,
     SOCKET_VARIABLE,
     PERIOD_VARIABLE,
     PROCESS_VARIABLE,

@@ -24,7 +24,7 @@ import apsw
 import psutil
 
 from statefs.daemon import tasks, worker
-from statefs.daemon.background import READY_VARIABLE
+from statefs.daemon.spawning import READY_VARIABLE
 from statefs.daemon.supervisor import run_foreground
 from statefs.errors import StatefsError
 from statefs.layout import StoreLayout

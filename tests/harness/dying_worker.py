@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import socket
-import subprocess
 import sys
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from statefs.daemon import worker
-from statefs.daemon.background import READY_VARIABLE
+from statefs.daemon.background import start_daemon
 from statefs.daemon.supervisor import run_foreground
 from statefs.fuse.operations import Operations
 from statefs.layout import StoreLayout
@@ -59,23 +58,9 @@ class DyingState(MountedState):
         """Mount the state; a new store is made where none is."""
         if not self.store.exists():
             init_store(self.store)
-        reader, writer = os.pipe()
         words = (self.state, self.store, self.options, self.orders)
-        with open(StoreLayout(self.store).log, "ab") as log:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "tests.harness.dying_worker", *map(str, words)],
-                cwd=ROOT,
-                env=os.environ | {READY_VARIABLE: str(writer)},
-                pass_fds=[writer],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        os.close(writer)
-        with os.fdopen(reader) as ready:
-            said = ready.readline()
-        assert said == "{}\n", said or "the daemon died"
+        command = [sys.executable, "-m", "tests.harness.dying_worker", *map(str, words)]
+        process, _ = start_daemon(command, StoreLayout(self.store))
         process.returncode = 0  # it lives on, and ends with the mount
 
     def let_die_after(self, handler: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from statefs import errors
 from statefs.cli.app import COMMANDS, EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, statefs
 from statefs.cli.difference_view import LETTERS
-from statefs.daemon.background import LEASH_VARIABLE, READY_VARIABLE
+from statefs.daemon.spawning import LEASH_VARIABLE, READY_VARIABLE
 from statefs.errors import PosixError, StatefsError
 from statefs.ids import TREE_ROOT
 from statefs.mounts import MountOptions

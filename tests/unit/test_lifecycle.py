@@ -21,9 +21,10 @@ from statefs.control.server import Call
 from statefs.daemon import adopt as adopt_module
 from statefs.daemon import background, lifecycle
 from statefs.daemon.adopt import CoveredFiles
-from statefs.daemon.background import READY_VARIABLE, ReadyNotice, start_background
+from statefs.daemon.background import ReadyNotice, start_background
 from statefs.daemon.handover import Begin, Channel, Ready
 from statefs.daemon.lifecycle import MountDaemon
+from statefs.daemon.spawning import READY_VARIABLE
 from statefs.errors import (
     MountBusy,
     MountPointNotEmpty,

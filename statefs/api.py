@@ -480,6 +480,16 @@ class State:
         status: Document = self._ask("status")
         return status
 
+    def events(self, after: int = 0, *, wait: bool = False) -> list[Document]:
+        """Return the events that are kept, oldest first (docs/operations.md, "Events").
+
+        Args:
+            after: only those with greater numbers.
+            wait: for such an event, about a second at most.
+        """
+        found: list[Document] = self._ask("events", after=after, wait=wait)
+        return found
+
     def scrub(self, *, start: bool = True, on_progress: OnProgress | None = None) -> Document:
         """Read all that sealed snapshots hold, at the rate of the settings; wait for the end.
 

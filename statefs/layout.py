@@ -76,6 +76,11 @@ class StoreLayout:
         return self.root / "scrub.json"
 
     @property
+    def events(self) -> Path:
+        """The newest events, a line of JSON for each (telemetry/kept.py)."""
+        return self.root / "events.jsonl"
+
+    @property
     def log(self) -> Path:
         """What a daemon in the background writes to its standard error."""
         return self.root / "statefs.log"

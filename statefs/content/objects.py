@@ -52,14 +52,15 @@ class _Descriptor:
 
 
 class _Unsynced:
-    """How many writes an object has had, and how many of them are durable."""
+    """How many writes an object has had, how many are durable, and how many bytes are not."""
 
-    __slots__ = ("lock", "synced", "writes")
+    __slots__ = ("bytes", "lock", "synced", "writes")
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.writes = 0
         self.synced = 0
+        self.bytes = 0
 
 
 Piece = tuple[int, int, int]
@@ -143,7 +144,7 @@ class ObjectFiles:
                 while written < len(data):
                     written += os.pwrite(fd, memoryview(data)[written:], offset + written)
         finally:
-            self._count_write(object_id)
+            self._count_write(object_id, len(data))
 
     def read(self, pieces: Sequence[Piece]) -> bytes:
         """Return the bytes of pieces of a file; may wait for the disk.
@@ -250,13 +251,19 @@ class ObjectFiles:
         finally:
             self._count_write(object_id)
 
-    def _count_write(self, object_id: int) -> None:
+    def _count_write(self, object_id: int, size: int = 0) -> None:
         """Note a write that has been made: counted before it, a sync beside it might pass it by."""
         with self._lock:
             state = self._unsynced.get(object_id)
             if state is None:
                 state = self._unsynced[object_id] = _Unsynced()
             state.writes += 1
+            state.bytes += size
+
+    def unsynced_bytes(self) -> int:
+        """Return how many bytes have been written that are not durable yet."""
+        with self._lock:
+            return sum(state.bytes for state in self._unsynced.values())
 
     def is_synced(self, object_id: int) -> bool:
         """Whether every write to the object that has returned is durable."""
@@ -293,7 +300,7 @@ class ObjectFiles:
         with state.lock:
             if state.synced >= wanted > 0:
                 return
-            reached = state.writes
+            reached, size = state.writes, state.bytes
             with self._descriptor(object_id) as fd:
                 os.fdatasync(fd)
             if object_id in self._unsynced_names:
@@ -301,6 +308,7 @@ class ObjectFiles:
                 self._unsynced_names.discard(object_id)
             state.synced = reached
             with self._lock:
+                state.bytes -= size
                 if state.writes == reached:
                     self._unsynced.pop(object_id, None)
 

@@ -20,6 +20,7 @@ from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store, Unmounted
 from statefs.maintenance.unsaved import Debounce, has_unsaved, touched_before
 from statefs.snapshots.retention import is_empty
+from statefs.telemetry.events import AutosaveTriggered
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,7 @@ class Keeper:
         self._debounce.put_off(now)
         if has_unsaved(store):
             touched = set(table.touched)
+            store.events.tell(AutosaveTriggered)
             if not await self._try("autosave", saving.save(store, "autosave", "", {})):
                 table.touched |= touched  # a save that fails late has begun a new epoch
 

@@ -71,6 +71,9 @@ class Service(Protocol):
     async def run_alone(self, steps: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots."""
 
+    def tell_served(self, restarts: int) -> None:
+        """Tell that programs are answered, after so many earlier workers of this mount."""
+
     async def save_on_request(self) -> None:
         """Take a snapshot because a signal asks for it."""
 
@@ -237,7 +240,7 @@ class MountDaemon:
             self._covered.let_go()
         if not self._since:
             self._since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-            log.info("mounted %s", self._state)
+        self._service.tell_served(self._begin.restarts)
         with contextlib.suppress(BrokenPipeError):  # `_hear_supervisor` will tell
             self._channel.send(Ready(self._since, self._greeting.reply, remark))
 
@@ -303,6 +306,8 @@ class MountDaemon:
         result = await self._service.handle(op, args, call)
         if op == "status":
             result = {**result, **self._status()}
+            if self._options.read_only:
+                result |= {"writable": False, "not_writable": "it is mounted read-only"}
         return result
 
     def _replaced(self) -> Steps[NoReturn]:

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 import trio
 
+from statefs import __version__
 from statefs.content.checks import DamagedBytes
 from statefs.daemon.checking import Checker
 from statefs.daemon.keeping import Keeper
@@ -42,6 +43,8 @@ from statefs.mounts import (
     writers,
 )
 from statefs.snapshots.restore import Restored
+from statefs.telemetry.events import StateLoaded, WorkerRestarted
+from statefs.telemetry.logged import log_event
 
 T = TypeVar("T")
 
@@ -58,6 +61,7 @@ class Service:
 
     def __init__(self, store: Store, durability: str) -> None:
         self._store = store
+        store.events.listen(log_event)
         self._durability = Durability(store.volume, durability, store.freeing)
         self._save_lock = trio.Lock()
         self.operations = Operations(
@@ -176,6 +180,15 @@ class Service:
     def freeing(self, deletion: Callable[[], Any]) -> Any:
         """Run a deletion, on a full disk with the room that is reserved for it."""
         return self._store.freeing(deletion)
+
+    def tell_served(self, restarts: int) -> None:
+        """Tell that this process serves the mount: programs are answered."""
+        if restarts:
+            self._store.events.tell(
+                WorkerRestarted, restarts=restarts, pid=os.getpid(), version=__version__
+            )
+        else:
+            self._store.events.tell(StateLoaded, how="mount")
 
     async def save_on_request(self) -> None:
         """Take a snapshot for SIGUSR1."""

@@ -9,13 +9,14 @@ from contextlib import closing, contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from statefs.clock import iso_time
 from statefs.ids import CLONES_ROOT, Epoch
 from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.steps import Pace, Steps, give_way
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.clones import THROW_AWAY, Clone
 from statefs.snapshots.copies import Listed, listed
-from statefs.snapshots.naming import LATEST, iso_time
+from statefs.snapshots.naming import LATEST
 from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastTree
 

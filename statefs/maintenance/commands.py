@@ -16,7 +16,9 @@ To add one: write it in the module it belongs to, list it here and add its metho
 from __future__ import annotations
 
 import inspect
+import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 import msgspec
@@ -46,6 +48,11 @@ if TYPE_CHECKING:
 
 Document = dict[str, Any]
 T = TypeVar("T")
+
+
+EVENTS_SECONDS: Final = 1.0
+"""How long who waits for events is kept waiting before asking again: an unmount waits for that."""
+EVENTS_POLL_SECONDS: Final = 0.1
 
 
 class Call(Protocol):
@@ -214,6 +221,14 @@ def _clones(commands: Commands, _call: Call) -> Steps[list[Document]]:
     return [cloning.document_of(each) for each in commands.store.clones.listing()]
 
 
+def _events(commands: Commands, call: Call, *, after: int, wait: bool) -> Steps[list[Document]]:
+    kept = commands.store.kept_events
+    give_up = time.monotonic() + EVENTS_SECONDS
+    while wait and kept.newest <= after and call.is_wanted and time.monotonic() < give_up:
+        yield partial(time.sleep, EVENTS_POLL_SECONDS)
+    return kept.after(after)
+
+
 def _status(commands: Commands, _call: Call) -> Steps[Document]:
     yield from ()
     return commands.store.status()
@@ -233,6 +248,7 @@ def _verify(
     if read_data:
         data, read = yield from verify_data(store, chosen, call)
         problems += data
+    store.tell_damages("verify", (problem.message for problem in problems))
     return {"problems": msgspec.to_builtins(problems), "read": read}
 
 
@@ -286,6 +302,7 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "log": _log,
     "locate": _locate,
     "status": _status,
+    "events": _events,
     "verify": _verify,
     "check": _check,
     "write_down_check": _write_down_check,
@@ -301,6 +318,7 @@ CHANGING: Final = frozenset(
 READING: Final = frozenset(
     {
         "list", "show", "sizes", "diff", "log", "locate", "clones", "status", "verify", "export",
+        "events",
     }
 )  # fmt: skip
 """Operations that write nothing into the store, and so work on a read-only filesystem."""

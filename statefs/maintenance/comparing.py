@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from statefs.clock import iso_time
 from statefs.errors import NoSuchPath, PosixError, UsageError
 from statefs.ids import NOW, Epoch
 from statefs.maintenance.progress import reporting
@@ -20,7 +21,7 @@ from statefs.metadata.connection import Queries
 from statefs.snapshots import reports
 from statefs.snapshots.diff import compare, document_of, type_of
 from statefs.snapshots.history import History, Version
-from statefs.snapshots.naming import CURRENT, iso_time
+from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.views import PastTree
 
 if TYPE_CHECKING:

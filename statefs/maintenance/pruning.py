@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from statefs.clock import iso_time
 from statefs.config import Retention
 from statefs.content.objects import DISK_BLOCK_BYTES
 from statefs.errors import SnapshotPinned, UsageError
@@ -223,8 +224,8 @@ def pin(store: Store, snapshot: Snapshot, *, reason: str, by: str, until: str) -
     made = Pin(
         reason=reason,
         by=by,
-        since=naming.iso_time(now_ns),
-        until=None if end_ns is None else naming.iso_time(end_ns),
+        since=iso_time(now_ns),
+        until=None if end_ns is None else iso_time(end_ns),
     )
     return (yield from saving.amend(store, snapshot, pin=made))
 

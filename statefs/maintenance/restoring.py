@@ -14,13 +14,14 @@ What was changed is noted beside the documents, so that undo needs the safety sn
 
 from __future__ import annotations
 
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
 from statefs.maintenance.progress import OnProgress
-from statefs.maintenance.saving import make_durable, publish
+from statefs.maintenance.saving import make_durable, publish, tell_saved
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
 from statefs.snapshots.catalog import Snapshot
@@ -38,6 +39,7 @@ from statefs.snapshots.restore_plan import (
     unquoted,
 )
 from statefs.snapshots.views import PastTree
+from statefs.telemetry.events import StateLoaded
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -78,6 +80,7 @@ def bring_back(
         raise FilesInUse(_refusal(writers))
     store.reserve.require()
     yield store.sync
+    began = time.monotonic()
     with store.host.held():
         pending = store.catalog.begin("before-restore", "", {}, operation)
         saved = yield from make_durable(store, pending)
@@ -91,6 +94,12 @@ def bring_back(
     yield lambda: store.write_changed(saved, _noted(changed))
     yield store.database.sync
     yield from publish(store)
+    seconds = time.monotonic() - began
+    tell_saved(store, saved, seconds)
+    store.events.tell(
+        StateLoaded, how=operation.kind, snapshot=snapshot.name, changes=len(plan.paths),
+        seconds=seconds,
+    )  # fmt: skip
     return _told(snapshot, saved, plan) | {"overridden": writers}
 
 

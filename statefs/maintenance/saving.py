@@ -6,6 +6,7 @@ only then shows the snapshot; a crash before that drops it (maintenance/recovery
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
@@ -18,6 +19,7 @@ from statefs.maintenance.applications import at_rest
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import AROUND, Operation, VolumeManifest
+from statefs.telemetry.events import SaveError, StateSaved
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -40,12 +42,18 @@ def save(
             HookFailed: see `at_rest`. OSError: the disk refused.
     """
     store.catalog.check_request(reason, message, labels)
-    store.reserve.require()
-    snapshot = yield from at_rest(
-        store,
-        reason,
-        lambda volumes: _end_epoch(store, reason, message, labels, volumes, operation),
-    )
+    began = time.monotonic()
+    try:
+        store.reserve.require()
+        snapshot = yield from at_rest(
+            store,
+            reason,
+            lambda volumes: _end_epoch(store, reason, message, labels, volumes, operation),
+        )
+    except Exception as error:
+        store.events.tell(SaveError, reason=reason, error=str(error))
+        raise
+    tell_saved(store, snapshot, time.monotonic() - began)
     before = _begun(store, operation)
     if operation is None or before is None:
         yield from publish(store)
@@ -54,6 +62,14 @@ def save(
         linked = msgspec.structs.replace(begun, other=snapshot.uuid)
         yield from amend(store, before, operation=linked)
     return snapshot
+
+
+def tell_saved(store: Store, snapshot: Snapshot, seconds: float) -> None:
+    """Tell that a snapshot was taken."""
+    store.events.tell(
+        StateSaved, snapshot=snapshot.name, reason=snapshot.reason, files=snapshot.files,
+        bytes=snapshot.bytes, seconds=seconds,
+    )  # fmt: skip
 
 
 def _begun(store: Store, operation: Operation | None) -> Snapshot | None:

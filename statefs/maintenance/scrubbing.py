@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from statefs.clock import iso_time
 from statefs.config import Config
 from statefs.content.blocks import READ_BYTES
 from statefs.durable import write_file
@@ -22,7 +23,6 @@ from statefs.maintenance.rereading import Rereading
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.verify import Problem
 from statefs.snapshots.documents import encode
-from statefs.snapshots.naming import iso_time
 
 if TYPE_CHECKING:
     from statefs.maintenance.commands import Call
@@ -140,8 +140,7 @@ class Scrubber:
             bytes=reading.bytes_done, files=reading.files, unsealed=unsealed,
             problems=reading.problems,
         )  # fmt: skip
-        for problem in () if call is not None else report.problems:  # who has called tells it
-            log.error("damage: %s", problem.message)
+        store.tell_damages("scrub", (problem.message for problem in report.problems))
         yield lambda: write_file(store.layout.scrub_json, encode(report))
         self.last = report
         self.runs += 1

@@ -12,7 +12,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, Final, Protocol, TypeVar
@@ -20,7 +20,6 @@ from typing import Any, Final, Protocol, TypeVar
 import apsw
 import msgspec
 
-from statefs import __version__
 from statefs.clock import Clock, SystemClock
 from statefs.config import ConfigFile
 from statefs.content.checks import ContentChecks, DamagedBytes
@@ -41,6 +40,7 @@ from statefs.maintenance.recovery import recover
 from statefs.maintenance.rereading import describe
 from statefs.maintenance.scrubbing import Scrubber
 from statefs.maintenance.sealing import Sealer
+from statefs.maintenance.status import status_of
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, Reader, create_database
 from statefs.mounts import Writer
@@ -50,6 +50,8 @@ from statefs.snapshots.documents import ChangedPaths, encode
 from statefs.snapshots.namespace import Namespace
 from statefs.snapshots.restore import Restored
 from statefs.snapshots.runtime import NEW_DOCUMENTS
+from statefs.telemetry.events import CorruptionDetected, Events
+from statefs.telemetry.kept import KeptEvents
 from statefs.volume.names import Creator
 from statefs.volume.volume import Volume
 
@@ -245,7 +247,8 @@ class Store:
     """An open store; the caller holds its lock.
 
     `was_clean` says whether the last close was, `host` what else the process that has the store
-    knows of it: the daemon puts its mount there.
+    knows of it: the daemon puts its mount there. `events` tells what happens, `damages` are those
+    that this process has found.
     """
 
     def __init__(self, layout: StoreLayout, clock: Clock, follows_another: bool = False) -> None:
@@ -255,7 +258,9 @@ class Store:
         self.objects = ObjectFiles(layout)
         self.host: Host = Unmounted()
         self._is_open = False
-        self._told: set[str] = set()
+        self.events = Events(clock)
+        self.kept_events = KeptEvents(layout.events)
+        self.damages: set[str] = set()
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))
         self._is_open = True
@@ -274,6 +279,7 @@ class Store:
                 )
             )
         if not self.is_read_only:
+            self.events.listen(self.kept_events.keep)
             self.freeing(self._mark_open)
             self.database.sync()  # or after a loss of power nobody would recover what comes now
         self.volume = Volume(self.database, self.objects, clock, follows_another)
@@ -310,17 +316,26 @@ class Store:
     def tell_damage(self, damage: DamagedBytes) -> str:
         """Have it known that damaged bytes were to be used; return what is damaged, in words.
 
-        A block is told of once; from any thread.
+        From any thread.
         """
         try:
             with self.reader() as reader:
                 text = describe(reader, damage)
         except apsw.Error:  # the database is damaged, too
             text = str(damage)
-        if text not in self._told:
-            self._told.add(text)
-            log.error("damage: %s", text)
+        self.tell_damages("read", [text])
         return text
+
+    def tell_damages(self, found_by: str, damages: Iterable[str]) -> None:
+        """Tell of damage, each of it once: this is the one place from which it is told.
+
+        Args:
+            found_by: "read", "scrub" or "verify".
+        """
+        for text in damages:
+            if text not in self.damages:
+                self.damages.add(text)
+                self.events.tell(CorruptionDetected, found_by=found_by, damage=text)
 
     @property
     def created_ns(self) -> int:
@@ -489,31 +504,7 @@ class Store:
 
     def status(self) -> dict[str, Any]:
         """Return what is known of the store; a daemon adds what it knows of the mount."""
-        table = self.volume.table
-        newest = self.catalog.newest
-        free = os.statvfs(self.layout.root)
-        return {
-            "mounted": False,
-            "mount_point": None,
-            "store": str(self.layout.root),
-            "store_id": self.database.store_value("uuid"),
-            "app_id": self.database.store_value("app_id"),
-            "epoch": table.epoch,
-            "snapshots": len(self.catalog.snapshots),
-            "latest": newest.name if newest else None,
-            "worker_pid": None,
-            "supervisor_pid": None,
-            "restarts": None,
-            "since": None,
-            "files": table.files,
-            "bytes": table.bytes,
-            "damaged": self.scrubber.damaged,
-            "unsealable": sum(map(bool, map(self.sealer.why_not, self.catalog.snapshots))),
-            "durability": None,
-            "mount_options": None,
-            "free_bytes": free.f_bavail * free.f_frsize,
-            "version": __version__,
-        }
+        return status_of(self)
 
     def verify_files(
         self, totals: tuple[int, int] | None = None, on_rule: OnProgress | None = None

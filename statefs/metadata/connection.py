@@ -155,6 +155,7 @@ class Database(Queries):
         self.execute = self.connection.execute
         self.commits = 0
         self.wal_pages = 0
+        self._synced_pages = 0
         self.on_commit: Callable[[int], None] | None = None
         self.sync_seconds = 1.0
         self.failure: OSError | None = None
@@ -254,6 +255,14 @@ class Database(Queries):
         """Whether every commit so far is on stable storage."""
         return self._synced_commits == self.commits
 
+    @property
+    def unsynced_bytes(self) -> int:
+        """How much of the log is not on stable storage, to a page."""
+        if self.is_synced:
+            return 0
+        pages, synced = self.wal_pages, self._synced_pages
+        return schema.PAGE_BYTES * (pages - synced if pages >= synced else pages)
+
     def is_commit_synced(self, number: int) -> bool:
         """Whether the commit that made `commits` reach `number` is on stable storage."""
         return self._synced_commits >= number
@@ -275,14 +284,14 @@ class Database(Queries):
                 return
             if self.failure is not None:
                 raise self.failure
-            reached = self.commits
+            reached, pages = self.commits, self.wal_pages
             started = time.perf_counter()
             try:
                 os.fdatasync(self._wal_fd)
             except OSError as error:
                 self.failure = error
                 raise
-            self._synced_commits = reached
+            self._synced_commits, self._synced_pages = reached, pages
             took = time.perf_counter() - started
             self.sync_seconds = max(took, 0.8 * self.sync_seconds)
 

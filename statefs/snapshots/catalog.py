@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from statefs import __version__
+from statefs.clock import iso_time
 from statefs.config import Duration, Retention, Size
 from statefs.errors import SnapshotExists, UsageError
 from statefs.ids import LIVING, TREE_ROOT, VIEW_MAX, Epoch, View
@@ -82,7 +83,7 @@ class Snapshot(NamedTuple):
         return SnapshotDocument(
             snapshot_id=self.uuid,
             name=self.name,
-            timestamp=naming.iso_time(self.created_ns),
+            timestamp=iso_time(self.created_ns),
             parent_snapshot_id=self.parent_uuid,
             reason=self.reason,  # type: ignore[arg-type]  # checked by `Catalog.begin`
             message=self.message,
@@ -489,5 +490,5 @@ class Catalog:
             current_state_digest=self.current_state_digest,
             snapshots=list(self._entries.values()),
             retention_policy=_shown_policy(self._policy),
-            last_modified=naming.iso_time(self.last_modified_ns),
+            last_modified=iso_time(self.last_modified_ns),
         )

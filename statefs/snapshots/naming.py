@@ -40,13 +40,6 @@ class Named(NamedTuple):
     created_ns: int
 
 
-def iso_time(time_ns: int) -> str:
-    """Return a time as ISO 8601 in UTC, to the second, or finer when it is not a whole one."""
-    moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-    micros = time_ns // 1000 % 1_000_000
-    return f"{moment}.{micros:06d}Z" if micros else f"{moment}Z"
-
-
 def name_for(time_ns: int, taken: set[str]) -> str:
     """Return a free name for a snapshot saved at `time_ns`."""
     moment = datetime.fromtimestamp(time_ns // 1_000_000_000, UTC).strftime("%Y-%m-%dT%H-%M-%S")

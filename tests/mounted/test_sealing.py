@@ -180,7 +180,8 @@ def object_of(state: MountedState, size: int) -> Path:
 
 @pytest.mark.damages_store("a byte of an object file")
 def test_verify_names_the_damaged_bytes(own_state: MountedState) -> None:
-    """While it is mounted, with exit code 20; progress comes as JSON lines."""
+    """While it is mounted, with exit code 20; progress comes as JSON lines; the log tells, too."""
+    own_state.expected_log = "damage: files/victim: bytes 2097152 to 3145728 are damaged"
     size = 3 << 20
     (own_state.files / "victim").write_bytes(os.urandom(size))
     name = save_and_wait(own_state)["name"]

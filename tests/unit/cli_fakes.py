@@ -129,6 +129,15 @@ class FakeBackend:
             "mount_options": "ro,noexec" if self.mounted else None,
             "version": "0.1.0",
             "free_bytes": 7 << 30,
+            "writable": True,
+            "not_writable": None,
+            "last_save": "2026-03-13T12:00:00Z",
+            "last_save_age_seconds": 60.0,
+            "disk_bytes": 9 << 30,
+            "free_bytes_per_hour": None,
+            "unsynced_bytes": 0,
+            "seal_backlog": 0,
+            "damages_seen": 0,
         }
 
     def install(self, monkeypatch: pytest.MonkeyPatch) -> None:

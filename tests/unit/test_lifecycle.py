@@ -184,6 +184,7 @@ class FakeService:
         self.was_cancelled = False
         self.saves_on_request = 0
         self.requests_answered = 0
+        self.was_told_served_after: int | None = None
 
     def follow(self, _fuse_fd: int, _dead: tuple[int, ...]) -> None:
         """Never called: nobody served the mount before."""
@@ -209,6 +210,10 @@ class FakeService:
     async def run_alone(self, operation: Steps[Any]) -> Any:
         """Run an operation; nothing else runs."""
         return await drive(operation, trio.to_thread.run_sync)
+
+    def tell_served(self, restarts: int) -> None:
+        """Note that it was told that programs are answered."""
+        self.was_told_served_after = restarts
 
     async def save_on_request(self) -> None:
         """Note that a signal asked for a snapshot."""

@@ -6,8 +6,9 @@ from datetime import UTC, datetime
 
 import pytest
 
+from statefs.clock import iso_time
 from statefs.errors import AmbiguousSnapshot, NoSuchSnapshot, UsageError
-from statefs.snapshots.naming import Named, check_label, choose, iso_time, name_for
+from statefs.snapshots.naming import Named, check_label, choose, name_for
 
 SECOND = 1_000_000_000
 

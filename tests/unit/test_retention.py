@@ -16,11 +16,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from statefs.clock import iso_time
 from statefs.config import Duration
 from statefs.config import Retention as Policy
 from statefs.errors import InvalidConfig
 from statefs.snapshots.documents import Pin
-from statefs.snapshots.naming import iso_time
 from statefs.snapshots.retention import (
     NEWEST,
     Candidate,

@@ -25,7 +25,7 @@ def scrub(engine: EngineStore, start: bool = True, listener: Listener | None = N
 
 
 def test_what_a_scrub_found_is_kept(engine: EngineStore, caplog: pytest.LogCaptureFixture) -> None:
-    """In the store, for the next process too; damage is an error in the log of a daemon."""
+    """In the store, for the next process too; damage is an event, told once by each process."""
     ino = engine.file("f", b"a" * BIG)
     engine.save()
     seal(engine)
@@ -39,7 +39,8 @@ def test_what_a_scrub_found_is_kept(engine: EngineStore, caplog: pytest.LogCaptu
     assert last["bytes"] == BIG
     assert caplog.text == "", "the command that did the work tells it"
     steps.run(engine.store.scrubber.run())
-    assert "damage: f: bytes 0 to 1048576" in caplog.text
+    (told,) = (each for each in engine.store.kept_events.after(0) if "damage" in each)
+    assert told["found_by"] == "scrub" and "f: bytes 0 to 1048576" in told["damage"]
     assert engine.store.status()["damaged"] == 1
     assert type(engine.store.scrubber)(engine.store).last == engine.store.scrubber.last
     damage(engine, ino, 5)

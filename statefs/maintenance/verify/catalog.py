@@ -10,6 +10,7 @@ from typing import Final
 
 import msgspec
 
+from statefs.clock import iso_time
 from statefs.errors import UsageError
 from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT
 from statefs.layout import RUNTIME
@@ -196,7 +197,7 @@ def _index_troubles(reading: Reading, shown: list[Snapshot]) -> Iterator[str]:
     if not told and names != sorted(names, key=[snapshot.name for snapshot in shown].index):
         yield "index.json does not have the newest snapshot last"
     store = reading.store
-    modified = naming.iso_time(store["last_modified_ns"])
+    modified = iso_time(store["last_modified_ns"])
     wanted = (store["uuid"], store["app_id"], modified)
     if (index.project_id, index.app_id, index.last_modified) != wanted:
         yield f"index.json is not of this store as of {modified}"

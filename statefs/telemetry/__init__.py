@@ -1,0 +1,1 @@
+"""What happened and how things are: events as frozen data, and who listens to them."""

@@ -25,7 +25,8 @@ from typing import IO, Any, Final, Self
 
 import msgspec
 
-from statefs.doors import Document, Door, OfflineDoor, OnProgress, open_door
+from statefs.doors import Document, Door, OfflineDoor, OnProgress, daemon_has, open_door
+from statefs.errors import AlreadyMounted
 from statefs.snapshots.documents import ListedSnapshot, SnapshotDocument
 from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
@@ -550,3 +551,31 @@ def open_state(state: Path | str | None = None, store: Path | str | None = None)
 def open_target(target: Target) -> State:
     """Open the store of `target`. Raises as `open_state`."""
     return State(target, open_door(target))
+
+
+def repair(target: Target, *, dry_run: bool = False, read_data: bool = False) -> Document:
+    """Make a store that nobody has open sound again (docs/cli.md, "repair").
+
+    Args:
+        dry_run: change nothing, and tell what would be lost.
+        read_data: compare all content with its digests, and treat what is damaged as lost.
+
+    Returns:
+        The report, with the `problems` that are left.
+
+    Raises:
+        AlreadyMounted: a daemon has it. StoreLocked: another command has.
+    """
+    from statefs.locking import COMMAND_WAIT_SECONDS, StoreLock
+    from statefs.maintenance.repair import repair_store
+
+    if daemon_has(target):
+        raise AlreadyMounted("the state is mounted: 'statefs umount' it, then repair it")
+    lock = StoreLock(target.layout, role="command")
+    lock.acquire(COMMAND_WAIT_SECONDS)
+    try:
+        report, problems = repair_store(target.layout, dry_run=dry_run, read_data=read_data)
+    finally:
+        lock.release()
+    found: Document = {"store": str(target.store), **msgspec.to_builtins(report)}
+    return found | {"problems": msgspec.to_builtins(problems)}

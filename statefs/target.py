@@ -43,8 +43,9 @@ class Target:
 
 
 def store_exists(store: Path) -> bool:
-    """Return whether there is a store at `store`."""
-    return StoreLayout(store).meta_db.exists()
+    """Return whether there is a store at `store`, perhaps one whose database is lost."""
+    layout = StoreLayout(store)
+    return layout.meta_db.exists() or layout.objects.is_dir()
 
 
 def absolute_state(path: Path) -> Path:

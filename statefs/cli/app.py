@@ -44,6 +44,7 @@ COMMANDS: Final = {
     "events": "statefs.cli.events",
     "verify": "statefs.cli.verify",
     "scrub": "statefs.cli.scrub",
+    "repair": "statefs.cli.repair",
     "export": "statefs.cli.export",
     "import": "statefs.cli.import_",
     "check": "statefs.cli.check",

@@ -16,10 +16,10 @@ from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from statefs.durable import sync_folder
-from statefs.ids import ObjectId
+from statefs.ids import LIVING, ObjectId
 from statefs.layout import StoreLayout
 
 MAX_DESCRIPTORS: Final = 256
@@ -63,6 +63,39 @@ class _Unsynced:
         self.bytes = 0
 
 
+ORIGIN_ATTRIBUTE: Final = "user.statefs.origin"
+"""The extended attribute of an object file that says what it was made for."""
+ORIGIN_PATH_MAX: Final = 200
+"""Bytes of a path kept there, the last ones: with the rest it fits into the host's inode."""
+
+
+class Origin(NamedTuple):
+    """What an object file was made for: a file, in an epoch, and its path below current/ then."""
+
+    ino: int
+    epoch: int
+    path: bytes
+
+
+def read_origin(path: Path) -> Origin | None:
+    """Return what an object file says of itself, None where it says nothing."""
+    try:
+        ino, epoch, name = os.getxattr(path, ORIGIN_ATTRIBUTE).split(b" ", 2)
+        return Origin(int(ino), int(epoch), name)
+    except (OSError, ValueError):
+        return None
+
+
+def object_number(path: Path) -> int | None:
+    """Return the object that a file in objects/ stands for, None when it stands for none."""
+    try:
+        number = int(path.name, 16)
+    except ValueError:
+        return None
+    is_named_so = f"{number:x}" == path.name and f"{number & 0xFF:02x}" == path.parent.name
+    return number if is_named_so and number <= LIVING else None
+
+
 Piece = tuple[int, int, int]
 """Bytes [start, end) of a file, and the object that holds them at the same offsets."""
 
@@ -79,6 +112,7 @@ class ObjectFiles:
         self._unsynced: dict[int, _Unsynced] = {}
         self._unsynced_names: set[int] = set()
         self._shrunk_folders: set[Path] = set()
+        self._has_xattrs = True
 
     @contextmanager
     def _descriptor(self, object_id: int, create: bool = False) -> Iterator[int]:
@@ -122,15 +156,32 @@ class ObjectFiles:
         for key in idle:
             os.close(self._open.pop(key).fd)
 
-    def create(self, object_id: ObjectId) -> None:
+    def create(self, object_id: ObjectId, origin: Origin | None = None) -> None:
         """Make an empty object file; its name is durable after `sync`.
+
+        Args:
+            origin: kept with it, where the host can, for the day when the database is lost.
 
         Raises:
             OSError: it exists, or the disk refused.
         """
-        with self._descriptor(object_id, create=True):
+        with self._descriptor(object_id, create=True) as fd:
+            if origin is not None:
+                self._note_origin(fd, origin)
             self._unsynced_names.add(object_id)
             self._unsynced[object_id] = _Unsynced()
+
+    def _note_origin(self, fd: int, origin: Origin) -> None:
+        if not self._has_xattrs:
+            return
+        value = b"%d %d " % origin[:2] + origin.path[-ORIGIN_PATH_MAX:]
+        try:
+            os.setxattr(fd, ORIGIN_ATTRIBUTE, value)
+        except OSError as error:
+            if error.errno == errno.EOPNOTSUPP:
+                self._has_xattrs = False
+            elif error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.E2BIG, errno.EPERM):
+                raise
 
     def write(self, object_id: int, data: bytes | memoryview, offset: int) -> None:
         """Write all of `data` at `offset`.

@@ -198,7 +198,7 @@ class Backuper:
         try:
             path = yield from copy_database(layout, PAUSE_SECONDS)
         except CorruptStore as error:
-            log.error("damage: %s", error)
+            self._store.tell_damages("verify", [str(error)])
             self._failed_ns = self._store.clock.now_ns()
             return None
         self._commits = commits

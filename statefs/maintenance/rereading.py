@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from statefs.content import rows
 from statefs.content.blocks import (
@@ -20,8 +20,9 @@ from statefs.content.blocks import (
     block_digest,
     whole_digest,
 )
-from statefs.content.checks import DamagedBytes
+from statefs.content.checks import ContentChecks, DamagedBytes
 from statefs.content.extents import Extent, pieces
+from statefs.content.objects import ObjectFiles, Piece
 from statefs.errors import PosixError, UsageError
 from statefs.ids import TREE_ROOT, Epoch
 from statefs.maintenance.hashing import READ_BYTES_PER_STEP, DigestMissing, content_name, entry_of
@@ -69,7 +70,7 @@ _ENTRIES: Final = (
 )
 
 
-class _Version(NamedTuple):
+class Version(NamedTuple):
     """Content of a file, the epochs of the sealed snapshots that see it, and its digests."""
 
     ino: int
@@ -79,6 +80,25 @@ class _Version(NamedTuple):
     extents: list[Extent]
     sha256: bytes
     blocks: bytes | None
+
+    def pieces(self, start: int, end: int) -> list[Piece]:
+        """Return where a range of it lies."""
+        return list(pieces(self.extents, start, end))
+
+
+class Source(Protocol):
+    """A store whose content is read."""
+
+    @property
+    def objects(self) -> ObjectFiles:
+        """Its object files."""
+
+    @property
+    def checks(self) -> ContentChecks:
+        """What is known of content that has digests."""
+
+    def reader(self) -> Reader:
+        """Return its rows."""
 
 
 class Rereading:
@@ -91,7 +111,7 @@ class Rereading:
         epoch: of the one snapshot to read; None for all that are sealed.
     """
 
-    def __init__(self, store: Store, epoch: int | None = None) -> None:
+    def __init__(self, store: Source, epoch: int | None = None) -> None:
         self._store = store
         self._epoch = epoch
         self._work = self._read_all()
@@ -159,10 +179,10 @@ class Rereading:
         self.files += bool(versions)
         yield True
 
-    def _versions(self, reader: Reader, ino: int) -> list[_Version]:
+    def _versions(self, reader: Reader, ino: int) -> list[Version]:
         """Return the different contents of a file; a folder is checked at once."""
         sealed = self._sealed(reader)
-        found: dict[tuple[bytes, bytes], _Version] = {}
+        found: dict[tuple[bytes, bytes], Version] = {}
         for since, until, sha256, blocks in reader.rows(_DIGESTS, (ino,)):
             epochs = [epoch for epoch in sealed if since <= epoch < until]
             for epoch in epochs:
@@ -178,14 +198,14 @@ class Rereading:
                 name = content if isinstance(content, bytes) else content_name(inode.size, content)
                 version = found.get((name, sha256))
                 if version is None:
-                    version = found[name, sha256] = _Version(
+                    version = found[name, sha256] = Version(
                         ino, [], inode.size, name if is_inline else None,
                         [] if is_inline else rows.extents(reader, ino, epoch), sha256, blocks,
                     )  # fmt: skip
                 version.epochs.append(epoch)
         return list(found.values())
 
-    def _blocks(self, version: _Version, known: Known) -> Iterator[tuple[int, int, bool]]:
+    def _blocks(self, version: Version, known: Known) -> Iterator[tuple[int, int, bool]]:
         """Yield start and end of each block of a file, and whether it is as it was."""
         size = version.size
         if version.inline is not None:
@@ -216,7 +236,7 @@ class Rereading:
         except OSError:
             return None
 
-    def _tell(self, version: _Version, damaged: list[tuple[int, int]]) -> None:
+    def _tell(self, version: Version, damaged: list[tuple[int, int]]) -> None:
         """Note a damage, unless the snapshots that see it have been deleted meanwhile."""
         with self._store.reader() as reader:
             sealed = self._sealed(reader)

@@ -167,6 +167,8 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
     """
     layout = StoreLayout(root)
     if not layout.meta_db.exists():
+        if layout.objects.is_dir():
+            raise CorruptStore(f"{layout.meta_db} is missing: 'statefs repair' makes another one")
         raise NoSuchStore(f"no store at {root}: make one with `statefs init`")
     return Store(layout, clock or SystemClock(), follows_another)
 

@@ -151,7 +151,7 @@ class Database(Queries):
         try:
             self.connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
         except apsw.Error as error:
-            raise CorruptStore(f"{path} cannot be read as a database: {error}") from error
+            raise CorruptStore(_unreadable(path, error)) from error
         self.execute = self.connection.execute
         self.commits = 0
         self.wal_pages = 0
@@ -179,7 +179,7 @@ class Database(Queries):
         except (apsw.FullError, apsw.IOError) as error:
             raise PosixError(self.errno_of(error)) from error
         except apsw.Error as error:
-            raise CorruptStore(f"{self.path} cannot be read as a database: {error}") from error
+            raise CorruptStore(_unreadable(self.path, error)) from error
         if identity != schema.APPLICATION_ID:
             raise CorruptStore(f"{self.path} is not the database of a statefs store")
         if version > newest:
@@ -327,6 +327,10 @@ class Database(Queries):
         if self._wal_fd >= 0:
             os.close(self._wal_fd)
         self.connection.close()
+
+
+def _unreadable(path: Path, error: apsw.Error) -> str:
+    return f"{path} cannot be read as a database ({error}): 'statefs repair' makes it sound again"
 
 
 def _errno_of(error: apsw.Error, connection: apsw.Connection) -> int:

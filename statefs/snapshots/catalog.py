@@ -121,7 +121,7 @@ def snapshot_of(row: tuple[Any, ...]) -> Snapshot:
     return fields._replace(**decoded)
 
 
-def _stored(snapshot: Snapshot) -> dict[str, Any]:
+def columns_of(snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot's columns as they are stored."""
     columns = snapshot._asdict()
     for name in _JSON:
@@ -277,7 +277,7 @@ class Catalog:
         return snapshot
 
     def _insert(self, snapshot: Snapshot) -> None:
-        columns = _stored(snapshot)
+        columns = columns_of(snapshot)
         marks = ", ".join("?" * len(columns))
         self._database.execute(
             f"INSERT INTO snapshots ({', '.join(columns)}) VALUES ({marks})",
@@ -294,7 +294,7 @@ class Catalog:
             The snapshot as it is now; the caller writes its document and index.json.
         """
         amended = snapshot._replace(**columns)
-        stored = _stored(amended)
+        stored = columns_of(amended)
         assignments = ", ".join(f"{name} = ?" for name in columns)
         with self._database.transaction():
             self._database.execute(

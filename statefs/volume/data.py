@@ -14,7 +14,7 @@ from typing import Final
 from statefs.content import checks, rows
 from statefs.content.checks import DamagedBytes
 from statefs.content.extents import Extent, cut, is_covered, overlay, pieces
-from statefs.content.objects import blocks_of
+from statefs.content.objects import ORIGIN_PATH_MAX, Origin, blocks_of
 from statefs.errors import PosixError
 from statefs.ids import LIVING, NOW, ObjectId
 from statefs.metadata.inodes import InodeFlag
@@ -33,6 +33,11 @@ EXTENTS_MANY: Final = 4096
 so many takes some milliseconds."""
 EXTENTS_COUNTED: Final = 64
 """Files of up to so many extents report the space their objects really take, others their size."""
+
+
+_NAME: Final = (
+    f"SELECT name FROM entries WHERE ino = ? AND valid_to = {LIVING} AND parent = ? LIMIT 1"
+)
 
 
 class FileData:
@@ -173,8 +178,20 @@ class FileData:
         self._database.execute(
             "INSERT INTO objects VALUES (?, ?, ?)", (number, node.ino, self._table.epoch)
         )
-        self._objects.create(number)
+        self._objects.create(number, Origin(node.ino, self._table.epoch, self._path(node)))
         return number
+
+    def _path(self, node: Node) -> bytes:
+        """Return a path of a file below current/, or the end of it."""
+        parts, length, ino, parent = [], 0, node.ino, node.parent
+        while parent and length < ORIGIN_PATH_MAX:
+            name = self._database.value(_NAME, (ino, parent))
+            if name is None:
+                break
+            parts.append(name)
+            length += len(name) + 1
+            ino, parent = parent, self._table.node(parent).parent
+        return b"/".join(reversed(parts))
 
     def current_object(self, node: Node) -> int:
         """Return the object file that may be written, or 0 when there is none yet.

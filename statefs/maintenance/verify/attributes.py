@@ -68,13 +68,22 @@ def check_values(reading: Reading) -> Iterator[str]:
     )
     for name in (acl.ACCESS, acl.DEFAULT):
         for ino, mode, value, moments in reading.rows(query, (name,)):
-            trouble = _trouble(name, value, mode) if moments else None
+            trouble = trouble_of(name, value, mode) if moments else None
             if trouble:
                 yield f"{reading.named(ino)}: {name.decode()} {trouble}"
 
 
-def _trouble(name: bytes, value: bytes, mode: int) -> str | None:
+def is_possible(name: bytes, value: bytes) -> bool:
+    """Whether an extended attribute keeps the limits, and a durability is one that there is."""
+    is_durability = name == DURABILITY
+    is_short = 1 <= len(name) <= XATTR_NAME_MAX and len(value) <= XATTR_SIZE_MAX
+    return is_short and (not is_durability or value in DURABILITY_MODES)
+
+
+def trouble_of(name: bytes, value: bytes, mode: int) -> str | None:
     """Return what is wrong with an ACL of an inode, None when nothing is."""
+    if name not in (acl.ACCESS, acl.DEFAULT):
+        return None
     try:
         entries = acl.parse(value)
     except PosixError:

@@ -66,18 +66,23 @@ def _troubles(reading: Reading, snapshot: Snapshot) -> Iterator[str]:
 
 def check_counts(reading: Reading) -> Iterator[str]:
     """R22: `files` and `bytes` of a snapshot are what its tree holds, runtime/ left out."""
-    groups = _lifetimes_of_files(reading)
     for snapshot in reading.snapshots:
         if snapshot.state == DELETING:
             continue
-        seen = [group for group in groups if group[0] <= snapshot.epoch < group[1]]
-        files, size = _in_runtime(reading, snapshot.epoch)
-        found = (sum(group[2] for group in seen) - files, sum(group[3] for group in seen) - size)
+        found = counts_of(reading, snapshot)
         if found != (snapshot.files, snapshot.bytes):
             yield (
                 f"snapshot {snapshot.name} holds {found[0]} files of {found[1]} bytes,"
                 f" its row says {snapshot.files} of {snapshot.bytes}"
             )
+
+
+def counts_of(reading: Reading, snapshot: Snapshot) -> tuple[int, int]:
+    """Return how many files the tree of a snapshot holds, and of how many bytes."""
+    groups = _lifetimes_of_files(reading)
+    seen = [group for group in groups if group[0] <= snapshot.epoch < group[1]]
+    files, size = _in_runtime(reading, snapshot.epoch)
+    return sum(group[2] for group in seen) - files, sum(group[3] for group in seen) - size
 
 
 def _lifetimes_of_files(reading: Reading) -> list[tuple[int, ...]]:

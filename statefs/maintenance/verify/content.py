@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
-from statefs.content.objects import FOLDERS
+from statefs.content.objects import FOLDERS, object_number
 from statefs.ids import LIVING, ObjectId
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.inodes import InodeFlag
@@ -151,17 +151,8 @@ def check_surplus_objects(reading: Reading) -> Iterator[str]:
         yield f"objects/{surplus} belongs to nothing"
     for folder in sorted(folders & present):
         for entry in sorted(os.listdir(reading.layout.objects / folder)):
-            number = _number(entry)
-            if number is None or f"{number & 0xFF:02x}" != folder:
+            number = object_number(reading.layout.objects / folder / entry)
+            if number is None:
                 yield f"objects/{folder}/{entry} is not named as an object file is"
             elif not reading.value(known, (number,)):
                 yield f"object file {number:x} belongs to nothing"
-
-
-def _number(name: str) -> int | None:
-    """Return the object that a file's name stands for, None when it stands for none."""
-    try:
-        number = int(name, 16)
-    except ValueError:
-        return None
-    return number if f"{number:x}" == name and number <= LIVING else None

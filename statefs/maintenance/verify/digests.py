@@ -6,14 +6,14 @@ import stat
 from collections.abc import Iterator
 from typing import Any, Final
 
-from statefs.content.blocks import BLOCK_BYTES, block_count
+from statefs.content.blocks import BLAKE3_BYTES, BLOCK_BYTES, block_count
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.schema import COMPLETE
+from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.digest import SHA256_BYTES, state_digest
 
 CONTENT_BYTES: Final = 16
-BLAKE3_BYTES: Final = 32
 HASHED: Final = f"i.mode & 0xF000 IN ({stat.S_IFREG}, {stat.S_IFDIR})"
 _TOGETHER: Final = "sealed(max({0}.valid_from, {1}.valid_from), min({0}.valid_to, {1}.valid_to))"
 
@@ -49,11 +49,8 @@ def _blocks_of(*size: Any) -> int:
     return block_count(*size)
 
 
-def check_state_digests(reading: Reading) -> Iterator[str]:
-    """R27: a sealed snapshot's state digest is that of its root; without snapshots there is none.
-
-    Only a complete snapshot is sealed.
-    """
+def unlike_root(reading: Reading) -> Iterator[tuple[Snapshot, str | None]]:
+    """Yield sealed snapshots whose state digest is not that of their root, and that one."""
     for snapshot in reading.snapshots:
         if snapshot.state_digest is None or snapshot.state != COMPLETE:
             continue
@@ -63,10 +60,19 @@ def check_state_digests(reading: Reading) -> Iterator[str]:
         )
         found = None if root is None else state_digest(root)
         if found != snapshot.state_digest:
-            yield (
-                f"snapshot {snapshot.name} has the state digest {snapshot.state_digest},"
-                f" its root {found or 'none'}"
-            )
+            yield snapshot, found
+
+
+def check_state_digests(reading: Reading) -> Iterator[str]:
+    """R27: a sealed snapshot's state digest is that of its root; without snapshots there is none.
+
+    Only a complete snapshot is sealed.
+    """
+    for snapshot, found in unlike_root(reading):
+        yield (
+            f"snapshot {snapshot.name} has the state digest {snapshot.state_digest},"
+            f" its root {found or 'none'}"
+        )
     if not reading.snapshots:
         count = reading.value("SELECT count(*) FROM digests")
         if count:
@@ -75,6 +81,12 @@ def check_state_digests(reading: Reading) -> Iterator[str]:
 
 def check_sealed(reading: Reading) -> Iterator[str]:
     """R28: each file and folder that a sealed snapshot shows has a digest there."""
+    for ino, epoch in missing_digests(reading):
+        yield f"{reading.named(ino)} has no digest in the sealed epoch {epoch}"
+
+
+def missing_digests(reading: Reading) -> Iterator[tuple[int, int]]:
+    """Yield files and folders, and the epochs of sealed snapshots that have no digest of them."""
     query = (
         f"SELECT i.ino, i.valid_from, i.valid_to FROM inodes i WHERE {HASHED} AND i.nlink > 0"
         f" AND NOT {in_clones('i.ino')}"
@@ -90,7 +102,7 @@ def check_sealed(reading: Reading) -> Iterator[str]:
     for ino, since, until in reading.rows(query):
         for epoch, tree in trees.items():
             if since <= epoch < until and not _has_digest(reading, ino, epoch) and tree.paths(ino):
-                yield f"{reading.named(ino)} has no digest in the sealed epoch {epoch}"
+                yield ino, epoch
 
 
 def _has_digest(reading: Reading, ino: int, epoch: int) -> bool:

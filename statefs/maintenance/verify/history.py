@@ -85,19 +85,27 @@ def check_lifetimes(reading: Reading) -> Iterator[str]:
             yield f"{life.table} {key} lives from epoch {since} {end}; now is {reading.epoch}"
 
 
+def overlaps(life: RowLife) -> str:
+    """Return a query for rows that end after the next one of their key begins.
+
+    Returns:
+        SQL for (valid_from, valid_to, key...).
+    """
+    same = " AND ".join(f"n.{name} = r.{name}" for name in life.key)
+    later = "n.valid_to > r.valid_to"
+    if life is INLINE:  # the one table whose primary key is not its key
+        later = "(n.valid_to, n.id) > (r.valid_to, r.id)"
+    return (
+        f"SELECT r.valid_from, r.valid_to, {_key(life)} FROM {life.table} r"
+        f" WHERE r.valid_to < {LIVING} AND (SELECT n.valid_from FROM {life.table} n WHERE {same}"
+        f" AND {later} ORDER BY n.valid_to LIMIT 1) < r.valid_to ORDER BY 3, 2"
+    )
+
+
 def check_versions(reading: Reading) -> Iterator[str]:
     """R04: two versions of one key are never true in the same epoch."""
     for life in VERSIONED:
-        same = " AND ".join(f"n.{name} = r.{name}" for name in life.key)
-        later = "n.valid_to > r.valid_to"
-        if life is INLINE:  # the one table whose primary key is not its key
-            later = "(n.valid_to, n.id) > (r.valid_to, r.id)"
-        query = (
-            f"SELECT r.valid_to, {_key(life)} FROM {life.table} r WHERE r.valid_to < {LIVING} AND"
-            f" (SELECT n.valid_from FROM {life.table} n WHERE {same} AND {later}"
-            "  ORDER BY n.valid_to LIMIT 1) < r.valid_to ORDER BY 2, 1"
-        )
-        for until, *key in reading.rows(query):
+        for _, until, *key in reading.rows(overlaps(life)):
             yield f"{life.table} {key} has two versions in epoch {until - 1}"
     query = (
         "SELECT ino FROM inline INDEXED BY inline_ino GROUP BY ino, valid_to HAVING count(*) > 1"

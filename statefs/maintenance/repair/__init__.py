@@ -1,0 +1,276 @@
+"""Repairing a store offline: a new meta.db of whatever can still be read, and a report of losses.
+
+The database is never changed in place: what can be read of it (salvage.py), or of its newest good
+copy, goes into a new one that keeps every rule (rebuilding.py), which then takes its place. What it
+replaces is kept in `backups/`. Content that has digests is read, if that is wanted; what is damaged
+is treated as lost, and the database made once more.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import apsw
+import msgspec
+
+from statefs.clock import Clock, SystemClock
+from statefs.content.objects import FOLDERS, object_number
+from statefs.durable import sync_folder
+from statefs.errors import NewerStore, NoSuchStore
+from statefs.layout import StoreLayout
+from statefs.maintenance.backups import copies, problems_of
+from statefs.maintenance.repair import listing, salvage
+from statefs.maintenance.repair.damaged import Damaged, nothing
+from statefs.maintenance.repair.losses import Loss, Report
+from statefs.maintenance.repair.moments import Moments
+from statefs.maintenance.repair.object_files import Objects
+from statefs.maintenance.repair.rebuilding import Rebuilding
+from statefs.maintenance.repair.sealed import search, settle
+from statefs.maintenance.store import open_store
+from statefs.maintenance.verify import Problem, verify
+from statefs.metadata.connection import create_database
+from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
+from statefs.snapshots.documents import ChangedPaths
+
+ROUNDS_MAX: Final = 4
+"""Each round leaves out what the one before has found damaged."""
+_MOMENT: Final = "%Y-%m-%dT%H-%M-%SZ"
+
+
+def repair(
+    layout: StoreLayout,
+    *,
+    dry_run: bool = False,
+    read_data: bool = False,
+    clock: Clock | None = None,
+) -> Report:
+    """Make a store sound again; the caller holds its lock and nobody has it open.
+
+    Args:
+        dry_run: leave everything as it is, and tell what would be lost.
+        read_data: compare all content with its digests, too.
+
+    Raises:
+        NoSuchStore: there is neither a database nor an object file.
+        NewerStore: the store is of a format that this version does not know.
+        OSError: the disk refused; nothing has been replaced.
+    """
+    if not layout.objects.is_dir() and not layout.meta_db.exists():
+        raise NoSuchStore(f"no store at {layout.root}")
+    layout.backups.mkdir(mode=0o700, exist_ok=True)
+    work = layout.backups / ".repair"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(mode=0o700)
+    try:
+        return _Repair(layout, work, clock or SystemClock(), dry_run, read_data).run()
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def repair_store(
+    layout: StoreLayout, *, dry_run: bool, read_data: bool
+) -> tuple[Report, list[Problem]]:
+    """Repair a store and open it once, so that all of it is as after any crash.
+
+    Returns:
+        The report, and the rules that the store breaks even now.
+
+    Raises:
+        As `repair`.
+    """
+    report = repair(layout, dry_run=dry_run, read_data=read_data)
+    if dry_run:
+        return report, []
+    store = open_store(layout.root)
+    try:
+        store.collect()
+    finally:
+        store.close()
+    return report, verify(layout)
+
+
+class _Repair:
+    """One repair, in a folder of its own."""
+
+    def __init__(
+        self, layout: StoreLayout, work: Path, clock: Clock, dry_run: bool, read_data: bool
+    ) -> None:
+        self._layout = layout
+        self._work = work
+        self._clock = clock
+        self._dry_run = dry_run
+        self._read_data = read_data
+        self._report = Report(source="")
+
+    def run(self) -> Report:
+        """Do it."""
+        if not self._dry_run:
+            self._tidy_objects()
+        plain, source, troubles = self._source()
+        damaged = nothing()
+        for _ in range(ROUNDS_MAX):
+            self._report = Report(source=source, troubles=troubles)
+            made = self._rebuild(plain, damaged)
+            settle(made, damaged.epochs)
+            if not self._read_data or not damaged.add(search(made)):
+                break
+        plain.close()
+        self._tell_of_snapshots(made)
+        self._drop_unreadable_notes()
+        if not self._dry_run:
+            self._place(made)
+        return self._report
+
+    def _tidy_objects(self) -> None:
+        """Make the folders of object files that are missing; move out what is no object file."""
+        self._layout.objects.mkdir(mode=0o700, exist_ok=True)
+        self._layout.snapshots.mkdir(mode=0o700, exist_ok=True)
+        folders = {self._layout.objects / f"{number:02x}" for number in range(FOLDERS)}
+        for folder in folders:
+            folder.mkdir(mode=0o700, exist_ok=True)
+        strays = [path for path in self._layout.objects.iterdir() if path not in folders]
+        for folder in folders:
+            strays += [path for path in folder.iterdir() if object_number(path) is None]
+        for path in strays:
+            place = self._layout.backups / f"stray-{path.parent.name}-{path.name}"
+            os.rename(path, place)
+            self._report.right(f"moved to backups/{place.name}, as it is no object file")
+
+    # What the new database is made of.
+
+    def _source(self) -> tuple[apsw.Connection, str, list[str]]:
+        """Return the rows there are, what they come from, and what is wrong with meta.db."""
+        troubles: list[str] = []
+        best: tuple[int, apsw.Connection, str] | None = None
+        if self._layout.meta_db.exists():
+            plain, read, troubles = self._salvaged()
+            if not troubles:
+                return plain, "meta.db", []
+            best = (read.rows, plain, "salvage")
+        else:
+            troubles = ["meta.db is missing"]
+        for copy in copies(self._layout):
+            if copy.version != FORMAT_VERSION or problems_of(copy.path):
+                continue
+            path = self._work / "copy.db"
+            shutil.copyfile(copy.path, path)
+            plain = salvage.make_plain(self._work / "copy-rows.db")
+            read = salvage.salvage(path, plain)
+            if best is None or read.rows > best[0]:
+                best = (read.rows, plain, f"copy {copy.path.name}")
+            else:
+                plain.close()
+            break
+        if best is None:
+            best = (0, salvage.make_plain(self._work / "rows.db"), "objects")
+        salvage.index(best[1])
+        source = best[2] if best[0] else "objects"
+        return best[1], source, troubles
+
+    def _salvaged(self) -> tuple[apsw.Connection, salvage.Salvaged, list[str]]:
+        """Return what can be read of meta.db, and everything that is wrong with it."""
+        path = self._work / "damaged.db"
+        shutil.copyfile(self._layout.meta_db, path)
+        log = self._layout.meta_db.with_name("meta.db-wal")
+        if log.exists():
+            shutil.copyfile(log, path.with_name("damaged.db-wal"))
+        troubles = self._opened(path)
+        plain = salvage.make_plain(self._work / "rows.db")
+        try:
+            read = salvage.salvage(path, plain)
+        except apsw.Error as error:
+            read = salvage.Salvaged(0, [str(error)])
+        if not troubles and not read.troubles:
+            salvage.index(plain)
+        return plain, read, [*troubles, *read.troubles]
+
+    def _opened(self, path: Path) -> list[str]:
+        """Return what SQLite finds wrong with a database; give it a header where it has none."""
+        try:
+            connection = apsw.Connection(str(path))
+            try:
+                found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(10)")]
+                identity = connection.pragma("application_id")
+                version = connection.pragma("user_version")
+            finally:
+                connection.close()
+        except apsw.Error as error:
+            found, identity, version = [str(error)], 0, 0
+        if identity == APPLICATION_ID and version > FORMAT_VERSION:
+            raise NewerStore(
+                f"the store has format {version}, this statefs knows up to {FORMAT_VERSION}:"
+                " install a newer statefs"
+            )
+        if found == ["ok"] and identity == APPLICATION_ID and version == FORMAT_VERSION:
+            return []
+        if (identity, version) == (0, 0) or "not a database" in found[0]:
+            self._put_header_back(path)
+        return [] if found == ["ok"] else found
+
+    def _put_header_back(self, path: Path) -> None:
+        """Take the first page from a copy, or from a new database."""
+        good = next((copy.path for copy in copies(self._layout)), None)
+        if good is None:
+            good = self._work / "empty.db"
+            create_database(good)
+        salvage.put_header_back(path, good)
+
+    # The new database.
+
+    def _rebuild(self, plain: apsw.Connection, damaged: Damaged) -> StoreLayout:
+        """Make a database; return the store in which it can be looked at."""
+        made = StoreLayout(self._work / "made")
+        shutil.rmtree(made.root, ignore_errors=True)
+        made.root.mkdir(mode=0o700)
+        made.objects.symlink_to(self._layout.objects.absolute())
+        objects = Objects(self._layout)
+        store = listing.read_store(plain)
+        newest = 0 if self._report.source == "meta.db" else objects.newest_epoch()
+        epoch = listing.current_epoch(plain, store, newest)
+        snapshots = listing.read_snapshots(plain, epoch, self._report)
+        moments = Moments([*(each.epoch for each in snapshots), epoch])
+        Rebuilding(
+            plain, made.meta_db, store, snapshots, moments, objects, damaged, self._report,
+            self._clock.now_ns(), is_old=self._report.source != "meta.db",
+        ).run()  # fmt: skip
+        return made
+
+    def _tell_of_snapshots(self, made: StoreLayout) -> None:
+        """Tell of snapshots that documents know and the database does not."""
+        connection = apsw.Connection(str(made.meta_db))
+        known = {name for (name,) in connection.execute("SELECT name FROM snapshots")}
+        connection.close()
+        told = {name for loss in self._report.losses for name in loss.snapshots if not loss.path}
+        for path in sorted(self._layout.snapshots.glob("*.json")):
+            if path.stem not in known | told:
+                self._report.lose(Loss(what="a snapshot is lost", snapshots=[path.stem]))
+
+    def _drop_unreadable_notes(self) -> None:
+        """Remove notes of what restores changed that cannot be read: `undo` compares instead."""
+        for path in sorted(self._layout.snapshots.glob("*.changed")):
+            try:
+                msgspec.json.decode(path.read_bytes(), type=ChangedPaths)
+            except (OSError, msgspec.MsgspecError):
+                self._report.right(f"removed snapshots/{path.name}, which could not be read")
+                if not self._dry_run:
+                    path.unlink()
+
+    def _place(self, made: StoreLayout) -> None:
+        """Put the new database in the place of the old one, which is kept."""
+        moment = datetime.now(UTC).strftime(_MOMENT)
+        with open(made.meta_db, "rb") as file:
+            os.fsync(file.fileno())
+        names = ("meta.db", "meta.db-wal", "meta.db-shm")
+        for name in names:
+            path = self._layout.root / name
+            if path.exists():
+                kept = self._layout.backups / f"replaced-{moment}{name.removeprefix('meta')}"
+                os.rename(path, kept)
+                self._report.kept = self._report.kept or str(kept.relative_to(self._layout.root))
+        os.rename(made.meta_db, self._layout.meta_db)
+        for folder in (self._layout.root, self._layout.backups):
+            sync_folder(folder)

@@ -1,0 +1,107 @@
+"""What a repaired database says of its snapshots: counts, and which of them are still sealed."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+
+import apsw
+
+from statefs.content.checks import ContentChecks
+from statefs.content.objects import ObjectFiles, Piece
+from statefs.layout import StoreLayout
+from statefs.maintenance.repair.damaged import Damaged, nothing
+from statefs.maintenance.rereading import Rereading, Version
+from statefs.maintenance.verify.catalog import counts_of
+from statefs.maintenance.verify.digests import missing_digests, unlike_root
+from statefs.maintenance.verify.reading import Reading
+from statefs.metadata.connection import Database, Reader
+
+
+def settle(layout: StoreLayout, epochs: Iterable[int]) -> None:
+    """Count what snapshots hold, and have only those be sealed that have every digest.
+
+    Args:
+        layout: of the repaired database.
+        epochs: of snapshots that are not sealed any more.
+    """
+    reading = Reading(layout)
+    try:
+        counts = {int(each.epoch): counts_of(reading, each) for each in reading.snapshots}
+        gone = {epoch for _, epoch in missing_digests(reading)} | set(epochs)
+        gone |= {int(each.epoch) for each, _ in unlike_root(reading)}
+    finally:
+        reading.close()
+    connection = apsw.Connection(str(layout.meta_db))
+    try:
+        with connection:
+            for epoch, (files, size) in counts.items():
+                values = (files, size, epoch)
+                query = "UPDATE snapshots SET files = ?, bytes = ? WHERE epoch = ?"
+                connection.execute(query, values)
+            for epoch in gone:
+                query = "UPDATE snapshots SET state_digest = NULL WHERE epoch = ?"
+                connection.execute(query, (epoch,))
+    finally:
+        connection.close()
+
+
+class _Bare:
+    """As much of a store as reading everything needs."""
+
+    def __init__(self, layout: StoreLayout) -> None:
+        self.layout = layout
+        self.objects = ObjectFiles(layout)
+        self.database = Database(layout.meta_db)
+        self.checks = ContentChecks(self.objects, self.database)
+
+    def reader(self) -> Reader:
+        """Return the rows."""
+        return Reader(self.layout.meta_db)
+
+    def close(self) -> None:
+        """Close the files."""
+        self.objects.close()
+        self.database.close()
+
+
+class _Search(Rereading):
+    """Notes where damage lies."""
+
+    def __init__(self, store: _Bare) -> None:
+        super().__init__(store)
+        self.damaged = nothing()
+        self._epochs: dict[str, int] = {}
+
+    def _tell(self, version: Version, damaged: list[tuple[int, int]]) -> None:
+        super()._tell(version, damaged)
+        if version.inline is not None:
+            self.damaged.inline.add((version.ino, version.inline))
+        for start, end in damaged:
+            for piece in version.pieces(start, end):
+                self._note(piece)
+
+    def _note(self, piece: Piece) -> None:
+        start, end, number = piece
+        if number:
+            self.damaged.ranges.setdefault(number, []).append((start, end))
+
+
+def search(layout: StoreLayout) -> Damaged:
+    """Read everything that has a digest; return what is damaged."""
+    store = _Bare(layout)
+    try:
+        reading = _Search(store)
+        while not reading.is_done:
+            reading.step()
+        with store.reader() as reader:
+            epochs = dict(reader.rows("SELECT name, epoch FROM snapshots"))
+        folders: defaultdict[str, set[int]] = defaultdict(set)
+        for problem in reading.problems:
+            folders[problem.rule].update(epochs[name] for name in problem.snapshots)
+        first = min(folders["D02"], default=None)
+        if first is not None:  # the damage is in all that share the digest
+            reading.damaged.epochs.update(each for each in epochs.values() if each >= first)
+        return reading.damaged
+    finally:
+        store.close()

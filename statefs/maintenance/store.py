@@ -381,10 +381,14 @@ class Store:
         Raises:
             OSError: the disk refused; the store accepts nothing from then on.
         """
+        self.sync_bytes()
+        self.database.sync()
+
+    def sync_bytes(self) -> None:
+        """Make the bytes written so far durable. Raises as `sync`."""
         for numbers in list(self.volume.table.unsynced.values()):
             for number in list(numbers):
                 self._sync_object(number)
-        self.database.sync()
 
     def _sync_object(self, number: int) -> None:
         try:
@@ -543,8 +547,9 @@ class Store:
         table = self.volume.table
         for (ino,) in self.database.rows("SELECT ino FROM orphans"):
             table.reap(ino)
+        self.sync_bytes()
         self.settle()
-        self.sync()
+        self.database.sync()
         self.objects.sync_removals()
         sync_folder(self.layout.snapshots)  # documents of deleted snapshots are gone for good
         self.pay_index()
@@ -553,7 +558,6 @@ class Store:
             totals = {"files": table.files, "bytes": table.bytes}
             for key, value in {**totals, "next_id": table.next_id, "clean": 1}.items():
                 self.database.set_store_value(key, value)
-        self.database.sync()
 
 
 def _opened_database(layout: StoreLayout) -> Database:

@@ -160,6 +160,7 @@ class Database(Queries):
         self.sync_seconds = 1.0
         self.failure: OSError | None = None
         self._synced_commits = 0
+        self._is_name_synced = False
         self._sync_lock = threading.Lock()
         self._check_identity(newest)
         self.connection.set_wal_hook(self._note_wal_pages)
@@ -170,7 +171,6 @@ class Database(Queries):
             self.failure = OSError(errno.EROFS, os.strerror(errno.EROFS))
             return
         self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        sync_folder(path.parent)  # the log's own name must survive a loss of power, too
 
     def _check_identity(self, newest: int) -> None:
         try:
@@ -285,8 +285,11 @@ class Database(Queries):
             if self.failure is not None:
                 raise self.failure
             reached, pages = self.commits, self.wal_pages
-            started = time.perf_counter()
             try:
+                if not self._is_name_synced:  # the log's own must survive a loss of power, too
+                    sync_folder(self.path.parent)
+                    self._is_name_synced = True
+                started = time.perf_counter()
                 os.fdatasync(self._wal_fd)
             except OSError as error:
                 self.failure = error

@@ -251,13 +251,27 @@ class InodeTable:
         self.database.execute("INSERT OR IGNORE INTO dirty VALUES (?)", (node.ino,))
 
     def settle(self, nodes: Iterable[Node]) -> None:
-        """Write size and times of stale nodes into their rows, in one transaction."""
+        """Write size and times of stale nodes into their rows, in one transaction.
+
+        A file whose bytes are not durable keeps its dirty mark, or after a loss of power nobody
+        would know that its object may be short, or missing; it is settled once more then.
+        """
         stale = [node for node in nodes if node.is_stale or node.is_marked]
         if not stale:
             return
+        owing = {node.ino for node in stale if self._owes_bytes(node)}
+        paid = [node for node in stale if node.ino not in owing]
         with self.change(*stale):
-            self.store_stale(stale)
-        self.settled(stale)
+            self.store_stale(paid)
+            for node in stale:
+                if node.ino in owing:
+                    self.store(node)
+        self.settled(paid)
+
+    def _owes_bytes(self, node: Node) -> bool:
+        """Whether some bytes of a file are not durable."""
+        numbers = self.unsynced.get(node.ino, ())
+        return not all(map(self.objects.is_synced, numbers))
 
     def store_stale(self, nodes: Iterable[Node]) -> None:
         """Write stale nodes' rows and take their dirty marks away; inside a `Change`."""

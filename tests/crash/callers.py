@@ -13,11 +13,14 @@ import statefs
 PACKAGE: Final = str(Path(statefs.__file__).parent) + "/"
 PASSING_ON: Final = frozenset(
     {
-        "durable.py", "content/objects.py", "metadata/connection.py", "maintenance/steps.py",
-        "daemon/tasks.py", "fuse/durability.py",
+        "durable.py", "content/objects.py", "metadata/connection.py", "fuse/durability.py",
     }
 )  # fmt: skip
 """Modules that sync because others ask for it: the place is that of who asked."""
+TASKS: Final = frozenset({"move_log"})
+"""What a driver does by itself."""
+DRIVERS: Final = frozenset({"maintenance/steps.py", "daemon/tasks.py"})
+"""Modules that run what others have made: they are not told."""
 
 
 def place_of_call() -> str:
@@ -27,6 +30,8 @@ def place_of_call() -> str:
     """
     found: list[str] = []
     for module, function in _callers(sys._getframe(1)):
+        if module in DRIVERS and function not in TASKS:
+            continue
         step = f"{module}:{function}"
         if not found or found[-1] != step:
             found.append(step)

@@ -191,6 +191,16 @@ class WatchedDisk:
         self._numbers[inode] = self._last_number
         return self._last_number
 
+    def move_to(self, root: Path) -> None:
+        """Go on with a copy of the files, all of them: their process was killed."""
+        self._root = root
+        self._numbers = {}
+        everything = self.after_loss(len(self.changes), Loss.NOTHING, random.Random())
+        assert everything is not None
+        for folder, names in everything.names.items():
+            for name, number in names.items():
+                self._numbers[os.stat(root / folder / name).st_ino] = number
+
     def _place(self, path: str | os.PathLike[str]) -> tuple[str, str] | None:
         """Return folder and name of a path in the store, None for one elsewhere."""
         full = os.path.abspath(os.fspath(path))

@@ -54,7 +54,7 @@ Step = tuple[Any, ...]
 BESIDE: Final = frozenset(
     {
         "save", "delete", "restore", "prune", "clone", "seal",
-        "tick", "checkpoint", "collect", "syncdir",
+        "tick", "checkpoint", "collect", "syncdir", "kill",
     }
 )  # fmt: skip
 """Steps that are not done to the living tree, or that who does them applies to a reference."""

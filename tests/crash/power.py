@@ -31,6 +31,7 @@ from tests.crash.engine import (
 from tests.crash.rebuilt import Found, Place
 from tests.harness.trees import Entry, Tree, differences
 from tests.model.reference import Node, ReferenceTree
+from tests.unit.engine_store import mirror
 
 STEPS: Final = 60
 SAVES_SHARE: Final = 0.3
@@ -39,7 +40,9 @@ INLINE_MAX_BYTES: Final = 8192
 COMPARED_BYTES: Final = 512
 """Compared at once; one by one only where no version has them all."""
 IGNORED: Final = ("mtime_ns", "content", "size")
-DURABLE_STEPS: Final = ("save", "delete", "restore", "prune", "clone", "tick", "syncdir")
+DURABLE_STEPS: Final = (
+    "save", "delete", "restore", "prune", "clone", "tick", "syncdir", "kill", "closed",
+)  # fmt: skip
 """Steps after which all names and attributes are durable."""
 PUBLISHED_STEPS: Final = ("save", "delete", "restore", "prune")
 """Steps after which the plain files of documents tell of all snapshots."""
@@ -157,7 +160,9 @@ class Recording:
             self._handlers = Handlers(self._root)
             self.moments[-1].end = len(self.disk.changes)
             yield
+            begin, last = len(self.disk.changes), self.moments[-1]
             self._handlers.store.close()
+            self._note(("closed",), last.snapshots, last.clones, begin)
 
     @property
     def reference(self) -> ReferenceTree:
@@ -174,8 +179,11 @@ class Recording:
         assert self._handlers is not None
         begin, last = len(self.disk.changes), self.moments[-1]
         snapshots, clones = last.snapshots, last.clones
-        answer = self._handlers.do(step)
         name = step[0]
+        if name == "kill":
+            self._kill(self._handlers)
+        else:
+            answer = self._handlers.do(step)
         if name == "save":
             snapshots = self._with_snapshot(step[1])
         elif name == "delete":
@@ -196,6 +204,16 @@ class Recording:
             self._note(step, snapshots, clones, begin, noted=last.noted | {answer})
             return
         self._note(step, snapshots, clones, begin)
+
+    def _kill(self, killed: Handlers) -> None:
+        """Have another process go on: it finds what was written, synced or not."""
+        root = self._root.with_name(f"{self._root.name}-killed")
+        mirror(self._root, root)
+        self.disk.move_to(root)
+        killed.store.objects.close()
+        killed.store.database.close()
+        self._root = root
+        self._handlers = Handlers(root)
 
     def _with_snapshot(self, name: bytes) -> dict[bytes, Tree]:
         bare = {
@@ -233,10 +251,10 @@ class Recording:
             self._note_file(number, step, node)
         if name in DURABLE_STEPS:
             moment.durable_step = number
-        if name in ("save", "tick") or step[2:] == ("safety",):
+        if name in ("save", "tick", "kill", "closed") or step[2:] == ("safety",):
             for node, history in self._histories.items():
                 history.synced[number] = False
-                if name != "tick":
+                if name in ("save", "restore"):
                     history.written = bytearray(len(node.content))
         elif name == "restore":
             for node in files.values():

@@ -23,6 +23,9 @@ ON_NAMES: Final = ("rename", "unlink", "mkdir", "rmdir")
 DURABLE: Final = ("save", "restore", "prune", "clone")
 """Operations that are durable when they return."""
 OPERATIONS: Final = (*ON_FILES, *ON_NAMES, *DURABLE)
+BESIDE: Final = ("tick", "checkpoint", "collect", "seal", "kill")
+"""What happens to a store beside operations: what the daemon does, and the process that is killed
+and followed by another."""
 FILES: Final = b"files"
 OLD: Final = b"1"
 """The older snapshot of the store."""
@@ -59,6 +62,8 @@ SETUP: Final[tuple[Step, ...]] = (
     ("tick",),
 )
 """What makes the store that each workload begins with."""
+IN_SNAPSHOTS: Final = (b"fourth", b"old", b"small")
+"""Files that its snapshots have."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +102,10 @@ class _Script:
         self._begin_anew()
 
     def _begin_anew(self) -> None:
-        """After a restore: the names are those of the snapshot."""
-        rest = (b"spare", b"third", b"fourth")
-        self._files = [self._start.encode(), *rest]
-        if self._count:
-            self._files = [name for name in self._files if name not in (b"new", b"spare", b"third")]
+        """Use the files of the store as it is made, or as its snapshots have it."""
+        names = IN_SNAPSHOTS if self._count else (b"spare", b"third", *IN_SNAPSHOTS)
+        first = [name for name in (self._start.encode(),) if not self._count or name in names]
+        self._files = [*first, *(name for name in names if name not in first)]
         self._empty = [b"files/empty", b"files/hollow", b"files/void"]
 
     @property
@@ -111,6 +115,8 @@ class _Script:
     def steps(self, operation: str) -> list[Step]:
         name = operation.removesuffix("!")
         self._count += 1
+        if name in BESIDE:
+            return [(name,)]
         steps: list[Step] = getattr(self, f"_{name}")(b"%d" % self._count)
         if operation.endswith("!"):
             steps.append(("fsync", self._file) if name in ON_FILES else ("syncdir", FILES))
@@ -183,6 +189,12 @@ def all_of_two(starts: tuple[str, ...] = STARTS) -> Iterator[Workload]:
     for start, one, two in itertools.product(starts, OPERATIONS, OPERATIONS):
         for first in dict.fromkeys((one, _synced(one))):
             yield Workload(start, (first, _synced(two)))
+
+
+def all_with_beside(starts: tuple[str, ...] = STARTS) -> Iterator[Workload]:
+    """Yield every operation, not synced, and something that happens beside it."""
+    for start, operation, beside in itertools.product(starts, OPERATIONS, BESIDE):
+        yield Workload(start, (operation, beside))
 
 
 def some_of_three(count: int, seed: int) -> Iterator[Workload]:

@@ -22,7 +22,14 @@ from tests.crash.cuts import (
 )
 from tests.crash.disk import Loss
 from tests.crash.sqlite_log import visible
-from tests.crash.workloads import OPERATIONS, Workload, all_of_one, all_of_two, some_of_three
+from tests.crash.workloads import (
+    BESIDE,
+    OPERATIONS,
+    Workload,
+    all_of_one,
+    all_of_two,
+    some_of_three,
+)
 
 PAIRS: Final = 12
 THREES: Final = 3
@@ -63,6 +70,20 @@ def test_operations_together_lose_nothing_that_was_synced(store: Bench) -> None:
     for workload in (*pairs, *some_of_three(THREES, SEED)):
         total.add(try_all(store, workload))
     assert total.found == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("beside", BESIDE)
+def test_what_happens_beside_a_write_loses_nothing(store: Bench, beside: str) -> None:
+    """The daemon's tick, checkpoint, gc and sealing; a worker that dies and is followed."""
+    for operation in ("append", "prune"):
+        assert try_all(store, Workload("old", (operation, beside))).found == []
+
+
+def test_a_close_and_a_restore_pay_bytes_before_they_forget_who_owes_them(store: Bench) -> None:
+    """Else the log may tell of a file whose new object is not there, and no mark says why."""
+    assert try_all(store, Workload.parse("old:append")).found == []
+    assert try_all(store, Workload.parse("old:write,restore")).found == []
 
 
 def test_every_pair_is_among_the_workloads() -> None:

@@ -133,6 +133,7 @@ class EngineStore:
 
     def forget_memory(self) -> None:
         """Settle, then drop all inodes from memory, so that rows are what is read."""
+        self.store.sync_bytes()  # or what owes bytes stays marked, and nobody would know of it
         self.data.settle(self.table.stale_nodes())
         self.table.nodes.clear()
 

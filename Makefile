@@ -8,12 +8,15 @@ PYTEST_ARGS ?=
 # Processes that test beside each other: they wait for disks and daemons most of the time
 TEST_JOBS ?= 3
 HOURS ?= 1
+MINUTES ?= 10
+# Of scripts/load.py, e.g. make load MINUTES=60 LOAD_ARGS=--no-kills to look for leaks
+LOAD_ARGS ?=
 # Of scripts/crash_hunt.py, e.g. make crash CRASH_ARGS=--engine for disks that fail or lose power
 CRASH_ARGS ?=
 # Of scripts/power_cuts.py, e.g. make power POWER_ARGS=--without-syncs
 POWER_ARGS ?=
 
-.PHONY: help run setup stop test check lint types layers bench crash power install-helper install-service
+.PHONY: help run setup stop test check lint types layers bench crash load power install-helper install-service
 
 help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -57,6 +60,9 @@ crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing a
 
 power: setup-tests ## Cut the power at every moment of all workloads of one and two operations (minutes)
 	@$(PY) scripts/power_cuts.py $(POWER_ARGS)
+
+load: setup-tests ## Eight programs in a mount that is saved, pruned and killed for MINUTES (default 10)
+	@$(PY) scripts/load.py --minutes $(MINUTES) $(LOAD_ARGS)
 
 install-helper: setup ## As root: let mount(8) and /etc/fstab use statefs
 	@ln -sfn "$(CURDIR)/scripts/mount.fuse.statefs" /sbin/mount.fuse.statefs

@@ -151,6 +151,9 @@ missing_programs() {
     have crun || echo crun
     have node || echo nodejs
     have busybox || echo busybox-static
+    have fio || echo fio
+    have stress-ng || echo stress-ng
+    have dbench || echo dbench
     have_admin mkfs.ext4 || echo e2fsprogs
     have_admin mkfs.btrfs || echo btrfs-progs
     postgres_here || echo postgresql

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -90,7 +90,7 @@ def print_restored(told: Mapping[str, Any], *, dry_run: bool = False) -> None:
         print_table(_COLUMNS, [[change["what"], change["path"]] for change in shown])
         if len(changes) > len(shown):
             print_line(f"and {count_text(len(changes) - len(shown))} more; --json has all of them")
-    paths = "1 path" if len(changes) == 1 else f"{count_text(len(changes))} paths"
+    paths = paths_text(changes)
     if dry_run:
         print_line(f"would change {paths}, back to {told['restored']}")
     else:
@@ -99,6 +99,11 @@ def print_restored(told: Mapping[str, Any], *, dry_run: bool = False) -> None:
             f" replaced ({told['saved']})"
         )
         warn_of_writers(told)
+
+
+def paths_text(changes: Sequence[object]) -> str:
+    """Return how many paths changed: `1 path`, `1,234 paths`."""
+    return "1 path" if len(changes) == 1 else f"{count_text(len(changes))} paths"
 
 
 def warn_of_writers(told: Mapping[str, Any]) -> None:

@@ -15,7 +15,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, store_option
 from statefs.cli.output import plain, print_json, print_line
-from statefs.cli.restore import warn_of_writers
+from statefs.cli.restore import paths_text, warn_of_writers
 from statefs.errors import NotMounted, UsageError, typed
 from statefs.target import find_target, names_state
 
@@ -132,7 +132,7 @@ def report(
 ) -> None:
     """Say on standard error what was kept or put back; the command's output is its own."""
     if told is not None:
-        what = f"put back what it changed: {len(told['changes'])} paths"
+        what = f"put back what it changed: {paths_text(told['changes'])}"
     else:
         what = f"kept what it changed; '{typed('statefs', 'undo', state)}' puts it back"
     end = "ended" if not exit_code else f"failed with {exit_code}"

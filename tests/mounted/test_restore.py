@@ -292,6 +292,7 @@ def test_a_rollback_names_the_programs_it_overrides(own_state: MountedState) -> 
                check=False)  # fmt: skip
     try:
         assert done.returncode == 3 and (files / "a").read_text() == "one"
+        assert "put back what it changed: 1 path\n" in done.stderr
         assert re.search(rf"may write over.*sleep \(pid {done.stdout.strip()}\)", done.stderr)
     finally:
         os.kill(int(done.stdout), signal.SIGKILL)

@@ -371,9 +371,11 @@ class ObjectFiles:
         """
         with self._descriptor(object_id) as fd:
             mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
-            if _libc.fallocate(fd, mode, start, end - start) != 0:
+            while _libc.fallocate(fd, mode, start, end - start) != 0:
                 code = ctypes.get_errno()
-                if code != errno.EOPNOTSUPP:
+                if code == errno.EOPNOTSUPP:
+                    return
+                if code != errno.EINTR:  # what Python's own calls repeat by themselves
                     raise OSError(code, os.strerror(code))
 
     def remove(self, object_id: int) -> None:

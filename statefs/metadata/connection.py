@@ -234,6 +234,7 @@ class Database(Queries):
         try:
             self.execute("COMMIT")
         except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError) as error:
+            self._note_failed_sync(error)
             raise PosixError(self.errno_of(error)) from error
         self.commits += 1
 
@@ -321,9 +322,18 @@ class Database(Queries):
         except apsw.BusyError:
             pass  # verify reads an old state: the log is moved when it has ended
         except (apsw.FullError, apsw.IOError) as error:
+            self._note_failed_sync(error)
             raise PosixError(_errno_of(error, connection)) from error
         finally:
             connection.close()
+
+    def _note_failed_sync(self, error: apsw.Error) -> None:
+        """Accept no more transactions when it was SQLite that could not sync: it tries only once.
+
+        The host may have dropped what it could not write, and say that the next sync succeeds.
+        """
+        if getattr(error, "extendedresult", 0) == apsw.SQLITE_IOERR_FSYNC:
+            self.fail(OSError(errno.EIO, str(error)))
 
     def close(self) -> None:
         """Close the connection; SQLite checkpoints and removes the log."""

@@ -2,10 +2,11 @@
 
 `WatchedDisk` sees every change that the engine makes to the files of one store: those of SQLite
 through a VFS, all others through the functions of `os` that the engine calls. Before each change it
-asks `on_change`, which may raise. It keeps what was changed and what was synced, so that
-`after_power_cut` can return a disk as it may be after a loss of power: everything synced is there,
-of everything else any part (`Loss` names the parts that are tried at each moment). Each sync is
-kept with the place in the engine that asked for it, and can be taken for one that was left out.
+asks `on_change`, which may raise; of a read or write only as many bytes happen as `taken` says. It
+keeps what was changed and what was synced, so that `after_power_cut` can return a disk as it may be
+after a loss of power: everything synced is there, of everything else any part (`Loss` names the
+parts that are tried at each moment). Each sync is kept with the place in the engine that asked for
+it, and can be taken for one that was left out.
 
 Harsher than most disks: a name is lost unless its folder was synced, whatever else was; names of
 one folder are lost independently. Not torn: a rename, and a sector of 512 bytes.
@@ -176,6 +177,7 @@ class WatchedDisk:
         self.start = Image()
         self.changes: list[Change] = []
         self.on_change: Callable[[Change], None] = lambda _: None
+        self.taken: Callable[[int], int] = lambda size: size
         for folder, _, names in os.walk(root):
             inside = os.path.relpath(folder, root)
             self.start.names[inside] = {}
@@ -373,7 +375,7 @@ class _Calls:
     """The functions of `os` and libc that the engine changes files with, watched."""
 
     NAMES: Final = (
-        "open", "pwrite", "write", "ftruncate", "fsync", "fdatasync", "rename", "unlink",
+        "open", "pwrite", "pread", "write", "ftruncate", "fsync", "fdatasync", "rename", "unlink",
     )  # fmt: skip
 
     def __init__(self, disk: WatchedDisk) -> None:
@@ -394,13 +396,19 @@ class _Calls:
             return int(self._real["open"](path, flags, mode, **named))
 
     def pwrite(self, fd: int, data: Any, offset: int) -> int:
-        """Write."""
-        self._disk.note_descriptor("write", fd, offset, bytes(data))
+        """Write, or a part."""
+        data = bytes(data)[: self._disk.taken(len(data))]
+        self._disk.note_descriptor("write", fd, offset, data)
         return int(self._real["pwrite"](fd, data, offset))
 
+    def pread(self, fd: int, size: int, offset: int) -> bytes:
+        """Read, or a part."""
+        return bytes(self._real["pread"](fd, self._disk.taken(size), offset))
+
     def write(self, fd: int, data: Any) -> int:
-        """Write at the descriptor's position."""
+        """Write at the descriptor's position, or a part."""
         if self._disk.has(fd):
+            data = bytes(data)[: self._disk.taken(len(data))]
             position = os.lseek(fd, 0, os.SEEK_CUR)
             self._disk.note_descriptor("write", fd, position, bytes(data))
         return int(self._real["write"](fd, data))
@@ -447,13 +455,16 @@ def _digest_of(content: bytes) -> bytes:
 
 
 @contextmanager
-def _as_sqlite_error() -> Iterator[None]:
-    """Turn what a disk answers into what SQLite's own VFS makes of it."""
+def _as_sqlite_error(code: int = 0) -> Iterator[None]:
+    """Turn what a disk answers into what SQLite's own VFS makes of it, with its own code."""
     try:
         yield
     except OSError as error:
         kind = apsw.FullError if error.errno == errno.ENOSPC else apsw.IOError
-        raise kind(str(error)) from error
+        answer = kind(str(error))
+        if code:
+            setattr(answer, "extendedresult", code)  # noqa: B010 - apsw's types do not know it
+        raise answer from error
 
 
 class _Vfs(apsw.VFS):
@@ -500,5 +511,5 @@ class _VfsFile(apsw.VFSFile):
 
     def xSync(self, _: int) -> None:  # noqa: N802 - apsw's name
         """Sync, on this disk only: the host's own need not."""
-        with _as_sqlite_error():
+        with _as_sqlite_error(apsw.SQLITE_IOERR_FSYNC):
             self._disk.note_file("sync", self._path)

@@ -16,12 +16,15 @@ from unittest.mock import patch
 
 from statefs.maintenance import verify
 from tests.crash.engine import MEMORY, quiet
-from tests.crash.faults import FaultRun
+from tests.crash.faults import SHORT, FaultRun
 from tests.crash.power import PowerCuts
 
 CUTS: Final = 10
 """Power cuts of one run: each is a moment of its own and loses something else."""
-CODES: Final = {"kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO}
+CODES: Final = {
+    "kill": 0, "ENOSPC": errno.ENOSPC, "EIO": errno.EIO, "EDQUOT": errno.EDQUOT,
+    "EROFS": errno.EROFS, "short": SHORT,
+}  # fmt: skip
 
 
 @dataclass

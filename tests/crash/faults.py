@@ -39,6 +39,8 @@ STEPS: Final = 40
 CHANGES_MAX: Final = 450
 """About as many as STEPS make."""
 IGNORED: Final = ("mtime_ns",)
+SHORT: Final = -1
+"""For a code: reads and writes that do a part."""
 
 
 class Killed(BaseException):
@@ -51,7 +53,8 @@ class FaultRun:
     Args:
         folder: an empty folder, best in memory.
         seed: decides everything.
-        code: what the disk answers; 0 ends the process instead.
+        code: what the disk answers; 0 ends the process instead; SHORT lets each read and write do
+            a part of what it was asked for, now and then.
     """
 
     def __init__(self, folder: Path, seed: int, code: int) -> None:
@@ -76,7 +79,10 @@ class FaultRun:
         disk = WatchedDisk(root)
         with disk.watching():
             handlers = Handlers(root)
-            disk.on_change = self._fault
+            if self._code == SHORT:
+                disk.taken = self._taken
+            else:
+                disk.on_change = self._fault
             wrong = self._steps(handlers)
             if self._unanswered is None:
                 disk.on_change = lambda _: None
@@ -113,6 +119,12 @@ class FaultRun:
         self._left -= 1
         raise OSError(self._code, os.strerror(self._code))
 
+    def _taken(self, size: int) -> int:
+        if size < 2 or self._rng.random() < 0.5:
+            return size
+        self.faults += 1
+        return self._rng.randrange(1, size)
+
     def _steps(self, handlers: Handlers) -> list[str]:
         for _ in range(STEPS):
             before = copy_of(self._reference)
@@ -120,7 +132,7 @@ class FaultRun:
             try:
                 answer = handlers.do(step)
             except (pyfuse3.FUSEError, PosixError) as error:
-                if not self.faults:
+                if not self.faults or self._code == SHORT:
                     return [f"{step[:2]} failed without a fault: {error}"]
                 wrong = self._adopt(handlers.engine, step, before)
             except Killed:

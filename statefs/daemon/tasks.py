@@ -40,8 +40,6 @@ UNSEALABLE_SECONDS: Final = 600.0
 """Before what could not be sealed is looked at again, where nothing is saved meanwhile."""
 SCRUB_LOOK_SECONDS: Final = 60.0
 """How often it is looked whether a scrub is due; they are days apart."""
-BACKUP_LOOK_SECONDS: Final = 30.0
-"""How often it is looked whether the database is to be copied; the copies are an hour apart."""
 BACKUP_RETRY_SECONDS: Final = 600.0
 """Before a copy is tried again that the disk has refused."""
 
@@ -188,7 +186,7 @@ class Tasks:
 
     async def _back_up(self) -> None:
         """Copy the database when that is due."""
-        await trio.sleep(BACKUP_LOOK_SECONDS)
+        await trio.sleep(self._store.backuper.look_seconds)
         if self._store.backuper.is_due():
             await in_threads(self._store.backuper.run())
 

@@ -36,9 +36,12 @@ PAUSE_SECONDS: Final = 0.01
 """After each step, so that a large copy leaves the disk to others."""
 ROOM_FACTOR: Final = 3
 """A copy is made where the disk has so many times its size: it must not be what fills the disk."""
+LOOK_SECONDS: Final = 30.0
+LOOKS_PER_INTERVAL: Final = 4
+"""However short the interval is: a look costs some microseconds."""
 NS: Final = 1_000_000_000
-_NAME: Final = re.compile(r"meta-v(\d+)-(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d)Z\.db")
-_MOMENT: Final = "%Y-%m-%dT%H-%M-%S"
+_NAME: Final = re.compile(r"meta-v(\d+)-(\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d)(\.\d{6})?Z\.db")
+_MOMENT: Final = "%Y-%m-%dT%H-%M-%S.%f"
 
 
 class Copy(NamedTuple):
@@ -63,8 +66,8 @@ def copies(layout: StoreLayout) -> list[Copy]:
     found = []
     for path in layout.backups.iterdir():
         if match := _NAME.fullmatch(path.name):
-            made = datetime.strptime(match[2], _MOMENT).replace(tzinfo=UTC).timestamp()
-            found.append(Copy(path, int(match[1]), made, path.stat().st_size))
+            made = datetime.strptime(match[2] + (match[3] or ".0"), _MOMENT).replace(tzinfo=UTC)
+            found.append(Copy(path, int(match[1]), made.timestamp(), path.stat().st_size))
     return sorted(found, key=lambda copy: (copy.made, copy.version), reverse=True)
 
 
@@ -170,6 +173,12 @@ class Backuper:
         except InvalidConfig:  # others complain of it
             config = Config()
         return config.backups
+
+    @property
+    def look_seconds(self) -> float:
+        """After how long it is worth looking whether a copy is due."""
+        interval = self._settings().interval_seconds
+        return min(LOOK_SECONDS, interval / LOOKS_PER_INTERVAL) if interval > 0 else LOOK_SECONDS
 
     def is_due(self) -> bool:
         """Whether the newest copy is old, and something has been committed since."""

@@ -41,8 +41,11 @@ def refuse_older(layout: StoreLayout, state: Path | None = None) -> None:
 
 def _format_of(database: Path) -> int | None:
     """Return the format that the file's first page tells, None where it is no store's database."""
-    with open(database, "rb") as file:
-        header = file.read(_HEADER.size)
+    try:
+        with open(database, "rb") as file:
+            header = file.read(_HEADER.size)
+    except FileNotFoundError:
+        return None
     if len(header) < _HEADER.size:
         return None
     version, identity = _HEADER.unpack(header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import random
 from collections.abc import Callable
@@ -13,8 +14,10 @@ from typing import Final
 import pytest
 
 from statefs.content.blocks import BLOCK_BYTES
-from statefs.errors import CorruptStore
-from tests.harness.mounted_state import MountedState
+from statefs.errors import AlreadyMounted, CorruptStore
+from statefs.layout import StoreLayout
+from statefs.maintenance.backups import copies, problems_of
+from tests.harness.mounted_state import MountedState, eventually
 
 SIZE: Final = 2 * BLOCK_BYTES + 77
 DATA: Final = random.Random(3).randbytes(SIZE)
@@ -103,3 +106,62 @@ def test_writing_anew_heals(own_state: MountedState, damaged: str) -> None:
     own_state.command("save", own_state.state, "--wait")
     snapshots = own_state.listing()
     assert all(each["sealed"] for each in snapshots)
+
+
+def is_there_a_copy_beside(layout: StoreLayout, known: list[Path]) -> bool:
+    """Return whether the newest copy of a database is another than the one that is known."""
+    return [copy.path for copy in copies(layout)][:1] != known
+
+
+def test_a_mounted_state_copies_its_database(own_state: MountedState) -> None:
+    """When that is due, in the background; no more copies than are wanted, and none for nothing."""
+    settings = "[backups]\ninterval = 0.5\ncount = 2\n"
+    (own_state.store / "statefs.toml").write_text(settings)
+    own_state.remount()  # it would look at the settings again in half a minute
+    layout = StoreLayout(own_state.store)
+    for number in range(3):
+        (own_state.files / str(number)).write_bytes(b"x")
+        newest = [copy.path for copy in copies(layout)][:1]
+        eventually(partial(is_there_a_copy_beside, layout, newest), "a copy")
+    assert len(copies(layout)) == 2
+    assert problems_of(copies(layout)[0].path) == []
+
+
+def test_a_damaged_database_is_repaired(own_state: MountedState) -> None:
+    """A mounted state is not; the mount of a damaged one names the command that helps."""
+    (own_state.files / "large").write_bytes(DATA)
+    (own_state.files / "small").write_bytes(b"small")
+    name = own_state.save()
+    done = own_state.run("repair", own_state.state)
+    assert done.returncode == AlreadyMounted.exit_code and "umount" in done.stderr
+    own_state.umount()
+    with (own_state.store / "meta.db").open("r+b") as file:
+        file.write(bytes(4096))
+    done = own_state.run("mount", own_state.state, "--store", own_state.store)
+    assert done.returncode == CorruptStore.exit_code and "statefs repair" in done.stderr
+    done = own_state.run("repair", "--store", own_state.store, "--json")
+    report = json.loads(done.stdout)
+    assert (done.returncode, report["losses"], report["problems"]) == (0, [], []), report
+    assert report["source"] == "salvage" and report["troubles"]
+    own_state.mount()
+    for folder in (own_state.files, own_state.snapshots / name / "files"):
+        assert (folder / "large").read_bytes() == DATA
+        assert (folder / "small").read_bytes() == b"small"
+
+
+def test_a_lost_database_is_repaired(own_state: MountedState) -> None:
+    """Without any copy large files come back by their objects; what is lost is told."""
+    (own_state.files / "large").write_bytes(DATA)
+    (own_state.files / "small").write_bytes(b"small")
+    name = own_state.save()
+    own_state.umount()
+    (own_state.store / "meta.db").unlink()
+    done = own_state.run("list", own_state.state, "--store", own_state.store)
+    assert done.returncode == CorruptStore.exit_code and "statefs repair" in done.stderr
+    done = own_state.run("repair", own_state.state, "--store", own_state.store)
+    assert done.returncode == CorruptStore.exit_code, done.stderr
+    assert "meta.db: meta.db is missing" in done.stdout
+    assert "what is left: lost+found/files/large" in done.stdout
+    assert f"lost: a snapshot is lost, in {name}" in done.stdout
+    own_state.mount()
+    assert (own_state.current / "lost+found" / "files" / "large").read_bytes() == DATA

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -22,8 +23,10 @@ from statefs.maintenance.repair.losses import Report
 from statefs.maintenance.repair.salvage import TABLES
 from statefs.maintenance.verify import verify
 from statefs.metadata.schema import PAGE_BYTES
+from tests.fixtures.make_store import EXPECTED, encode, golden, shown
 from tests.unit.engine_store import EngineStore, mirror, tree_of
 from tests.unit.test_content_checks import read
+from tests.unit.test_golden_stores import VERSIONS, unpacked
 from tests.unit.test_rereading import found as damage_found
 from tests.unit.test_verify import BIG, DAMAGES, Damage, damage, sound  # noqa: F401
 
@@ -365,3 +368,15 @@ def served(engine: EngineStore, number: int, path: str) -> bytes | None:
         return read(engine, ino, epoch=epoch)
     except (CorruptStore, PosixError, OSError, apsw.Error, IndexError):
         return None
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_store_of_each_format(tmp_path: Path, version: int) -> None:
+    """It comes to the current one on the way, and shows all that it held."""
+    root = unpacked(version, tmp_path)
+    report = repair(StoreLayout(root), read_data=True)
+    assert (report.source, report.losses) == ("meta.db", [])
+    expected = json.loads((golden(version) / EXPECTED).read_text())
+    with EngineStore(root) as engine:
+        assert json.loads(encode(shown(engine)))["trees"] == expected["trees"]
+        assert engine.problems() == []

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -20,9 +21,10 @@ import msgspec
 from statefs.clock import Clock, SystemClock
 from statefs.content.objects import FOLDERS, object_number
 from statefs.durable import sync_folder
-from statefs.errors import NewerStore, NoSuchStore
+from statefs.errors import NewerStore, NoSuchStore, StatefsError
 from statefs.layout import StoreLayout
 from statefs.maintenance.backups import copies, problems_of
+from statefs.maintenance.migrations import migrate
 from statefs.maintenance.repair import listing, salvage
 from statefs.maintenance.repair.damaged import Damaged, nothing
 from statefs.maintenance.repair.losses import Loss, Report
@@ -173,12 +175,15 @@ class _Repair:
 
     def _salvaged(self) -> tuple[apsw.Connection, salvage.Salvaged, list[str]]:
         """Return what can be read of meta.db, and everything that is wrong with it."""
-        path = self._work / "damaged.db"
-        shutil.copyfile(self._layout.meta_db, path)
-        log = self._layout.meta_db.with_name("meta.db-wal")
-        if log.exists():
-            shutil.copyfile(log, path.with_name("damaged.db-wal"))
+        found = StoreLayout(self._work / "found")
+        found.root.mkdir(mode=0o700)
+        path = found.meta_db
+        for name in (path.name, f"{path.name}-wal"):
+            if (self._layout.root / name).exists():
+                shutil.copyfile(self._layout.root / name, found.root / name)
         troubles = self._opened(path)
+        with suppress(apsw.Error, StatefsError):  # one that is too damaged is read as it is
+            migrate(found)
         plain = salvage.make_plain(self._work / "rows.db")
         try:
             read = salvage.salvage(path, plain)
@@ -205,8 +210,6 @@ class _Repair:
                 f"the store has format {version}, this statefs knows up to {FORMAT_VERSION}:"
                 " install a newer statefs"
             )
-        if found == ["ok"] and identity == APPLICATION_ID and version == FORMAT_VERSION:
-            return []
         if (identity, version) == (0, 0) or "not a database" in found[0]:
             self._put_header_back(path)
         return [] if found == ["ok"] else found

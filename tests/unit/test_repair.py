@@ -188,6 +188,29 @@ def test_each_page_of_the_database_without_a_copy(
             assert report.troubles, page
 
 
+def test_one_page_of_a_large_database(engine: EngineStore) -> None:
+    """A few names are lost with it, and told; a header that is gone costs nothing."""
+    for number in range(10):
+        folder = engine.folder(f"folder {number}")
+        for file in range(100):
+            engine.file(f"file {number} {file}", b"x" * 100, folder)
+    engine.save()
+    engine.database.checkpoint()
+    root = engine.root.with_name("large")
+    for page, most in ((0, 0), (pages(engine.store.layout) // 2, 200)):
+        mirror(engine.root, root)
+        shutil.copyfile(engine.store.layout.meta_db, root / "meta.db")
+        (root / "meta.db-wal").unlink()
+        zero(StoreLayout(root), page)
+        report = repair(StoreLayout(root))
+        assert report.source == "salvage" and report.troubles
+        assert len(report.losses) <= most
+        with EngineStore(root) as repaired:
+            assert repaired.table.files >= 1000 - most
+            assert repaired.problems() == []
+    shutil.rmtree(root)
+
+
 @pytest.mark.parametrize("table", [*TABLES, "store", "snapshots"])
 def test_the_rows_of_a_table(damage: Damage, before: Trees, table: str) -> None:  # noqa: F811
     """All of them are deleted: the rest is there, and sound."""

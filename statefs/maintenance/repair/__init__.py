@@ -195,16 +195,17 @@ class _Repair:
 
     def _opened(self, path: Path) -> list[str]:
         """Return what SQLite finds wrong with a database; give it a header where it has none."""
+        identity, version = 0, 0
         try:
             connection = apsw.Connection(str(path))
             try:
-                found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(10)")]
                 identity = connection.pragma("application_id")
                 version = connection.pragma("user_version")
+                found = [str(row[0]) for row in connection.execute("PRAGMA integrity_check(10)")]
             finally:
                 connection.close()
         except apsw.Error as error:
-            found, identity, version = [str(error)], 0, 0
+            found = [str(error)]
         if identity == APPLICATION_ID and version > FORMAT_VERSION:
             raise NewerStore(
                 f"the store has format {version}, this statefs knows up to {FORMAT_VERSION}:"

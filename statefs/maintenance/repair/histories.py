@@ -158,11 +158,10 @@ class Histories:
 
     def rows(self, table: str, ino: int, columns: str) -> list[Row]:
         """Return rows of a versioned table, each once, the latest beginning first."""
-        found = self._plain.execute(
-            f"SELECT DISTINCT valid_from, valid_to, {columns} FROM {table} WHERE ino = ?"
-            " ORDER BY 1 DESC, 2 DESC",
-            (ino,),
-        )
+        query = f"SELECT valid_from, valid_to, {columns} FROM {table} WHERE ino = ?"
+        found = list(dict.fromkeys(self._plain.execute(query, (ino,))))
+        if len(found) > 1:
+            found.sort(key=lambda row: row[:2], reverse=True)
         return [self.row(ino, since, until, tuple(rest)) for since, until, *rest in found]
 
     def row(self, number: int, since: int, until: int, values: tuple[Any, ...]) -> Row:

@@ -19,6 +19,8 @@ from statefs.snapshots.catalog import Snapshot
 
 PROBES_MAX: Final = 5_000_000
 """Numbers looked up one by one between two damaged places: some ten seconds."""
+_COUNTS: Final = slice(28, 40)
+"""Of the first page: the number of pages, the first free one, the number of those."""
 ROWS_TOGETHER: Final = 1000
 _BLOBS: Final = ("name", "value", "data", "content", "sha256", "blocks")
 _VERSIONED: Final = ("valid_to", "valid_from")
@@ -207,10 +209,14 @@ class _Reader:
 def put_header_back(damaged: Path, good: Path) -> None:
     """Give a database whose first page is damaged that of another one of the same format.
 
-    The page says where each table begins, which changes with the format only.
+    The page says where each table begins, which changes with the format only; and how many pages
+    there are and which of them are free, which SQLite finds out by itself where it is not said.
+    Source: sqlite.org/fileformat2.html, 1.3.7 and 1.5.
     """
     with good.open("rb") as source, damaged.open("r+b") as target:
-        target.write(source.read(PAGE_BYTES))
+        page = bytearray(source.read(PAGE_BYTES))
+        page[_COUNTS] = bytes(_COUNTS.stop - _COUNTS.start)
+        target.write(page)
 
 
 def rows_of(plain: apsw.Connection, query: str, *values: Any) -> Iterator[tuple[Any, ...]]:

@@ -50,7 +50,7 @@ class Duration(float):
         if not re.fullmatch(rf"(?:{_NUMBER}[smhdw])+", text):
             raise ValueError(f'{value!r} is no duration: write seconds, or "30s", "5m", "1h", "2d"')
         parts = re.findall(rf"({_NUMBER})([smhdw])", text)
-        return cls(sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts))
+        return cls.parse(sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts))
 
 
 class Size(int):
@@ -59,13 +59,16 @@ class Size(int):
     @classmethod
     def parse(cls, value: object) -> Size:
         """Return the bytes that a value of the file means. Raises ValueError."""
-        if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63:
             return cls(value)
         text = value.replace(" ", "").lower() if isinstance(value, str) else ""
         match = re.fullmatch(rf"({_NUMBER})([kmgt]?i?b)", text)
         if not match or match[2] not in _SIZE_UNITS:
             raise ValueError(f'{value!r} is no size: write bytes, or "20MB", "512KiB", "1.5GiB"')
-        return cls(float(match[1]) * _SIZE_UNITS[match[2]])
+        bytes_wanted = float(match[1]) * _SIZE_UNITS[match[2]]
+        if bytes_wanted >= 1 << 63:
+            raise ValueError(f"{_as_written(value)} is more than any disk holds")
+        return cls(bytes_wanted)
 
 
 Table = dict[str, Any]
@@ -202,8 +205,9 @@ def parse_config(text: str, source: str) -> Config:
     """
     try:
         values = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # a number of 5,000 digits, brackets in brackets
         raise InvalidConfig(f"{source}: not TOML: {_one_line(error)}") from error
+    _refuse_nul(values, source)
     _refuse_mistakes(Config, values, "", source)
     try:
         return msgspec.convert(values, Config, dec_hook=from_file_value)
@@ -223,6 +227,15 @@ def to_file_value(value: object) -> float:
     """Return the number that a Duration or a Size is; for msgspec, as `enc_hook`."""
     assert isinstance(value, Duration | Size)
     return value + 0
+
+
+def _refuse_nul(value: object, source: str) -> None:
+    """Refuse what no path, no argument of a program and no label can hold."""
+    if isinstance(value, str) and "\0" in value:
+        raise InvalidConfig(f"{source}: {_as_written(value)}: no text may hold a NUL")
+    if isinstance(value, dict | list):
+        for each in value.values() if isinstance(value, dict) else value:
+            _refuse_nul(each, source)
 
 
 def _one_line(error: Exception) -> str:

@@ -4,11 +4,28 @@ from __future__ import annotations
 
 import ctypes
 import ctypes.util
+import errno
 import os
 from contextlib import suppress
 from pathlib import Path
 
 _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
+
+
+def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
+    """Open a file of a store, made for its owner alone where `flags` say so; follow no link.
+
+    Nor is it waited for the other end of a pipe.
+
+    Raises:
+        OSError: it cannot be opened; EIO where a symbolic link is in its place.
+    """
+    try:
+        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    except OSError as error:
+        if error.errno != errno.ELOOP:
+            raise
+        raise OSError(errno.EIO, "a symbolic link, which is not followed", str(path)) from None
 
 
 def sync_folder(folder: Path) -> None:
@@ -55,7 +72,8 @@ def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
     """
     temporary = path.with_name(f".{path.name}.new")
     try:
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+        temporary.unlink(missing_ok=True)
+        fd = open_plain(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             view = memoryview(data)
             while view:

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final, Literal, Self
 
-from statefs.durable import remove_now
+from statefs.durable import open_plain, remove_now
 from statefs.errors import AlreadyMounted, NoSuchStore, ReadOnlyStore, StoreLocked, typed
 from statefs.layout import StoreLayout
 from statefs.mounts import find_mount
@@ -173,7 +173,7 @@ class StoreLock:
 def read_owner(layout: StoreLayout) -> LockOwner | None:
     """Return who has the store open (`alive`), or had it when it crashed; None if nobody did."""
     try:
-        fd = os.open(layout.lock, os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_plain(layout.lock, os.O_RDONLY)
     except FileNotFoundError:
         return None
     try:
@@ -195,7 +195,7 @@ def read_owner(layout: StoreLayout) -> LockOwner | None:
 def _open_lock_file(layout: StoreLayout) -> tuple[int, int]:
     """Return the lock file, or what stands for it, and the kind of lock to take on it."""
     try:
-        return os.open(layout.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600), fcntl.LOCK_EX
+        return open_plain(layout.lock, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX
     except (FileNotFoundError, NotADirectoryError):
         raise NoSuchStore(f"there is no store at {layout.root}") from None
     except OSError as error:
@@ -203,7 +203,7 @@ def _open_lock_file(layout: StoreLayout) -> tuple[int, int]:
             raise
     # Who can write there by another way, past a read-only bind mount, has made the file.
     path = layout.lock if layout.lock.exists() else layout.root
-    return os.open(path, os.O_RDONLY | os.O_CLOEXEC), fcntl.LOCK_SH
+    return open_plain(path, os.O_RDONLY), fcntl.LOCK_SH
 
 
 def _try_lock(fd: int, kind: int) -> bool:

@@ -1,4 +1,4 @@
-"""Sizes, times and counts as people read them. Pure: nothing here looks at the clock or prints."""
+"""Sizes, times, counts and odd text as people read them. Pure: nothing here looks at the clock."""
 
 from __future__ import annotations
 
@@ -95,3 +95,13 @@ def since_text(timestamp: str, now_seconds: float) -> str:
     """Return how long before `now_seconds` (since 1970) a timestamp lies; empty if it is none."""
     parsed = moment(timestamp)
     return "" if parsed is None else age_text(now_seconds - parsed.timestamp())
+
+
+def printable(text: str) -> str:
+    r"""Return `text` with everything a terminal might obey or choke on written as \x.. escapes."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
+        for char in text
+    )

@@ -6,16 +6,13 @@ says of itself is checked here, before anything is made of it; every complaint n
 
 from __future__ import annotations
 
-import lzma
 import stat
 import tarfile
-import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
 from typing import IO, Final, cast
 
-import msgspec
 import zstandard
 
 from statefs.archive.acl_text import from_text
@@ -30,7 +27,7 @@ from statefs.archive.headers import (
     xattr_of,
 )
 from statefs.errors import PosixError, UsageError
-from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.documents import SnapshotDocument, decode
 from statefs.snapshots.naming import check_label
 from statefs.snapshots.reports import path_text
 
@@ -46,6 +43,12 @@ _READ_BYTES: Final = 1 << 20
 _ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
 _SECOND_NS: Final = 1_000_000_000
 _TIME_MAX_NS: Final = (1 << 63) - 1
+_ID_MAX: Final = (1 << 32) - 2
+"""The largest owner; the number above it means "leave it as it is". Source: chown(2)."""
+_DEVICE_MAX: Final = (1 << 32) - 1
+_SIZE_MAX: Final = (1 << 63) - 1
+_HEADER_BYTES_MAX: Final = 16 << 20
+"""Of an extended header, which is held in memory; names and attributes of a file need far less."""
 _KINDS: Final = {
     tarfile.REGTYPE: stat.S_IFREG,
     tarfile.AREGTYPE: stat.S_IFREG,
@@ -58,7 +61,13 @@ _KINDS: Final = {
     tarfile.CHRTYPE: stat.S_IFCHR,
     tarfile.BLKTYPE: stat.S_IFBLK,
 }
-_FAULTS: Final = (tarfile.TarError, zstandard.ZstdError, zlib.error, lzma.LZMAError, EOFError)
+_EXTENDED: Final = (
+    tarfile.XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 
 
 class _Input:
@@ -88,6 +97,16 @@ class _Input:
             pass
 
 
+class _Header(tarfile.TarInfo):
+    """A member's header; one that would fill the memory is refused before it is read."""
+
+    def _proc_member(self, archive: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in _EXTENDED and not 0 <= self.size <= _HEADER_BYTES_MAX:
+            raise tarfile.ReadError("an extended header is too large")
+        found: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]  # of typeshed
+        return found
+
+
 class Archive:
     """An archive, read once from its beginning to its end.
 
@@ -115,6 +134,7 @@ class Archive:
             self._tar = tarfile.open(  # noqa: SIM115  # only `source` is to be closed
                 fileobj=self._plain,  # type: ignore[call-overload]  # stream mode only reads
                 mode=mode,
+                tarinfo=_Header,
                 encoding="utf-8",
                 errors="surrogateescape",
             )
@@ -129,7 +149,9 @@ class Archive:
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except _FAULTS as error:
+        except (OSError, UsageError):
+            raise  # of the disk, and of what was understood
+        except Exception as error:  # tarfile raises whatever it comes across, TypeError among it
             raise UsageError(f"{self._name} is damaged, or no tar archive: {error}") from error
 
     def members(self) -> Iterator[Member]:
@@ -189,11 +211,11 @@ class Archive:
             return None
         data = b"".join(part for _, part in self.content(member))
         try:
-            document = msgspec.json.decode(data, type=SnapshotDocument)
+            document = decode(data, SnapshotDocument)
             if NAME_LABEL in document.labels:
                 check_label(document.labels[NAME_LABEL])
             return document
-        except (msgspec.MsgspecError, UsageError) as error:
+        except (ValueError, UsageError) as error:
             raise UsageError(
                 f"metadata.json, the first member of {self._name}, is no snapshot's: {error}"
             ) from None
@@ -206,13 +228,13 @@ class Archive:
         try:
             return Member(
                 path,
-                kind | stat.S_IMODE(info.mode),
-                info.uid,
-                info.gid,
+                kind | stat.S_IMODE(_limited("mode", info.mode, _DEVICE_MAX)),
+                _limited("owner", info.uid, _ID_MAX),
+                _limited("group", info.gid, _ID_MAX),
                 _time_ns(info.pax_headers.get("mtime"), info.mtime),
                 _optional_time_ns(info.pax_headers.get("atime")),
-                info.size,
-                (info.devmajor, info.devminor),
+                _limited("size", info.size, _SIZE_MAX),
+                _device(info),
                 _target(info) if info.issym() else b"",
                 checked_path(_bytes(info.linkname)) if info.islnk() else None,
                 _xattrs(info.pax_headers),
@@ -220,6 +242,22 @@ class Archive:
             )
         except (ValueError, InvalidOperation, PosixError, UsageError) as error:
             raise UsageError(f"{path_text(path)}: {error}") from None
+
+
+def _limited(what: str, number: int, most: int) -> int:
+    """Return a number of a header. Raises UsageError: the kernel knows no such number."""
+    if not 0 <= number <= most:
+        raise UsageError(f"its {what} cannot be {number}")
+    return number
+
+
+def _device(info: tarfile.TarInfo) -> tuple[int, int]:
+    if not info.isdev():
+        return (0, 0)
+    return (
+        _limited("device", info.devmajor, _DEVICE_MAX),
+        _limited("device", info.devminor, _DEVICE_MAX),
+    )
 
 
 def _bytes(name: str) -> bytes:
@@ -251,7 +289,7 @@ def _target(info: tarfile.TarInfo) -> bytes:
 
 def _time_ns(text: str | None, seconds: float) -> int:
     found = _optional_time_ns(text)
-    return int(seconds) * _SECOND_NS if found is None else found
+    return _limited_time_ns(Decimal(int(seconds))) if found is None else found
 
 
 def _optional_time_ns(text: str | None) -> int | None:
@@ -260,7 +298,13 @@ def _optional_time_ns(text: str | None) -> int | None:
     time = Decimal(text)
     if not time.is_finite():
         raise ValueError(f"{text} is no time")
-    time_ns = int((time * _SECOND_NS).to_integral_value())
+    return _limited_time_ns(time)
+
+
+def _limited_time_ns(time: Decimal) -> int:
+    """Return seconds in nanoseconds, the nearest that there are."""
+    most = Decimal(_TIME_MAX_NS) / _SECOND_NS  # before multiplying: 1e999999 has many digits
+    time_ns = int((max(-most, min(time, most)) * _SECOND_NS).to_integral_value())
     return max(-_TIME_MAX_NS, min(time_ns, _TIME_MAX_NS))
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
-from statefs.cli.output import Column, print_table, printable
-from statefs.units import count_text, local_text, size_text
+from statefs.cli.output import Column, print_table
+from statefs.units import count_text, local_text, printable, size_text
 
 if TYPE_CHECKING:
     from statefs.api import State

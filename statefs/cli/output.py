@@ -13,6 +13,8 @@ from typing import Any, Final
 
 import click
 
+from statefs.units import printable
+
 _GAP: Final = "  "
 _LEAST_CELLS: Final = 12
 """A column that is cut shorter than this tells nothing; another column is left out instead."""
@@ -36,16 +38,6 @@ class Column:
     align_right: bool = False
     may_shorten: bool = False
     drop_rank: int = 0
-
-
-def printable(text: str) -> str:
-    r"""Return `text` with everything a terminal might obey or choke on written as \x.. escapes."""
-    if text.isprintable():
-        return text
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii")
-        for char in text
-    )
 
 
 def one_line(text: str) -> str:

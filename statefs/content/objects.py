@@ -11,6 +11,7 @@ import ctypes
 import ctypes.util
 import errno
 import os
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from statefs.durable import sync_folder
+from statefs.durable import open_plain, sync_folder
 from statefs.ids import LIVING, ObjectId
 from statefs.layout import StoreLayout
 
@@ -28,6 +29,8 @@ DISK_BLOCK_BYTES: Final = 512
 """The unit of st_blocks (stat(2))."""
 FOLDERS: Final = 256
 """objects/00 to objects/ff."""
+_NAME: Final = re.compile(r"[1-9a-f][0-9a-f]{0,15}")
+"""What `StoreLayout.object_path` calls an object."""
 
 _FALLOC_FL_KEEP_SIZE: Final = 1
 _FALLOC_FL_PUNCH_HOLE: Final = 2
@@ -140,13 +143,13 @@ class ObjectFiles:
     def _open_file(self, object_id: int, create: bool) -> int:
         path = self._layout.object_path(ObjectId(object_id))
         if create:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_CREAT | os.O_EXCL, 0o600)
+            return open_plain(path, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         try:
-            return os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            return open_plain(path, os.O_RDWR)
         except OSError as error:
             if error.errno != errno.EROFS:
                 raise
-            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            return open_plain(path, os.O_RDONLY)
 
     def _close_surplus(self) -> None:
         surplus = len(self._open) - MAX_DESCRIPTORS
@@ -398,11 +401,15 @@ class ObjectFiles:
             sync_folder(self._shrunk_folders.pop())
 
     def present(self) -> set[int]:
-        """Return the numbers of all object files, by listing the folders."""
+        """Return the numbers of all object files, by listing the folders.
+
+        What has another name than theirs is not statefs's.
+        """
         return {
             int(entry.name, 16)
-            for folder in os.scandir(self._layout.objects)
-            for entry in os.scandir(folder.path)
+            for number in range(FOLDERS)
+            for entry in os.scandir(self._layout.objects / f"{number:02x}")
+            if _NAME.fullmatch(entry.name)
         }
 
     def close(self) -> None:

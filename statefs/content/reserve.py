@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Final
 
 from statefs.content.objects import DISK_BLOCK_BYTES
-from statefs.durable import is_on_read_only, remove_now
+from statefs.durable import is_on_read_only, open_plain, remove_now
 from statefs.errors import PosixError
 
 RESERVE_BYTES: Final = 8 << 20
@@ -51,12 +51,12 @@ class Reserve:
     def _is_taken(self) -> bool:
         """Whether the file has its room from before; asking for it again may be refused."""
         try:
-            return self._path.stat().st_blocks * DISK_BLOCK_BYTES >= RESERVE_BYTES
+            return self._path.lstat().st_blocks * DISK_BLOCK_BYTES >= RESERVE_BYTES
         except FileNotFoundError:
             return False
 
     def _take(self) -> None:
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = open_plain(self._path, os.O_WRONLY | os.O_CREAT)
         try:
             os.posix_fallocate(fd, 0, RESERVE_BYTES)
         finally:

@@ -84,7 +84,7 @@ def decode_request(line: bytes) -> Request:
     """
     try:
         return _request_decoder.decode(line)
-    except msgspec.MsgspecError as error:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the request cannot be understood: {error}") from None
 
 
@@ -101,7 +101,7 @@ def error_body(error: StatefsError) -> ErrorBody:
     """Return what carries `error` to another process."""
     return ErrorBody(
         type=type(error).__name__,
-        message=str(error),
+        message=str(error).encode(errors="backslashreplace").decode(),  # JSON holds no surrogates
         exit_code=error.exit_code,
         errno=error.errno if isinstance(error, PosixError) else None,
     )

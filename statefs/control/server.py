@@ -22,7 +22,6 @@ from statefs.control.messages import (
     ALIVE_SECONDS,
     PROGRESS_SECONDS,
     REQUEST_BYTES_MAX,
-    ErrorBody,
     Reply,
     Request,
     decode_request,
@@ -188,18 +187,16 @@ class ControlServer:
             result = await self._handle(request.op, request.args, call)
             return encode(Reply(request.id, result=result))
         except StatefsError as error:
-            return encode(Reply(request.id, error=error_body(error)))
+            refusal = error
         except OSError as error:
             log.error("the operation '%s' failed: %s", request.op, error)
-            return encode(Reply(request.id, error=error_body(_refusal(request.op, error))))
+            refusal = _refusal(request.op, error)
         except Exception:
             log.exception("the operation '%s' failed", request.op)
-            body = ErrorBody(
-                StatefsError.__name__,
-                f"internal error in the daemon during '{request.op}': see {self._layout.log}",
-                StatefsError.exit_code,
+            refusal = StatefsError(
+                f"internal error in the daemon during '{request.op}': see {self._layout.log}"
             )
-            return encode(Reply(request.id, error=body))
+        return encode(Reply(request.id, error=error_body(refusal)))
 
 
 async def _show_signs_of_life(stream: trio.SocketStream, request_id: int, call: Call) -> None:

@@ -25,6 +25,7 @@ import msgspec
 import statefs
 from statefs.control.messages import ErrorBody, error_body, raised_error
 from statefs.daemon.spawning import LEASH_VARIABLE, READY_VARIABLE
+from statefs.durable import open_plain
 from statefs.errors import StatefsError
 from statefs.layout import StoreLayout
 from statefs.mounts import MountOptions
@@ -219,11 +220,11 @@ def start_daemon(
 
 def _open_log(layout: StoreLayout) -> int:
     try:
-        if layout.log.stat().st_size > LOG_BYTES_MAX:
+        if layout.log.lstat().st_size > LOG_BYTES_MAX:
             layout.log.rename(layout.log.with_name(layout.log.name + ".1"))
     except FileNotFoundError:
         pass
-    return os.open(layout.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    return open_plain(layout.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
 
 def _import_path() -> dict[str, str]:

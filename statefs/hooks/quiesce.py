@@ -109,6 +109,7 @@ class Preparation:
         try:
             for command in volume.before_save:
                 self._run(volume, command, deadline, {})
+            self._require_inside(folder)
             if not folder.is_dir():
                 note = f"there is no folder {volume.folder}: nothing of it is in the snapshot"
                 return replace(result, consistency="crash-consistent", notes=(note,))
@@ -119,6 +120,15 @@ class Preparation:
         except HookFailed as error:
             raise HookFailed(f"volume {volume.name}: {error}") from error
         return result
+
+    def _require_inside(self, folder: Path) -> None:
+        """Refuse a folder that a link leads away from: who writes in current/ may have made it.
+
+        Raises:
+            HookFailed: the message names the folder.
+        """
+        if folder.resolve() != self._current.resolve() / folder.relative_to(self._current):
+            raise HookFailed(f"{folder} leads through a symbolic link, which is not followed")
 
     def _prepare_postgres(
         self, result: VolumeResult, volume: VolumeConfig, deadline: Deadline
@@ -141,6 +151,7 @@ class Preparation:
         self, volume: VolumeConfig, deadline: Deadline, account: Account | None
     ) -> DumpResult:
         folder = self._current / DUMPS
+        self._require_inside(folder)
         if not folder.is_dir():
             folder.mkdir()
             folder.chmod(DUMPS_MODE)  # whatever the umask: owners of dumps pass through

@@ -19,7 +19,7 @@ import inspect
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar, get_type_hints
 
 import msgspec
 
@@ -86,10 +86,15 @@ class Commands:
         if operation is None:
             raise UsageError(f"unknown operation {op!r}: this daemon is of another version")
         try:
-            bound = inspect.signature(operation).bind(self, call, **arguments)
-        except TypeError as error:
+            inspect.signature(operation).bind(self, call, **arguments)
+            known = get_type_hints(operation)
+            checked = {
+                name: msgspec.convert(value, known.get(name, Any), str_keys=True)
+                for name, value in arguments.items()
+            }
+        except (TypeError, msgspec.ValidationError) as error:
             raise UsageError(f"the operation {op!r} cannot be run so: {error}") from None
-        return self._telling(operation(*bound.args, **bound.kwargs))
+        return self._telling(operation(self, call, **checked))
 
     def _telling(self, steps: Steps[T]) -> Steps[T]:
         """Have damaged bytes that an operation came across known, and named by their path."""
@@ -136,9 +141,15 @@ def _restore(
     )
 
 
-def _undo(commands: Commands, call: Call, **arguments: Any) -> Steps[Document]:
+def _undo(
+    commands: Commands, call: Call, *, force: bool, of: str | None = None, dry_run: bool = False
+) -> Steps[Document]:
     on_progress = reporting(call, "finding out what changed", "files")
-    return (yield from restoring.undo(commands.store, on_progress=on_progress, **arguments))
+    return (
+        yield from restoring.undo(
+            commands.store, force=force, of=of, dry_run=dry_run, on_progress=on_progress
+        )
+    )
 
 
 def _scrub(commands: Commands, call: Call, *, start: bool) -> Steps[Document]:
@@ -200,8 +211,26 @@ def _log(commands: Commands, _call: Call, *, path: str) -> Steps[list[Document]]
     return comparing.log(commands.store, path)
 
 
-def _locate(commands: Commands, _call: Call, **arguments: Any) -> Steps[Document]:
-    return comparing.locate(commands.store, **arguments)
+def _locate(
+    commands: Commands,
+    _call: Call,
+    *,
+    snapshot: str,
+    path: str,
+    ino: int,
+    offset: int,
+    end: int,
+    check: bool = False,
+) -> Steps[Document]:
+    return comparing.locate(
+        commands.store,
+        snapshot=snapshot,
+        path=path,
+        ino=ino,
+        offset=offset,
+        end=end,
+        check=check,
+    )
 
 
 def _clone(

@@ -59,9 +59,12 @@ class PipeWriter:
     def __init__(self, path: str, call: Call) -> None:
         self._call = call
         try:
-            self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError as error:
             raise UsageError(f"nobody reads the archive: {error.strerror}") from error
+        if not stat.S_ISFIFO(os.fstat(self._fd).st_mode):
+            os.close(self._fd)
+            raise UsageError("nobody reads the archive: it can be written into a pipe only")
         self._poll = select.poll()
         self._poll.register(self._fd, select.POLLOUT)
         with suppress(PermissionError):  # an ordinary user may have used up the room for pipes

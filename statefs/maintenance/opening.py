@@ -4,18 +4,61 @@ where nothing can be written, closed cleanly, and asked for nothing that would c
 
 from __future__ import annotations
 
+import os
+import stat
 import struct
 from pathlib import Path
 from typing import Final
 
 from statefs.durable import is_on_read_only
-from statefs.errors import OlderStore, ReadOnlyStore, typed
+from statefs.errors import CorruptStore, OlderStore, ReadOnlyStore, typed
 from statefs.layout import StoreLayout, default_store
 from statefs.metadata.connection import has_log
 from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
 
 _HEADER: Final = struct.Struct(">60x I 4x I")
 """Of a database: user_version and application_id. Source: sqlite.org/fileformat2.html, 1.3."""
+
+
+def refuse_planted(layout: StoreLayout) -> None:
+    """Refuse a store with a link, or something else that statefs has not made, among its files.
+
+    A store that came from elsewhere must not lead out of itself. statefs.toml alone may be a link:
+    what it says is trusted anyway.
+
+    Raises:
+        CorruptStore: it names what is in the way.
+    """
+    root = layout.root
+    with os.scandir(root) as entries:
+        for entry in entries:
+            if entry.is_symlink() and entry.name != layout.config.name:
+                raise _planted(Path(entry.path))
+    files = (layout.meta_db, layout.index_json, layout.scrub_json, layout.reserve, layout.log)
+    for path in (*files, *(Path(f"{layout.meta_db}{end}") for end in ("-wal", "-shm"))):
+        _require_kind(path, stat.S_IFREG)
+    for path in (layout.objects, layout.snapshots, layout.backups):
+        _require_kind(path, stat.S_IFDIR)
+    for path in layout.objects.iterdir() if layout.objects.exists() else ():
+        _require_kind(path, stat.S_IFDIR)
+    for folder in (layout.snapshots, layout.backups):
+        for path in folder.iterdir() if folder.exists() else ():
+            _require_kind(path, stat.S_IFREG)
+
+
+def _require_kind(path: Path, kind: int) -> None:
+    try:
+        if stat.S_IFMT(path.lstat().st_mode) != kind:
+            raise _planted(path)
+    except FileNotFoundError:
+        pass  # whoever needs it makes it, or says that it is missing
+
+
+def _planted(path: Path) -> CorruptStore:
+    return CorruptStore(
+        f"{path} is a link, or of a kind that no such file of a store is, and is not followed: "
+        "move it out of the store, or put back what it leads to"
+    )
 
 
 def refuse_older(layout: StoreLayout, state: Path | None = None) -> None:

@@ -22,7 +22,7 @@ from statefs.maintenance.hashing import READ_BYTES_PER_STEP
 from statefs.maintenance.rereading import Rereading
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.verify import Problem
-from statefs.snapshots.documents import encode
+from statefs.snapshots.documents import decode, encode
 
 if TYPE_CHECKING:
     from statefs.maintenance.commands import Call
@@ -70,7 +70,7 @@ class Scrubber:
     def _read_report(self) -> ScrubReport | None:
         path = self._store.layout.scrub_json
         try:
-            return msgspec.json.decode(path.read_bytes(), type=ScrubReport)
+            return decode(path.read_bytes(), ScrubReport)
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:

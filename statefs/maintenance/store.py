@@ -34,7 +34,7 @@ from statefs.maintenance import cloning, saving, steps
 from statefs.maintenance.backups import Backuper
 from statefs.maintenance.gc import Collector
 from statefs.maintenance.migrations import migrate
-from statefs.maintenance.opening import refuse_older, refuse_unclean
+from statefs.maintenance.opening import refuse_older, refuse_planted, refuse_unclean
 from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.recovery import recover
 from statefs.maintenance.rereading import describe
@@ -46,7 +46,7 @@ from statefs.metadata.connection import Database, Reader, create_database
 from statefs.mounts import Writer
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.clones import Clones
-from statefs.snapshots.documents import ChangedPaths, encode
+from statefs.snapshots.documents import ChangedPaths, decode, encode
 from statefs.snapshots.namespace import Namespace
 from statefs.snapshots.restore import Restored
 from statefs.snapshots.runtime import NEW_DOCUMENTS
@@ -162,14 +162,15 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
 
     Raises:
         NoSuchStore: nothing is there. NewerStore: it needs a newer statefs. CorruptStore: its
-            database cannot be read. ReadOnlyStore, OlderStore: it would have to be recovered, or
-            migrated, and nothing can be written there.
+            database cannot be read, or a file of it is a link. ReadOnlyStore, OlderStore: it would
+            have to be recovered, or migrated, and nothing can be written there.
     """
     layout = StoreLayout(root)
     if not layout.meta_db.exists():
         if layout.objects.is_dir():
             raise CorruptStore(f"{layout.meta_db} is missing: 'statefs repair' makes another one")
         raise NoSuchStore(f"no store at {root}: make one with `statefs init`")
+    refuse_planted(layout)
     return Store(layout, clock or SystemClock(), follows_another)
 
 
@@ -438,10 +439,10 @@ class Store:
         """
         path = self._changed_path(snapshot)
         try:
-            return msgspec.json.decode(path.read_bytes(), type=ChangedPaths)
+            return decode(path.read_bytes(), ChangedPaths)
         except FileNotFoundError:
             return None
-        except msgspec.MsgspecError as error:
+        except ValueError as error:
             raise CorruptStore(f"{path} is damaged: {error}") from error
 
     def remove_documents(self, snapshot: Snapshot) -> None:

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import apsw
 
-from statefs.durable import is_on_read_only, sync_folder
+from statefs.durable import is_on_read_only, open_plain, sync_folder
 from statefs.errors import CorruptStore, NewerStore, NoSuchStore, PosixError
 from statefs.metadata import schema
 
@@ -170,7 +170,7 @@ class Database(Queries):
         if self.is_read_only:
             self.failure = OSError(errno.EROFS, os.strerror(errno.EROFS))
             return
-        self._wal_fd = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        self._wal_fd = open_plain(path.with_name(f"{path.name}-wal"), os.O_RDWR | os.O_CREAT)
 
     def _check_identity(self, newest: int) -> None:
         try:

@@ -6,13 +6,15 @@ from these types. A missing optional value is null, never left out.
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import msgspec
 
 from statefs.hooks.results import Consistency, DumpResult
 from statefs.snapshots.naming import time_ns
 from statefs.snapshots.reasons import Reason
+
+T = TypeVar("T")
 
 FORMAT_VERSION: Final = 1
 """formatVersion of both documents."""
@@ -189,6 +191,18 @@ class IndexDocument(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
 def encode(document: msgspec.Struct) -> bytes:
     """Return a document as indented JSON that ends in a newline."""
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def decode(data: bytes, kind: type[T]) -> T:
+    """Return the document that the bytes of a file are.
+
+    Raises:
+        ValueError: they are damaged, or those of something else.
+    """
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except RecursionError as error:
+        raise ValueError(str(error)) from None
 
 
 def index_entry(document: SnapshotDocument) -> IndexEntry:

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Final
 
+from statefs.durable import open_plain
 from statefs.errors import CorruptStore, StatefsError
 from statefs.ids import ObjectId
 from statefs.layout import StoreLayout
@@ -91,7 +92,7 @@ def _read_part(layout: StoreLayout, start: int, end: int, number: int) -> tuple[
     if not number:
         return end - start, end
     try:
-        file = os.open(layout.object_path(ObjectId(number)), os.O_RDONLY | os.O_CLOEXEC)
+        file = open_plain(layout.object_path(ObjectId(number)), os.O_RDONLY)
     except FileNotFoundError:
         raise _Lost(f"the object file {number:x} is missing") from None
     try:

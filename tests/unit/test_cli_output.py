@@ -13,8 +13,8 @@ from statefs.cli.output import (
     print_json,
     print_line,
     print_table,
-    printable,
 )
+from statefs.units import printable
 
 COLUMNS = (Column("name"), Column("files", align_right=True), Column("message", may_shorten=True))
 

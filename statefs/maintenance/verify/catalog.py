@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-import msgspec
-
 from statefs.clock import iso_time
 from statefs.errors import UsageError
 from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT
@@ -23,6 +21,7 @@ from statefs.snapshots.documents import (
     IndexDocument,
     IndexEntry,
     SnapshotDocument,
+    decode,
     index_entry,
 )
 from statefs.snapshots.reasons import REASONS
@@ -162,7 +161,7 @@ def check_documents(reading: Reading) -> Iterator[str]:
     for snapshot in shown:
         path = folder / f"{snapshot.name}.json"
         try:
-            document = msgspec.json.decode(path.read_bytes(), type=SnapshotDocument)
+            document = decode(path.read_bytes(), SnapshotDocument)
         except (OSError, ValueError) as error:
             yield f"snapshots/{path.name} cannot be read: {error}"
         else:
@@ -176,7 +175,7 @@ def check_documents(reading: Reading) -> Iterator[str]:
 
 def _changed_troubles(path: Path) -> Iterator[str]:
     try:
-        msgspec.json.decode(path.read_bytes(), type=ChangedPaths)
+        decode(path.read_bytes(), ChangedPaths)
     except FileNotFoundError:
         return  # of a snapshot that was taken for no restore
     except (OSError, ValueError) as error:
@@ -185,7 +184,7 @@ def _changed_troubles(path: Path) -> Iterator[str]:
 
 def _index_troubles(reading: Reading, shown: list[Snapshot]) -> Iterator[str]:
     try:
-        index = msgspec.json.decode(reading.layout.index_json.read_bytes(), type=IndexDocument)
+        index = decode(reading.layout.index_json.read_bytes(), IndexDocument)
     except (OSError, ValueError) as error:
         yield f"index.json cannot be read: {error}"
         return

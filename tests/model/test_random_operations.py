@@ -25,7 +25,8 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from tests.harness.mounted_state import MountedState, aborted_after, mounted, open_folder
+from tests.crash.fork_server import ForkedState, ForkServer
+from tests.harness.mounted_state import MountedState, aborted_after, mounted_as, open_folder
 from tests.harness.system_calls import RENAME_EXCHANGE, RENAME_NOREPLACE, errno_of
 from tests.harness.trees import Tree, differences
 from tests.model.reference import Node, ReferenceTree
@@ -326,9 +327,11 @@ def model_state() -> Iterator[MountedState]:
     with (
         open_folder("model") as folder,
         aborted_after(SECONDS_MAX, folder),
-        mounted(folder) as made,
+        ForkServer() as server,  # most of the time would go into starting daemons
     ):
-        yield made
+        made = ForkedState(server, folder / "state", folder / "state.store")
+        with mounted_as(made):
+            yield made
 
 
 def test_the_reference_is_what_the_disk_does(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace as replaced
 from pathlib import Path
-from typing import IO, Any, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
@@ -31,6 +31,9 @@ from statefs.snapshots.documents import ListedSnapshot, SnapshotDocument
 from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
 from statefs.target import Target, find_target
+
+if TYPE_CHECKING:
+    from statefs.telemetry.health import Check
 
 AnyPath = str | bytes | os.PathLike[str]
 """A path relative to current/."""
@@ -480,6 +483,19 @@ class State:
         """Return what the store and its mount are doing (docs/cli.md, "status")."""
         status: Document = self._ask("status")
         return status
+
+    def health(self) -> list[Check]:
+        """Return the checks of `statefs health`, by what [health] of statefs.toml says is well.
+
+        Raises:
+            InvalidConfig: statefs.toml is wrong.
+        """
+        from statefs.config import read_config
+        from statefs.telemetry.health import checks
+
+        status = self.status()
+        status["stale"] = self.target.mount is not None and not status["mounted"]
+        return checks(status, read_config(self.target.layout.config).health)
 
     def events(self, after: int = 0, *, wait: bool = False) -> list[Document]:
         """Return the events that are kept, oldest first (docs/operations.md, "Events").

@@ -72,9 +72,22 @@ class Size(int):
 
 
 Table = dict[str, Any]
+LOOK_SECONDS_LEAST: Final = 0.1
+"""Looking more often would cost more than it tells."""
 Count = Annotated[int, Meta(ge=0, le=1_000_000_000)]
 Command = Annotated[tuple[str, ...], Meta(min_length=1)]
 """A program and its arguments; no shell looks at them."""
+EventName = Literal[
+    "state:saved",
+    "state:loaded",
+    "state:save-error",
+    "autosave:triggered",
+    "disk:low",
+    "corruption:detected",
+    "worker:restarted",
+    "health:changed",
+]
+"""What can happen (telemetry/events.py)."""
 VolumeConsistency = Literal["generic", "sqlite", "postgres"]
 """What statefs does for a volume around a save (hooks/)."""
 
@@ -114,6 +127,34 @@ class Backups(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interval_seconds: Duration = field(default=Duration(3600), name="interval")
     count: Annotated[int, Meta(ge=1, le=1000)] = 10
     max_bytes: Size = Size(2 << 30)
+
+
+class Health(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[health]: what is still well; 0 sets no limit."""
+
+    min_free_bytes: Size = field(default=Size(100_000_000), name="min_free")
+    full_within_seconds: Duration = field(default=Duration(0), name="full_within")
+    max_save_age_seconds: Duration = field(default=Duration(0), name="max_save_age")
+    max_unsynced_bytes: Size = field(default=Size(0), name="max_unsynced")
+    max_seal_backlog: Count = 0
+    max_restarts: Count = 0
+    interval_seconds: Duration = field(default=Duration(10), name="interval")
+
+    def __post_init__(self) -> None:
+        if self.interval_seconds < LOOK_SECONDS_LEAST:
+            raise ValueError(f"interval must be {LOOK_SECONDS_LEAST:g} seconds or more")
+
+
+class EventHook(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One [[events]]: a command that is run when something has happened."""
+
+    hook: Command
+    on: tuple[EventName, ...] = ()
+    deadline_seconds: Duration = field(default=Duration(30), name="deadline")
+
+    def __post_init__(self) -> None:
+        if self.deadline_seconds <= 0:
+            raise ValueError("deadline must be more than 0 seconds")
 
 
 class VolumeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -164,11 +205,14 @@ class VolumeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Everything that statefs.toml may say."""
 
+    log_format: Literal["text", "json"] = "text"
     autosave: bool = False
     autosave_debounce_seconds: Duration = field(default=Duration(30), name="autosave_debounce")
     retention: Retention = Retention()
     scrub: Scrub = Scrub()
+    health: Health = Health()
     backups: Backups = Backups()
+    events: tuple[EventHook, ...] = ()
     volumes: tuple[VolumeConfig, ...] = ()
 
     def __post_init__(self) -> None:

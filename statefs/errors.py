@@ -27,6 +27,7 @@
     ├── NoSuchClone                 exit 25  ENOENT   no clone of that name
     ├── OlderStore                  exit 26  EPROTO   the store has an older format: mount it once
     ├── ReadOnlyStore               exit 27  EROFS    the store lies where nothing can be written
+    ├── Unhealthy                   exit 28  EIO      `statefs health` has found something wrong
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -231,6 +232,12 @@ class ReadOnlyStore(StatefsError):
 
     exit_code = 27
     errno = _errno.EROFS
+
+
+class Unhealthy(StatefsError):
+    """Something that `statefs health` looks at is not well; its lines say what."""
+
+    exit_code = 28
 
 
 class PosixError(StatefsError):

@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from statefs.layout import StoreLayout, default_store
+from tests.harness.mounted_state import DISK_IS_LOW
 from tests.leftovers import (
     COMMAND_SECONDS,
     RUN_VARIABLE,
@@ -156,7 +157,8 @@ def unexpected_lines(layout: StoreLayout, expected: list[str]) -> list[str]:
     return [
         f"{layout.log.name}: {line}"
         for line in lines
-        if LOUD.search(line) and not any(re.search(pattern, line) for pattern in expected)
+        if LOUD.search(line)
+        and not any(re.search(pattern, line) for pattern in (*expected, DISK_IS_LOW))
     ]
 
 

@@ -41,6 +41,7 @@ COMMANDS: Final = {
     "log": "statefs.cli.log",
     "cat": "statefs.cli.cat",
     "status": "statefs.cli.status",
+    "health": "statefs.cli.health",
     "events": "statefs.cli.events",
     "verify": "statefs.cli.verify",
     "scrub": "statefs.cli.scrub",

@@ -79,11 +79,13 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
         since: since when, ISO 8601.
         init_reply: what the kernel was told.
         remark: a line for whoever mounts, "" for none.
+        log_format: how the log is written (statefs.toml).
     """
 
     since: str
     init_reply: bytes
     remark: str = ""
+    log_format: str = "text"
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

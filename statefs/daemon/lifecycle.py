@@ -71,6 +71,9 @@ class Service(Protocol):
     async def run_alone(self, steps: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots."""
 
+    def log_format(self) -> str:
+        """Return how the log is to be written, and write it so in this process."""
+
     def tell_served(self, restarts: int) -> None:
         """Tell that programs are answered, after so many earlier workers of this mount."""
 
@@ -240,9 +243,10 @@ class MountDaemon:
             self._covered.let_go()
         if not self._since:
             self._since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        log_format = self._service.log_format()
         self._service.tell_served(self._begin.restarts)
         with contextlib.suppress(BrokenPipeError):  # `_hear_supervisor` will tell
-            self._channel.send(Ready(self._since, self._greeting.reply, remark))
+            self._channel.send(Ready(self._since, self._greeting.reply, remark, log_format))
 
     async def _hear_supervisor(self) -> None:
         """Take in what the supervisor says, until it has gone: this process serves on, the last."""

@@ -22,12 +22,14 @@ from statefs.content.checks import DamagedBytes
 from statefs.daemon.checking import Checker
 from statefs.daemon.keeping import Keeper
 from statefs.daemon.tasks import Tasks, in_threads
-from statefs.errors import NoSuchSnapshot, PosixError
+from statefs.daemon.watching import Watcher
+from statefs.errors import InvalidConfig, NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
 from statefs.fuse.invalidation import forget_attributes, visit
 from statefs.fuse.operations import Operations
 from statefs.fuse.resent import Resent
 from statefs.fuse.session_loop import held
+from statefs.hooks.events import EventCommands
 from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR
 from statefs.maintenance import cloning, saving
 from statefs.maintenance.commands import CHANGING, Call, Commands
@@ -44,6 +46,7 @@ from statefs.mounts import (
 )
 from statefs.snapshots.restore import Restored
 from statefs.telemetry.events import StateLoaded, WorkerRestarted
+from statefs.telemetry.lines import TEXT, choose_format
 from statefs.telemetry.logged import log_event
 
 T = TypeVar("T")
@@ -62,6 +65,8 @@ class Service:
     def __init__(self, store: Store, durability: str) -> None:
         self._store = store
         store.events.listen(log_event)
+        self._hooks = EventCommands(store.layout.root, store.settings.read)
+        store.events.listen(self._hooks.note)
         self._durability = Durability(store.volume, durability, store.freeing)
         self._save_lock = trio.Lock()
         self.operations = Operations(
@@ -71,6 +76,8 @@ class Service:
         self._commands = Commands(store)
         self._keeper = Keeper(store, self.run_alone)
         self._checker = Checker(store, self.run_alone)
+        self._watcher = Watcher(store, self._of_mount)
+        self._restarts = 0
         self._tasks = Tasks(store, self._durability, self.run_alone, self._save_lock.locked)
         store.host = self
 
@@ -181,14 +188,28 @@ class Service:
         """Run a deletion, on a full disk with the room that is reserved for it."""
         return self._store.freeing(deletion)
 
+    def log_format(self) -> str:
+        """Return how the log is to be written, and write it so in this process."""
+        try:
+            form = self._store.settings.read().log_format
+        except InvalidConfig:
+            return TEXT  # the keeper complains
+        choose_format(form)
+        return form
+
     def tell_served(self, restarts: int) -> None:
         """Tell that this process serves the mount: programs are answered."""
+        self._restarts = restarts
         if restarts:
             self._store.events.tell(
                 WorkerRestarted, restarts=restarts, pid=os.getpid(), version=__version__
             )
         else:
             self._store.events.tell(StateLoaded, how="mount")
+
+    def _of_mount(self) -> dict[str, Any]:
+        """Return what the status says of a mount that is served."""
+        return {"mounted": True, "restarts": self._restarts}
 
     async def save_on_request(self) -> None:
         """Take a snapshot for SIGUSR1."""
@@ -215,9 +236,11 @@ class Service:
             nursery.start_soon(self._tasks.run)
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._checker.run)
+            nursery.start_soon(self._watcher.run)
 
     def close(self, *, clean: bool) -> None:
         """Save what autosave owes, if nothing went wrong, and close the store."""
         if clean:
             self._keeper.save_at_the_end()
+        self._hooks.close()
         self._store.close(clean=clean)

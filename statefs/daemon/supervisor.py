@@ -65,6 +65,7 @@ from statefs.mounts import (
     require_empty,
     unmount,
 )
+from statefs.telemetry.lines import choose_format
 
 log = logging.getLogger(__name__)
 
@@ -258,6 +259,7 @@ class Supervisor:
     def _note_ready(self, worker: Worker, message: Ready) -> None:
         self._note_served(worker)
         self._since = message.since
+        choose_format(message.log_format)
         self._greeting = Greeting(self._greeting.request, message.init_reply)
 
     def _note_served(self, worker: Worker) -> None:

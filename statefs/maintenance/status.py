@@ -46,7 +46,7 @@ def status_of(store: Store) -> dict[str, Any]:
         "last_save": newest.document().timestamp if newest else None,
         "last_save_age_seconds": _age_seconds(store, newest.created_ns) if newest else None,
         "disk_bytes": disk.f_blocks * disk.f_frsize,
-        "free_bytes_per_hour": None,
+        "free_bytes_per_hour": store.trend.bytes_per_hour,
         "unsynced_bytes": store.objects.unsynced_bytes() + store.database.unsynced_bytes,
         "seal_backlog": unsealed - unsealable,
         "damages_seen": len(store.damages),

@@ -52,6 +52,7 @@ from statefs.snapshots.restore import Restored
 from statefs.snapshots.runtime import NEW_DOCUMENTS
 from statefs.telemetry.events import CorruptionDetected, Events
 from statefs.telemetry.kept import KeptEvents
+from statefs.telemetry.trend import DiskTrend
 from statefs.volume.names import Creator
 from statefs.volume.volume import Volume
 
@@ -263,6 +264,7 @@ class Store:
         self._is_open = False
         self.events = Events(clock)
         self.kept_events = KeptEvents(layout.events)
+        self.trend = DiskTrend()
         self.damages: set[str] = set()
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))

@@ -1,14 +1,9 @@
-"""Events as lines of the log, and the log as lines of JSON for who wants that."""
+"""Events in words, and as lines of the log."""
 
 from __future__ import annotations
 
-import json
 import logging
-from typing import Final
 
-import msgspec
-
-from statefs.clock import iso_time
 from statefs.telemetry.events import (
     AnyEvent,
     AutosaveTriggered,
@@ -21,12 +16,10 @@ from statefs.telemetry.events import (
     WorkerRestarted,
     name_of,
 )
+from statefs.telemetry.lines import EVENT_FIELD
 from statefs.units import count_text, size_text
 
 log = logging.getLogger(__name__)
-
-EVENT_FIELD: Final = "event_document"
-"""Of a log record: the event that it tells of."""
 
 
 def sentence(event: AnyEvent) -> str:
@@ -68,25 +61,6 @@ def level_of(event: AnyEvent) -> int:
 def log_event(event: AnyEvent) -> None:
     """Write an event into the log; a listener."""
     log.log(level_of(event), "%s", sentence(event), extra={EVENT_FIELD: event})
-
-
-class JsonLines(logging.Formatter):
-    """Writes each record of the log as one line of JSON; of an event all that it says."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
-        document = {
-            "time": iso_time(int(record.created * 1e6) * 1000),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        event = getattr(record, EVENT_FIELD, None)
-        if event is not None:
-            document |= msgspec.to_builtins(event)
-        if record.exc_info:
-            document["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(document)
 
 
 def event_names() -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from tests.harness.mounted_state import MountedState, eventually
@@ -88,3 +89,14 @@ def test_following_ends_with_the_mount(own_state: MountedState) -> None:
     listed = own_state.command("events", "--store", own_state.store, "--json")
     assert [json.loads(line)["event"] for line in listed.splitlines()] == ["state:loaded"]
     own_state.mount()
+
+
+def test_a_command_of_the_settings_is_run(own_state: MountedState, tmp_path: Path) -> None:
+    """For a save on a mount; one that lies in the mount itself holds nothing up."""
+    program, out = own_state.files / "hook", tmp_path / "out"
+    program.write_text(f'#!/bin/sh\necho "$STATEFS_EVENT" >> {out}\n')
+    program.chmod(0o755)
+    settings = f"[[events]]\nhook = ['{program}']\non = ['state:saved']\n"
+    (own_state.store / "statefs.toml").write_text(settings)
+    own_state.save("one")
+    eventually(lambda: out.exists() and out.read_text() == "state:saved\n", "the command runs")

@@ -57,6 +57,11 @@ def test_everything_that_can_be_said_is_understood() -> None:
         relative_to = "newest"
         [scrub]
         rate = "20MB"
+        [health]
+        max_save_age = "1d"
+        [[events]]
+        hook = ["logger", "-t", "statefs"]
+        on = ["disk:low"]
         [[volumes]]
         name = "db"
         consistency = "postgres"
@@ -75,6 +80,9 @@ def test_everything_that_can_be_said_is_understood() -> None:
     assert config.retention.keep_labels == ("release",)
     assert config.retention.relative_to == "newest"
     assert config.scrub.rate_bytes_per_second == 20_000_000
+    assert config.health.max_save_age_seconds == 86400.0
+    (hook,) = config.events
+    assert (hook.hook, hook.on) == (("logger", "-t", "statefs"), ("disk:low",))
     database, other = config.volumes
     assert (database.folder, other.folder) == ("volumes/db", "files/other")
     assert database.before_save == (("sync", "-f"), ("true",))
@@ -241,7 +249,8 @@ def test_the_file_is_read_again_when_it_has_changed(tmp_path: Path) -> None:
 @pytest.mark.parametrize("table", list(tables()))
 def test_every_key_is_documented(table: str) -> None:
     """docs/configuration.md has a section for each table, with one row for each of its keys."""
-    heading = {"": "Above all tables", "volumes": "[[volumes]]"}.get(table, f"[{table}]")
+    lists = ("volumes", "events")
+    heading = f"[[{table}]]" if table in lists else f"[{table}]" if table else "Above all tables"
     section = re.search(
         rf"^## {re.escape(heading)}\n(.*?)(?=^## |\Z)", PAGE.read_text(), re.M | re.S
     )

@@ -3,17 +3,19 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from statefs.cli.events import event_text
+from statefs.config import EventName
 from statefs.errors import PosixError
 from statefs.maintenance import saving, steps
 from statefs.telemetry import kept as kept_module
 from statefs.telemetry.events import AnyEvent, AutosaveTriggered, DiskLow, Events, SaveError
 from statefs.telemetry.kept import KeptEvents
-from statefs.telemetry.logged import EVENT_FIELD, JsonLines, event_names, level_of, sentence
+from statefs.telemetry.lines import EVENT_FIELD, JsonLines, TextLines, begin_log, choose_format
+from statefs.telemetry.logged import event_names, level_of, sentence
 from tests.unit.engine_store import EngineStore, SteppingClock
 
 PAGE = (Path(__file__).parents[2] / "docs" / "operations.md").read_text()
@@ -206,3 +208,25 @@ def test_bytes_that_are_not_synced_are_counted(engine: EngineStore) -> None:
     assert engine.store.status()["unsynced_bytes"] > 100_000
     engine.store.sync()
     assert engine.store.status()["unsynced_bytes"] == 0
+
+
+def test_the_form_of_the_log_follows_a_setting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process writes changes at once; what others have set up stays as it is."""
+    root, others = logging.RootLogger(logging.INFO), logging.StreamHandler()
+    monkeypatch.setattr(logging, "getLogger", lambda _=None: root)
+    monkeypatch.setattr(logging, "root", root)
+    begin_log()
+    root.addHandler(others)
+    (own,) = (each for each in root.handlers if each is not others)
+    assert isinstance(own.formatter, TextLines)
+    record = logging.makeLogRecord({"name": "x", "levelname": "INFO", "msg": "hi", "created": 0.5})
+    assert own.format(record).startswith("1970-01-01T00:00:00.")
+    choose_format("json")
+    assert isinstance(own.formatter, JsonLines) and others.formatter is None
+    choose_format("text")
+    assert isinstance(own.formatter, TextLines)
+
+
+def test_settings_know_the_events_there_are() -> None:
+    """What `on` of [[events]] takes."""
+    assert get_args(EventName) == event_names()

@@ -211,6 +211,10 @@ class FakeService:
         """Run an operation; nothing else runs."""
         return await drive(operation, trio.to_thread.run_sync)
 
+    def log_format(self) -> str:
+        """Return that the log is for people."""
+        return "text"
+
     def tell_served(self, restarts: int) -> None:
         """Note that it was told that programs are answered."""
         self.was_told_served_after = restarts

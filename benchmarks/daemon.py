@@ -1,8 +1,9 @@
 """`python -m benchmarks.daemon MODE STATE STORE OPTIONS FILE`: a daemon whose worker is looked at.
 
-MODE is `plain` (as it is), `count` (raises the counters in FILE for every request and statement),
-`profile` (writes cProfile's statistics of the loop's thread to FILE when it ends) or `steps`
-(writes a line to FILE for what the loop does without looking at requests, benchmarks/steps.py).
+MODE is `plain` (as it is), `uncounted` (requests are not counted, benchmarks/counting.py), `count`
+(raises the counters in FILE for every request and statement), `profile` (writes cProfile's
+statistics of the loop's thread to FILE when it ends) or `steps` (writes a line to FILE for what the
+loop does without looking at requests, benchmarks/steps.py).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any, Final
 import apsw
 import trio
 
-from benchmarks import steps
+from benchmarks import counting, steps
 from benchmarks.counters import REQUESTS, Counters
 from statefs.daemon import worker
 from statefs.daemon.supervisor import run_foreground
@@ -132,6 +133,8 @@ def _serve(mode: str, file: Path, end: socket.socket) -> int:
         _count_statements(counters)
         _count_requests(counters)
         _count_waiting(counters)
+    elif mode == "uncounted":
+        counting.count_nothing()
     elif mode == "profile":
         _profile(file)
     elif mode == "steps":

@@ -497,6 +497,11 @@ class State:
         status["stale"] = self.target.mount is not None and not status["mounted"]
         return checks(status, read_config(self.target.layout.config).health)
 
+    def metrics(self) -> str:
+        """Return what is counted and known, in the text format of Prometheus."""
+        text: str = self._ask("metrics")
+        return text
+
     def events(self, after: int = 0, *, wait: bool = False) -> list[Document]:
         """Return the events that are kept, oldest first (docs/operations.md, "Events").
 

@@ -145,6 +145,20 @@ class Health(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
             raise ValueError(f"interval must be {LOOK_SECONDS_LEAST:g} seconds or more")
 
 
+class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[metrics]: where Prometheus finds what is counted."""
+
+    textfile: str = ""
+    interval_seconds: Duration = field(default=Duration(15), name="interval")
+    port: Annotated[int, Meta(ge=0, le=65535)] = 0
+
+    def __post_init__(self) -> None:
+        if self.textfile and not self.textfile.startswith("/"):
+            raise ValueError(f"textfile {self.textfile!r} must begin with /")
+        if self.interval_seconds < LOOK_SECONDS_LEAST:
+            raise ValueError(f"interval must be {LOOK_SECONDS_LEAST:g} seconds or more")
+
+
 class EventHook(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One [[events]]: a command that is run when something has happened."""
 
@@ -211,6 +225,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retention: Retention = Retention()
     scrub: Scrub = Scrub()
     health: Health = Health()
+    metrics: Metrics = Metrics()
     backups: Backups = Backups()
     events: tuple[EventHook, ...] = ()
     volumes: tuple[VolumeConfig, ...] = ()

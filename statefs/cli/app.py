@@ -43,6 +43,7 @@ COMMANDS: Final = {
     "status": "statefs.cli.status",
     "health": "statefs.cli.health",
     "events": "statefs.cli.events",
+    "metrics": "statefs.cli.metrics",
     "verify": "statefs.cli.verify",
     "scrub": "statefs.cli.scrub",
     "repair": "statefs.cli.repair",

@@ -21,6 +21,7 @@ from statefs import __version__
 from statefs.content.checks import DamagedBytes
 from statefs.daemon.checking import Checker
 from statefs.daemon.keeping import Keeper
+from statefs.daemon.publishing import Publisher
 from statefs.daemon.tasks import Tasks, in_threads
 from statefs.daemon.watching import Watcher
 from statefs.errors import InvalidConfig, NoSuchSnapshot, PosixError
@@ -76,7 +77,8 @@ class Service:
         self._commands = Commands(store)
         self._keeper = Keeper(store, self.run_alone)
         self._checker = Checker(store, self.run_alone)
-        self._watcher = Watcher(store, self._of_mount)
+        self._watcher = Watcher(store, self.of_mount)
+        self._publisher = Publisher(store, lambda: store.status() | self.of_mount())
         self._restarts = 0
         self._tasks = Tasks(store, self._durability, self.run_alone, self._save_lock.locked)
         store.host = self
@@ -207,7 +209,7 @@ class Service:
         else:
             self._store.events.tell(StateLoaded, how="mount")
 
-    def _of_mount(self) -> dict[str, Any]:
+    def of_mount(self) -> dict[str, Any]:
         """Return what the status says of a mount that is served."""
         return {"mounted": True, "restarts": self._restarts}
 
@@ -237,6 +239,7 @@ class Service:
             nursery.start_soon(self._keeper.run)
             nursery.start_soon(self._checker.run)
             nursery.start_soon(self._watcher.run)
+            nursery.start_soon(self._publisher.run)
 
     def close(self, *, clean: bool) -> None:
         """Save what autosave owes, if nothing went wrong, and close the store."""

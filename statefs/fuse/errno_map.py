@@ -9,6 +9,7 @@ import errno
 import logging
 from collections.abc import Callable, Coroutine
 from functools import wraps
+from time import perf_counter_ns
 from typing import Any, Concatenate, Final, ParamSpec, Protocol, TypeVar
 
 import apsw
@@ -16,6 +17,7 @@ import pyfuse3
 
 from statefs.content.checks import DamagedBytes
 from statefs.errors import PosixError, StatefsError
+from statefs.telemetry.requests import timings_of
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,20 +59,30 @@ def is_expected(error: BaseException) -> bool:
 def answers(
     handler: Callable[Concatenate[S, P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate[S, P], Coroutine[Any, Any, T]]:
-    """Make a handler raise FUSEError with an errno, whatever goes wrong in it."""
+    """Make a handler raise FUSEError with an errno, whatever goes wrong in it; and count it."""
+    timings = timings_of(handler.__name__)
+    buckets = timings.buckets
 
     @wraps(handler)
     async def answering(self: S, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        began = perf_counter_ns()
         try:
             return await handler(self, *args, **kwargs)
         except PosixError as error:
+            timings.failed(error.errno)
             raise pyfuse3.FUSEError(error.errno) from None
         except DamagedBytes as damage:
+            timings.failed(damage.errno)
             self.damaged(damage)
             raise pyfuse3.FUSEError(damage.errno) from None
         except Exception as error:
+            timings.failed(errno_of(error))
             if not is_expected(error):
                 log.exception("%s failed", handler.__name__)
             raise pyfuse3.FUSEError(errno_of(error)) from error
+        finally:  # as Timings.took does, without a call
+            took = perf_counter_ns() - began
+            timings.nanoseconds += took
+            buckets[took.bit_length()] += 1
 
     return answering

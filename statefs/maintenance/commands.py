@@ -42,6 +42,7 @@ from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot, document_of
 from statefs.snapshots.documents import Operation
 from statefs.snapshots.restore_plan import Scope, parsed_paths, quoted
+from statefs.telemetry.tallies import RESTORE
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -94,15 +95,23 @@ class Commands:
             }
         except (TypeError, msgspec.ValidationError) as error:
             raise UsageError(f"the operation {op!r} cannot be run so: {error}") from None
-        return self._telling(operation(self, call, **checked))
+        return self._telling(op, operation(self, call, **checked))
 
-    def _telling(self, steps: Steps[T]) -> Steps[T]:
+    def _telling(self, op: str, steps: Steps[T]) -> Steps[T]:
         """Have damaged bytes that an operation came across known, and named by their path."""
         try:
-            return (yield from steps)
+            return (yield from self._counted(op, steps))
         except DamagedBytes as damage:
             told = self.store.tell_damage(damage)
             raise CorruptStore(f"{told}: 'statefs verify --read-data' names all damage") from damage
+
+    def _counted(self, op: str, steps: Steps[T]) -> Steps[T]:
+        try:
+            return (yield from steps)
+        except Exception:
+            if op in (RESTORE, "undo"):  # a save tells of it itself, whoever asks for it
+                self.store.tallies.failed(RESTORE)
+            raise
 
 
 def _save(
@@ -258,6 +267,19 @@ def _events(commands: Commands, call: Call, *, after: int, wait: bool) -> Steps[
     return kept.after(after)
 
 
+def _metrics(commands: Commands, _call: Call) -> Steps[str]:
+    store = commands.store
+    status = store.status() | store.host.of_mount()
+
+    def text() -> str:
+        from statefs.telemetry.metrics import exposition  # slow to load, and seldom wanted
+
+        return exposition(status, store.tallies).decode()
+
+    said: str = yield text
+    return said
+
+
 def _status(commands: Commands, _call: Call) -> Steps[Document]:
     yield from ()
     return commands.store.status()
@@ -332,6 +354,7 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "locate": _locate,
     "status": _status,
     "events": _events,
+    "metrics": _metrics,
     "verify": _verify,
     "check": _check,
     "write_down_check": _write_down_check,
@@ -347,7 +370,7 @@ CHANGING: Final = frozenset(
 READING: Final = frozenset(
     {
         "list", "show", "sizes", "diff", "log", "locate", "clones", "status", "verify", "export",
-        "events",
+        "events", "metrics",
     }
 )  # fmt: skip
 """Operations that write nothing into the store, and so work on a read-only filesystem."""

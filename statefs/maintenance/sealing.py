@@ -32,6 +32,7 @@ from statefs.snapshots.changes import changed_inodes
 from statefs.snapshots.digest import state_digest
 from statefs.snapshots.documents import VolumeManifest
 from statefs.snapshots.views import PastTree
+from statefs.telemetry.tallies import SEAL
 
 if TYPE_CHECKING:
     from statefs.maintenance.commands import Call
@@ -117,8 +118,11 @@ class Sealer:
         Raises:
             PosixError: the disk refused to take the rows; it may be tried again.
         """
+        began = time.monotonic()
         try:
-            return (yield from self._hash(snapshot))
+            digest = yield from self._hash(snapshot)
+            self._store.tallies.took(SEAL, time.monotonic() - began)
+            return digest
         except _DeletedMeanwhile:
             return None
         except PosixError:
@@ -135,6 +139,7 @@ class Sealer:
     def _give_up(self, snapshot: Snapshot, error: CorruptStore) -> None:
         self._given_up[snapshot.epoch] = error if isinstance(error, Unreadable) else None
         self._reasons[snapshot.epoch] = str(error)
+        self._store.tallies.failed(SEAL)
         log.error("the snapshot %s cannot be sealed: %s", snapshot.name, error)
 
     def _hash(self, snapshot: Snapshot) -> Steps[str]:

@@ -52,6 +52,7 @@ from statefs.snapshots.restore import Restored
 from statefs.snapshots.runtime import NEW_DOCUMENTS
 from statefs.telemetry.events import CorruptionDetected, Events
 from statefs.telemetry.kept import KeptEvents
+from statefs.telemetry.tallies import Tallies
 from statefs.telemetry.trend import DiskTrend
 from statefs.volume.names import Creator
 from statefs.volume.volume import Volume
@@ -206,6 +207,9 @@ class Host(Protocol):
     def scrub_now(self) -> None:
         """Begin a scrub, unless one runs."""
 
+    def of_mount(self) -> dict[str, Any]:
+        """Return what the status document says of the mount; nothing without one."""
+
     def alone(self, operation: steps.Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots; from a step."""
 
@@ -242,6 +246,10 @@ class Unmounted:
     def scrub_now(self) -> None:
         """Do nothing: the command scrubs itself."""
 
+    def of_mount(self) -> dict[str, Any]:
+        """Return nothing: there is no mount."""
+        return {}
+
     def alone(self, operation: steps.Steps[T]) -> T:
         """Run it: nobody else has the store."""
         return steps.run(operation)
@@ -265,6 +273,8 @@ class Store:
         self.events = Events(clock)
         self.kept_events = KeptEvents(layout.events)
         self.trend = DiskTrend()
+        self.tallies = Tallies()
+        self.events.listen(self.tallies.note)
         self.damages: set[str] = set()
         self.owes_index = False
         self.database = self.freeing(lambda: _opened_database(layout))

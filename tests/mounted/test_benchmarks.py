@@ -84,3 +84,12 @@ def test_peers_are_measured_where_they_are_installed(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [path.name for path in tmp_path.iterdir()] == ["kept"]
     assert str(tmp_path) not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_what_counting_costs_can_be_measured(tmp_path: Path) -> None:
+    """Figures of each round, of requests that are counted and of such that are not."""
+    sizes = ("--requests", "50", "--rounds", "2")
+    figures = figures_of(tmp_path, "benchmarks.counting", *sizes)
+    for modes in figures["cpu_us"].values():
+        assert {mode: len(rounds) for mode, rounds in modes.items()} == {"plain": 2, "uncounted": 2}
+        assert all(each > 0 for rounds in modes.values() for each in rounds)

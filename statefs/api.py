@@ -485,11 +485,7 @@ class State:
         return status
 
     def health(self) -> list[Check]:
-        """Return the checks of `statefs health`, by what [health] of statefs.toml says is well.
-
-        Raises:
-            InvalidConfig: statefs.toml is wrong.
-        """
+        """Return the checks of `statefs health`, by [health] of statefs.toml; InvalidConfig."""
         from statefs.config import read_config
         from statefs.telemetry.health import checks
 
@@ -503,11 +499,9 @@ class State:
         return text
 
     def events(self, after: int = 0, *, wait: bool = False) -> list[Document]:
-        """Return the events that are kept, oldest first (docs/operations.md, "Events").
+        """Return the kept events with numbers greater than `after`, oldest first.
 
-        Args:
-            after: only those with greater numbers.
-            wait: for such an event, about a second at most.
+        With `wait` for such an event, about a second at most (docs/operations.md, "Events").
         """
         found: list[Document] = self._ask("events", after=after, wait=wait)
         return found

@@ -270,7 +270,7 @@ class Store:
         self.objects = ObjectFiles(layout)
         self.host: Host = Unmounted()
         self._is_open = False
-        self.events = Events(clock)
+        self.events = Events(SystemClock())  # its looks at a clock move no time of the store
         self.kept_events = KeptEvents(layout.events)
         self.trend = DiskTrend()
         self.tallies = Tallies()

@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import msgspec
 
+from statefs.durable import open_plain
 from statefs.telemetry.events import AnyEvent
 
 log = logging.getLogger(__name__)
@@ -59,9 +60,11 @@ class KeptEvents:
 
     def _read(self) -> bytes:
         try:
-            return self._path.read_bytes()
-        except FileNotFoundError:
+            fd = open_plain(self._path, os.O_RDONLY)
+        except OSError:  # not made yet, or nothing that statefs has made
             return b""
+        with open(fd, "rb") as file:
+            return file.read()
 
     @property
     def newest(self) -> int:
@@ -105,7 +108,7 @@ def _line(document: Document) -> bytes:
 
 
 def _put(path: Path, data: bytes, flag: int) -> None:
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | flag, 0o600)
+    fd = open_plain(path, os.O_WRONLY | os.O_CREAT | flag)
     try:
         while data:
             data = data[os.write(fd, data) :]

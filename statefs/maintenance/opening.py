@@ -34,7 +34,14 @@ def refuse_planted(layout: StoreLayout) -> None:
         for entry in entries:
             if entry.is_symlink() and entry.name != layout.config.name:
                 raise _planted(Path(entry.path))
-    files = (layout.meta_db, layout.index_json, layout.scrub_json, layout.reserve, layout.log)
+    files = (
+        layout.meta_db,
+        layout.index_json,
+        layout.scrub_json,
+        layout.reserve,
+        layout.events,
+        layout.log,
+    )
     for path in (*files, *(Path(f"{layout.meta_db}{end}") for end in ("-wal", "-shm"))):
         _require_kind(path, stat.S_IFREG)
     for path in (layout.objects, layout.snapshots, layout.backups):

@@ -52,8 +52,8 @@ class KeptEvents:
                 self._lines += 1
                 try:
                     document = msgspec.json.decode(line, type=Document)
-                except msgspec.MsgspecError:
-                    continue  # the power failed in its midst
+                except (ValueError, RecursionError):
+                    continue  # the power failed in its midst, or it is damaged
                 if isinstance(document.get("number"), int):
                     self._events.append(document)
         return self._events

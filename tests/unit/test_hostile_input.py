@@ -40,6 +40,7 @@ from statefs.maintenance.exporting import PipeWriter
 from statefs.maintenance.scrubbing import Scrubber
 from statefs.maintenance.store import Store
 from statefs.snapshots.documents import SnapshotDocument, decode
+from statefs.telemetry.kept import KeptEvents
 from tests.harness.tar_mutations import mutated, valid_archives
 from tests.unit.engine_store import EngineStore
 
@@ -238,6 +239,13 @@ def test_damaged_documents_are_made_anew_or_told(engine: EngineStore) -> None:
         (layout.snapshots / changed.name).unlink()
     changed.unlink()
     engine.store.write_all_documents()
+
+
+def test_damaged_lines_of_events_are_passed_over(tmp_path: Path) -> None:
+    """A daemon reads them when it starts; what follows gets the numbers that follow."""
+    path = tmp_path / "events.jsonl"
+    path.write_bytes(b"\n".join([*DAMAGE, b'{"number":7}', b'{"number":"8"}', b""]))
+    assert KeptEvents(path).newest == 7
 
 
 def bring_in(folder: Path, data: bytes) -> str:

@@ -25,8 +25,9 @@ from statefs.telemetry.lines import TextLines
 from tests.unit.engine_store import EngineStore
 
 PLACES = [
-    "meta.db-wal", "meta.db-shm", "index.json", "scrub.json", "reserve", "statefs.log", "anything",
-    "objects", "objects/07", "snapshots", "snapshots/x.json", "backups", "backups/x.db",
+    "meta.db-wal", "meta.db-shm", "index.json", "scrub.json", "reserve", "statefs.log",
+    "events.jsonl", "anything", "objects", "objects/07", "snapshots", "snapshots/x.json", "backups",
+    "backups/x.db",
 ]  # fmt: skip
 
 

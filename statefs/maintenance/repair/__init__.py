@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Final
 
 import apsw
-import msgspec
 
 from statefs.clock import Clock, SystemClock
 from statefs.content.objects import FOLDERS, object_number
@@ -36,7 +35,7 @@ from statefs.maintenance.store import open_store
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import create_database
 from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
-from statefs.snapshots.documents import ChangedPaths
+from statefs.snapshots.documents import ChangedPaths, decode
 
 ROUNDS_MAX: Final = 4
 """Each round leaves out what the one before has found damaged."""
@@ -257,8 +256,8 @@ class _Repair:
         """Remove notes of what restores changed that cannot be read: `undo` compares instead."""
         for path in sorted(self._layout.snapshots.glob("*.changed")):
             try:
-                msgspec.json.decode(path.read_bytes(), type=ChangedPaths)
-            except (OSError, msgspec.MsgspecError):
+                decode(path.read_bytes(), ChangedPaths)
+            except (OSError, ValueError):
                 self._report.right(f"removed snapshots/{path.name}, which could not be read")
                 if not self._dry_run:
                     path.unlink()

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 
 from statefs.content.extents import Extent, overlay
 from statefs.content.objects import Origin, object_number, read_origin
+from statefs.durable import open_plain
 from statefs.ids import LIVING, ObjectId
 from statefs.layout import StoreLayout
 
@@ -86,7 +87,7 @@ class Objects:
     def _data(self, number: int) -> Iterator[tuple[int, int]]:
         """Yield the parts of an object file that are no holes. Source: lseek(2), SEEK_DATA."""
         length, position = self.length(number), 0
-        fd = os.open(self._layout.object_path(ObjectId(number)), os.O_RDONLY | os.O_CLOEXEC)
+        fd = open_plain(self._layout.object_path(ObjectId(number)), os.O_RDONLY)
         try:
             while position < length:
                 start = os.lseek(fd, position, os.SEEK_DATA)

@@ -434,7 +434,7 @@ class Supervisor:
             with contextlib.suppress(BrokenPipeError):  # it is dead already
                 worker.channel.send(self._begin(options), [self._lock.fileno(), self._page])
                 worker.channel.send(self._serve(), [self._fuse_fd])
-                self._listen(worker, give_up)
+            self._listen(worker, give_up)
             if worker.ready_at is not None:
                 pause = time.monotonic() - dead_since
                 log.info("worker %d serves %s after %.2f s", worker.pid, self._state, pause)

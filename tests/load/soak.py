@@ -55,7 +55,7 @@ def programs(folder: Path, seconds: float, seed: int) -> dict[str, list[str]]:
             "fio", "--name=verify", f"--directory={folder / 'fio'}", "--rw=randrw", "--bs=4k",
             "--size=16m", "--ioengine=psync", "--verify=crc32c", "--verify_backlog=512",
             "--time_based", f"--runtime={whole}", "--fsync=64", f"--randseed={seed}",
-            "--fallocate=none", "--output-format=terse",
+            "--fallocate=none", "--verify_state_save=0", "--output-format=terse",
         ]  # fmt: skip
     if shutil.which("stress-ng"):
         stressors = [word for name in STRESSORS for word in (f"--{name}", "1")]

@@ -6,6 +6,7 @@ import ctypes
 import ctypes.util
 import errno
 import os
+import stat
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,17 +16,46 @@ _libc = ctypes.CDLL(ctypes.util.find_library("c"), use_errno=True)
 def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
     """Open a file of a store, made for its owner alone where `flags` say so; follow no link.
 
-    Nor is it waited for the other end of a pipe.
+    Nor is it waited for the other end of a pipe. What root makes is the store's owner's.
 
     Raises:
         OSError: it cannot be opened; EIO where a symbolic link is in its place.
     """
     try:
-        return os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+        fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise
         raise OSError(errno.EIO, "a symbolic link, which is not followed", str(path)) from None
+    if flags & os.O_CREAT:
+        _give_to_owner(fd, path.parent)
+    return fd
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder of a store, unless it is there; what root makes is the store's owner's."""
+    path.mkdir(mode=0o700, exist_ok=True)
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        _give_to_owner(fd, path.parent)
+    finally:
+        os.close(fd)
+
+
+def _give_to_owner(fd: int, parent: Path) -> None:
+    """Give what root has made to the owner of the folder it lies in, who could not use it else.
+
+    Only what is empty and has no other name: whoever owns the folder may have put something else of
+    root's in its place.
+    """
+    if os.geteuid() != 0:
+        return
+    made, folder = os.fstat(fd), os.stat(parent)
+    if made.st_uid != 0 or folder.st_uid == 0:
+        return
+    is_empty = not os.listdir(fd) if stat.S_ISDIR(made.st_mode) else made.st_size == 0
+    if is_empty and (made.st_nlink == 1 or stat.S_ISDIR(made.st_mode)):
+        os.fchown(fd, folder.st_uid, folder.st_gid)
 
 
 def sync_folder(folder: Path) -> None:

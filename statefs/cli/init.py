@@ -12,9 +12,9 @@ from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line, warn
 from statefs.cli.prepare import (
     choose_store,
+    ensure_store,
     link_store,
     make_mount_point,
-    make_store,
     refuse_overlap,
 )
 from statefs.errors import UsageError
@@ -42,12 +42,12 @@ def command(state: Path | None, store: Path | None, app_id: str | None) -> None:
     mount_point = require_state(state)
     chosen = choose_store(mount_point, store)
     refuse_overlap(mount_point, chosen)
-    if store_exists(chosen):
+    if not store_exists(chosen):
+        make_mount_point(mount_point)
+    if not ensure_store(chosen, app_id):
         require_same_app(mount_point, chosen, app_id)
         print_line(f"{mount_point} has a store already: {chosen}")
         return
-    make_mount_point(mount_point)
-    make_store(chosen, app_id)
     print_line(f"made the store {chosen}")
     warning = link_store(mount_point, chosen)
     if warning:

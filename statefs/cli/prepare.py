@@ -5,6 +5,7 @@ Opens no store that exists; the daemon does that.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -69,8 +70,8 @@ def refuse_overlap(state: Path, store: Path) -> None:
         raise UsageError(f"the store {store} cannot lie in its own mount point {state}")
 
 
-def make_store(store: Path, app_id: str | None) -> None:
-    """Make a new store.
+def make_store(store: Path, app_id: str | None) -> bool:
+    """Make a new store; return False where another command has just made it.
 
     Raises:
         UsageError: something else is there.
@@ -87,6 +88,11 @@ def make_store(store: Path, app_id: str | None) -> None:
         raise UsageError(
             f"this user may not write in {store.parent}: name another place with --store DIR"
         ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not store_exists(store):
+            raise
+        return False
+    return True
 
 
 def refuse_foreign(store: Path) -> None:
@@ -98,10 +104,7 @@ def refuse_foreign(store: Path) -> None:
 
 def ensure_store(store: Path, app_id: str | None) -> bool:
     """Make the store where there is none; return whether it was made."""
-    if store_exists(store):
-        return False
-    make_store(store, app_id)
-    return True
+    return not store_exists(store) and make_store(store, app_id)
 
 
 def link_store(state: Path, store: Path) -> str | None:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import apsw
 
 from statefs.config import Backups, Config
-from statefs.durable import sync_folder
+from statefs.durable import make_folder, open_plain, sync_folder
 from statefs.errors import CorruptStore, InvalidConfig
 from statefs.layout import StoreLayout
 from statefs.maintenance.steps import Steps
@@ -77,10 +77,10 @@ def copy_database(layout: StoreLayout, pause_seconds: float = 0.0) -> Steps[Path
     Raises:
         CorruptStore: what was copied is damaged. OSError, apsw.Error: the disk refused.
     """
-    layout.backups.mkdir(mode=0o700, exist_ok=True)
+    make_folder(layout.backups)
     part = layout.backups / ".new"
     part.unlink(missing_ok=True)
-    os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600))
+    os.close(open_plain(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     source = connect(layout.meta_db)
     target = apsw.Connection(str(part))
     try:

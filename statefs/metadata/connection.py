@@ -359,7 +359,7 @@ def create_database(path: Path) -> None:
     Raises:
         OSError: `path` exists or cannot be made.
     """
-    os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+    os.close(open_plain(path, os.O_CREAT | os.O_EXCL | os.O_RDWR))
     connection = apsw.Connection(str(path))
     try:
         connection.pragma("page_size", schema.PAGE_BYTES)

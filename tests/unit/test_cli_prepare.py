@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from statefs.cli import prepare
 from statefs.cli.prepare import (
     choose_store,
     link_store,
@@ -16,6 +17,7 @@ from statefs.cli.prepare import (
     require_space,
 )
 from statefs.errors import MountPointNotEmpty, NoSpace, NoSuchStore, UsageError
+from statefs.maintenance.store import init_store
 from tests.unit.cli_fakes import make_empty_store
 
 
@@ -148,3 +150,13 @@ def test_what_is_no_store_is_not_built_over(tmp_path: Path, what: str) -> None:
         (place / "precious").touch()
     with pytest.raises(UsageError, match="is there and is no store"):
         refuse_foreign(place)
+
+
+def test_a_store_that_another_command_has_just_made_is_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two commands at once make one store, and nothing else stays."""
+    store = tmp_path / "state.store"
+    monkeypatch.setattr(prepare, "refuse_foreign", init_store)
+    assert not prepare.make_store(store, None)
+    assert [path.name for path in tmp_path.iterdir()] == ["state.store"]

@@ -19,7 +19,7 @@ import apsw
 
 from statefs.clock import Clock, SystemClock
 from statefs.content.objects import FOLDERS, object_number
-from statefs.durable import sync_folder
+from statefs.durable import make_folder, sync_folder
 from statefs.errors import NewerStore, NoSuchStore, StatefsError
 from statefs.layout import StoreLayout
 from statefs.maintenance.backups import copies, problems_of
@@ -62,10 +62,10 @@ def repair(
     """
     if not layout.objects.is_dir() and not layout.meta_db.exists():
         raise NoSuchStore(f"no store at {layout.root}")
-    layout.backups.mkdir(mode=0o700, exist_ok=True)
+    make_folder(layout.backups)
     work = layout.backups / ".repair"
     shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(mode=0o700)
+    make_folder(work)
     try:
         return _Repair(layout, work, clock or SystemClock(), dry_run, read_data).run()
     finally:
@@ -128,11 +128,11 @@ class _Repair:
 
     def _tidy_objects(self) -> None:
         """Make the folders of object files that are missing; move out what is no object file."""
-        self._layout.objects.mkdir(mode=0o700, exist_ok=True)
-        self._layout.snapshots.mkdir(mode=0o700, exist_ok=True)
+        make_folder(self._layout.objects)
+        make_folder(self._layout.snapshots)
         folders = {self._layout.objects / f"{number:02x}" for number in range(FOLDERS)}
         for folder in folders:
-            folder.mkdir(mode=0o700, exist_ok=True)
+            make_folder(folder)
         strays = [path for path in self._layout.objects.iterdir() if path not in folders]
         for folder in folders:
             strays += [path for path in folder.iterdir() if object_number(path) is None]
@@ -175,7 +175,7 @@ class _Repair:
     def _salvaged(self) -> tuple[apsw.Connection, salvage.Salvaged, list[str]]:
         """Return what can be read of meta.db, and everything that is wrong with it."""
         found = StoreLayout(self._work / "found")
-        found.root.mkdir(mode=0o700)
+        make_folder(found.root)
         path = found.meta_db
         for name in (path.name, f"{path.name}-wal"):
             if (self._layout.root / name).exists():
@@ -228,7 +228,7 @@ class _Repair:
         """Make a database; return the store in which it can be looked at."""
         made = StoreLayout(self._work / "made")
         shutil.rmtree(made.root, ignore_errors=True)
-        made.root.mkdir(mode=0o700)
+        make_folder(made.root)
         made.objects.symlink_to(self._layout.objects.absolute())
         objects = Objects(self._layout)
         store = listing.read_store(plain)

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from typing import Final
 
+from statefs.content.objects import FOLDERS
 from statefs.durable import is_on_read_only
 from statefs.errors import CorruptStore, OlderStore, ReadOnlyStore, typed
 from statefs.layout import StoreLayout, default_store
@@ -46,11 +47,11 @@ def refuse_planted(layout: StoreLayout) -> None:
         _require_kind(path, stat.S_IFREG)
     for path in (layout.objects, layout.snapshots, layout.backups):
         _require_kind(path, stat.S_IFDIR)
-    for path in layout.objects.iterdir() if layout.objects.exists() else ():
-        _require_kind(path, stat.S_IFDIR)
-    for folder in (layout.snapshots, layout.backups):
-        for path in folder.iterdir() if folder.exists() else ():
-            _require_kind(path, stat.S_IFREG)
+    for number in range(FOLDERS):  # what else is there verify tells of, and repair takes away
+        _require_kind(layout.objects / f"{number:02x}", stat.S_IFDIR)
+    # Beside copies of the database lies what a repair has put aside, of any kind: nobody opens it.
+    for path in (*layout.snapshots.glob("*"), *layout.backups.glob("meta-v*")):
+        _require_kind(path, stat.S_IFREG)
 
 
 def _require_kind(path: Path, kind: int) -> None:

@@ -27,7 +27,7 @@ from tests.unit.engine_store import EngineStore
 PLACES = [
     "meta.db-wal", "meta.db-shm", "index.json", "scrub.json", "reserve", "statefs.log",
     "events.jsonl", "anything", "objects", "objects/07", "snapshots", "snapshots/x.json", "backups",
-    "backups/x.db",
+    "backups/meta-v1-x.db",
 ]  # fmt: skip
 
 

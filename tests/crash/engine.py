@@ -263,16 +263,18 @@ class Handlers:
     async def _clone(self, name: bytes) -> None:
         await self._operations.mkdir(CLONES_ROOT, name, 0o755, OWNER)
 
-    async def _seal(self) -> None:
-        await self._told(self._sealed)
+    async def _seal(self) -> list[bytes]:
+        return await self._told(self._sealed)
 
-    async def _sealed(self) -> None:
-        """Do what the task does that seals, until no snapshot is without a digest."""
-        sealer = self.store.sealer
+    async def _sealed(self) -> list[bytes]:
+        """Do what the task does that seals; return the snapshots that have got a digest."""
+        sealer, sealed = self.store.sealer, []
         while (snapshot := sealer.next()) is not None:
             digest = await in_threads(sealer.hash(snapshot))
             if digest is not None:
                 await in_threads(sealer.finish(snapshot, digest))
+                sealed.append(key_of(snapshot))
+        return sealed
 
     async def _asked(self, op: str, **arguments: Any) -> Any:
         """Do what a command asks for over the control socket."""

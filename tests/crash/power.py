@@ -42,6 +42,7 @@ COMPARED_BYTES: Final = 512
 IGNORED: Final = ("mtime_ns", "content", "size")
 DURABLE_STEPS: Final = (
     "save", "delete", "restore", "prune", "clone", "tick", "syncdir", "kill", "closed",
+    "seal",
 )  # fmt: skip
 """Steps after which all names and attributes are durable."""
 PUBLISHED_STEPS: Final = ("save", "delete", "restore", "prune")
@@ -94,6 +95,7 @@ class Moment:
         durable_step: the step until which names and attributes are durable then.
         clones: their trees by name.
         noted: names of snapshots beside whose documents it is noted what a restore changed.
+        sealed: names of snapshots that have got a digest.
     """
 
     step: Step
@@ -102,6 +104,7 @@ class Moment:
     snapshots: dict[bytes, Tree]
     clones: dict[bytes, Tree] = field(default_factory=dict)
     noted: frozenset[bytes] = frozenset()
+    sealed: frozenset[bytes] = frozenset()
     begin: int = 0
     end: int = 0
     durable_step: int = 0
@@ -149,6 +152,7 @@ class Recording:
         self._reference, self._histories, self._saved = known
         last = before.moments[-1]
         self._note((), last.snapshots, last.clones, 0, noted=last.noted)
+        self.moments[0].sealed = last.sealed
         for history in self._histories.values():
             history.versions = [replace(history.versions[-1], step=0, first=None)]
             history.synced = {0: False}
@@ -184,13 +188,16 @@ class Recording:
             self._kill(self._handlers)
         else:
             answer = self._handlers.do(step)
+        sealed = last.sealed
+        if name == "seal":
+            sealed |= frozenset(answer)
         if name == "save":
             snapshots = self._with_snapshot(step[1])
         elif name == "delete":
             snapshots = _without(snapshots, step[1])
         elif name == "clone":
             clones = clones | {step[1]: snapshots[self.snapshots[-1]]}
-        elif name in ("prune", "restore") and not answer:
+        elif name in ("prune", "restore", "seal") and not answer:
             step = ("nothing", *step)
         elif name == "prune":
             for gone in answer:
@@ -204,6 +211,7 @@ class Recording:
             self._note(step, snapshots, clones, begin, noted=last.noted | {answer})
             return
         self._note(step, snapshots, clones, begin)
+        self.moments[-1].sealed = sealed & frozenset(snapshots)
 
     def _kill(self, killed: Handlers) -> None:
         """Have another process go on: it finds what was written, synced or not."""
@@ -244,7 +252,9 @@ class Recording:
         if noted is None:
             noted = self.moments[-1].noted if self.moments else frozenset()
         noted &= frozenset(snapshots)
-        moment = Moment(step, tree, files, snapshots, clones, noted, begin, len(self.disk.changes))
+        sealed = self.moments[-1].sealed & frozenset(snapshots) if self.moments else frozenset()
+        end = len(self.disk.changes)
+        moment = Moment(step, tree, files, snapshots, clones, noted, sealed, begin, end)
         number = len(self.moments)
         self.moments.append(moment)
         for node in set(files.values()):
@@ -365,6 +375,8 @@ class Recording:
         wrong += _wrong_trees("clones", moment.clones, found.clones)
         if moment.end <= span.length and not moment.noted <= found.noted:
             wrong.append(f"what restores changed is noted of {found.noted}, not {moment.noted}")
+        if moment.end <= span.length and not moment.sealed <= found.sealed:
+            wrong.append(f"digests of {found.sealed}, not {moment.sealed}")
         if not wrong:
             for path, node in moment.files.items():
                 wrong += self._wrong_content(node, path, found.contents[path], index, span)

@@ -31,6 +31,7 @@ class Found:
         listed: the snapshots that index.json named before the store was opened.
         documented: those that had a document then.
         noted: the snapshots of which it is known what a restore changed after them.
+        sealed: those that have a digest.
         problems: documents that were torn, and rules that the store breaks.
     """
 
@@ -41,6 +42,7 @@ class Found:
     listed: frozenset[bytes]
     documented: frozenset[bytes]
     noted: frozenset[bytes]
+    sealed: frozenset[bytes]
     problems: list[str]
 
 
@@ -85,8 +87,11 @@ class Place:
                 for each in engine.store.catalog.snapshots
                 if engine.store.read_changed(each) is not None
             )
+            sealed = frozenset(
+                key_of(each) for each in engine.store.catalog.snapshots if each.state_digest
+            )
             return Found(
-                living, snapshots, clones_of(engine), contents, listed, documented, noted,
+                living, snapshots, clones_of(engine), contents, listed, documented, noted, sealed,
                 torn + engine.problems(),
             )  # fmt: skip
 

@@ -6,23 +6,32 @@ import shlex
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import click
 
 from statefs import api
+from statefs.api import State
+from statefs.cli.app import explain
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, store_option
 from statefs.cli.output import plain, print_json, print_line
 from statefs.cli.restore import paths_text, warn_of_writers
-from statefs.errors import NotMounted, UsageError, typed
+from statefs.doors import Document
+from statefs.errors import NotMounted, StatefsError, UsageError, typed
+from statefs.snapshots.documents import SnapshotDocument
 from statefs.target import find_target, names_state
 
 EXIT_NOT_FOUND: Final = 127
 """What a shell reports for a command that it cannot find."""
 EXIT_NOT_EXECUTABLE: Final = 126
 """What a shell reports for a command that it may not run."""
+PASSED_ON: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""What is outlived while a command runs; all but the first, Ctrl-C, is passed on to it."""
 
 
 @click.command(
@@ -63,24 +72,58 @@ def command(
             operation={"kind": "try", "phase": "before", "command": arguments},
         )
     exit_code = run_command(arguments)
-    with api.open_target(target) as opened:
-        after = opened.save(
-            message or f"after: {shlex.join(arguments)}",
-            "try",
-            operation={
-                "kind": "try", "phase": "after", "other": before.snapshot_id,
-                "command": arguments, "exitCode": exit_code,
-            },
-        )  # fmt: skip
-        told: dict[str, Any] | None = None
-        if exit_code and wants_rollback(on_failure, arguments, exit_code):
-            told = opened.undo(force=True, of=after.snapshot_id)
+    ending = Ending()
+    try:
+        with api.open_target(target) as opened:
+            what = message or f"after: {shlex.join(arguments)}"
+            ending.save(opened, what, before, arguments, exit_code)
+            if exit_code and wants_rollback(on_failure, arguments, exit_code):
+                ending.put_back(opened, before)
+    except (StatefsError, OSError) as error:
+        ending.failure = ending.failure or error
+    failed, failed_code = (None, 0) if ending.failure is None else explain(ending.failure)
     if as_json:
-        document = {"before": plain(before), "after": plain(after), "rolledBack": told}
-        print_json({**document, "exitCode": exit_code}, err=True)
+        document = {"before": plain(before), "after": ending.after and plain(ending.after)}
+        document |= {"rolledBack": ending.told, "exitCode": exit_code, "error": failed}
+        print_json(document, err=True)
     else:
-        report(target.mount.mount_point, before.name, after.name, exit_code, told)
-    return exit_code
+        report(target.mount.mount_point, before.name, ending, exit_code, failed)
+    return exit_code or failed_code
+
+
+@dataclass
+class Ending:
+    """What is done after a command, as far as it can be.
+
+    Args:
+        after: the snapshot; None where it could not be taken.
+        told: what was put back, as `State.undo` tells it; None where nothing was.
+        failure: the first thing that could not be done.
+    """
+
+    after: SnapshotDocument | None = None
+    told: Document | None = None
+    failure: Exception | None = None
+
+    def save(
+        self, state: State, message: str, before: SnapshotDocument, command: list[str], code: int
+    ) -> None:
+        """Take the snapshot after the command; note why where that cannot be."""
+        operation = {
+            "kind": "try", "phase": "after", "other": before.snapshot_id,
+            "command": command, "exitCode": code,
+        }  # fmt: skip
+        try:
+            self.after = state.save(message, "try", operation=operation)
+        except (StatefsError, OSError) as error:
+            self.failure = error
+
+    def put_back(self, state: State, before: SnapshotDocument) -> None:
+        """Undo what the command changed; without a snapshot after it, all that changed since."""
+        if self.after is not None:
+            self.told = state.undo(force=True, of=self.after.snapshot_id)
+        else:
+            self.told = state.restore(before.name, force=True)
 
 
 def split_command(words: tuple[str, ...]) -> tuple[Path | None, list[str]]:
@@ -101,21 +144,56 @@ def split_command(words: tuple[str, ...]) -> tuple[Path | None, list[str]]:
 def run_command(arguments: list[str]) -> int:
     """Run a command with this process's standard streams; return its exit code as a shell would.
 
-    Ctrl-C reaches the command by itself, as it is in the same group: this process waits for it.
+    Ctrl-C reaches the command by itself, as it is in the same group; what ends this process alone
+    is passed on. This process waits for the command all the same.
     """
-    # A handler, unlike SIG_IGN, is not inherited by the command.
-    before = signal.signal(signal.SIGINT, lambda *_: None)
     try:
-        code = subprocess.Popen(arguments).wait()
+        with ends_passed_on() as began:
+            command = subprocess.Popen(arguments)
+            began(command)
+            code = command.wait()
     except FileNotFoundError:
         click.echo(f"statefs: error: {arguments[0]}: command not found", err=True)
         return EXIT_NOT_FOUND
     except PermissionError:
         click.echo(f"statefs: error: {arguments[0]}: permission denied", err=True)
         return EXIT_NOT_EXECUTABLE
-    finally:
-        signal.signal(signal.SIGINT, before)
     return 128 - code if code < 0 else code
+
+
+@contextmanager
+def ends_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], None]]:
+    """Outlive the signals that end a program; give what is to be told of the command, once begun.
+
+    What comes before that waits for it. A signal that is ignored (nohup) stays so.
+    """
+    commands: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
+
+    def pass_on(number: int, _frame: object) -> None:
+        if number == signal.SIGINT:
+            return
+        for command in commands:
+            command.send_signal(number)
+        if not commands:
+            early.append(number)
+
+    def began(command: subprocess.Popen[bytes]) -> None:
+        commands.append(command)
+        for number in early:
+            command.send_signal(number)
+
+    # A handler, unlike SIG_IGN, is not inherited by the command.
+    before = {
+        number: signal.signal(number, pass_on)
+        for number in PASSED_ON
+        if signal.getsignal(number) is not signal.SIG_IGN
+    }
+    try:
+        yield began
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def wants_rollback(on_failure: str, arguments: list[str], exit_code: int) -> bool:
@@ -127,15 +205,20 @@ def wants_rollback(on_failure: str, arguments: list[str], exit_code: int) -> boo
     )
 
 
-def report(
-    state: Path, before: str, after: str, exit_code: int, told: dict[str, Any] | None
-) -> None:
+def report(state: Path, before: str, ending: Ending, exit_code: int, failed: str | None) -> None:
     """Say on standard error what was kept or put back; the command's output is its own."""
-    if told is not None:
-        what = f"put back what it changed: {paths_text(told['changes'])}"
-    else:
-        what = f"kept what it changed; '{typed('statefs', 'undo', state)}' puts it back"
     end = "ended" if not exit_code else f"failed with {exit_code}"
-    print_line(f"statefs: the command {end} ({before} to {after}), {what}", err=True)
-    if told is not None:
-        warn_of_writers(told)
+    if failed is not None:
+        print_line(f"statefs: error: {failed}", err=True)
+    if ending.after is None:
+        span, way = f"after {before}, no snapshot since", typed("statefs", "restore", state, before)
+        kept = f"'{way}' brings all of it back as it was"
+    else:
+        span, way = f"{before} to {ending.after.name}", typed("statefs", "undo", state)
+        kept = f"kept what it changed; '{way}' puts it back"
+    if ending.told is not None:
+        which = "what it changed" if ending.after is not None else "all that has changed since"
+        kept = f"put back {which}: {paths_text(ending.told['changes'])}"
+    print_line(f"statefs: the command {end} ({span}), {kept}", err=True)
+    if ending.told is not None:
+        warn_of_writers(ending.told)

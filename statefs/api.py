@@ -5,7 +5,7 @@
     with statefs.open("state") as state:
         snapshot = state.save(message="before the import")
         print(state.show("latest~1").name)
-        for each in state.diff(snapshot.name).differences:
+        for each in state.diff(snapshot).differences:
             print(each.kind, each.path)
 
 A state that is mounted is asked through its daemon, a store that nobody has open is opened here,
@@ -14,7 +14,6 @@ under its lock, for as long as the `State` is open (statefs/doors.py).
 
 from __future__ import annotations
 
-import base64
 import os
 import pwd
 from collections.abc import Iterable, Iterator, Mapping
@@ -25,6 +24,7 @@ from typing import IO, TYPE_CHECKING, Any, Final, Self
 
 import msgspec
 
+from statefs.arguments import AnyPath, AnySnapshot, encoded_path, listed_paths, plain_arguments
 from statefs.doors import Document, Door, OfflineDoor, OnProgress, daemon_has, open_door
 from statefs.errors import AlreadyMounted
 from statefs.snapshots.documents import ListedSnapshot, SnapshotDocument
@@ -34,9 +34,6 @@ from statefs.target import Target, find_target
 
 if TYPE_CHECKING:
     from statefs.telemetry.health import Check
-
-AnyPath = str | bytes | os.PathLike[str]
-"""A path relative to current/."""
 
 HOLE_BYTES: Final = 1 << 20
 """Zeros of a hole handed out at a time."""
@@ -74,7 +71,7 @@ class State:
         self.close()
 
     def _ask(self, op: str, on_progress: OnProgress | None = None, **arguments: Any) -> Any:
-        return self._door.call(op, arguments, on_progress)
+        return self._door.call(op, plain_arguments(arguments), on_progress)
 
     def save(
         self,
@@ -96,16 +93,12 @@ class State:
             UsageError: an unknown reason, an impossible label. SnapshotExists: the label is taken.
         """
         found = self._ask(
-            "save",
-            message=message,
-            reason=reason,
-            labels=dict(labels or {}),
-            operation=operation,
+            "save", message=message, reason=reason, labels=labels or {}, operation=operation
         )
         return msgspec.convert(found, SnapshotDocument)
 
     def seal(
-        self, snapshot: str = "latest", on_progress: OnProgress | None = None
+        self, snapshot: AnySnapshot = "latest", on_progress: OnProgress | None = None
     ) -> SnapshotDocument:
         """Wait until a snapshot has its state digest, and return it.
 
@@ -121,24 +114,25 @@ class State:
         """Return all snapshots, oldest first."""
         return msgspec.convert(self._ask("list")["snapshots"], list[ListedSnapshot])
 
-    def show(self, snapshot: str = "latest") -> ListedSnapshot:
+    def show(self, snapshot: AnySnapshot = "latest") -> ListedSnapshot:
         """Return one snapshot.
 
         Args:
-            snapshot: a name or its beginning, a label, latest, latest~2, @-2h, @2026-03-13T12:00.
+            snapshot: a name or its beginning, a label, latest, latest~2, @-2h, @2026-03-13T12:00;
+                or a snapshot as `save`, `show` and `list_snapshots` return it.
 
         Raises:
             NoSuchSnapshot, AmbiguousSnapshot, UsageError.
         """
         return msgspec.convert(self._ask("show", snapshot=snapshot), ListedSnapshot)
 
-    def delete(self, snapshot: str) -> SnapshotDocument:
+    def delete(self, snapshot: AnySnapshot) -> SnapshotDocument:
         """Delete one snapshot and return what it was. Raises as `show`."""
         return msgspec.convert(self._ask("delete", snapshot=snapshot), SnapshotDocument)
 
     def restore(
         self,
-        snapshot: str,
+        snapshot: AnySnapshot,
         paths: Iterable[str] | str = (),
         *,
         dry_run: bool = False,
@@ -166,7 +160,7 @@ class State:
             "restore",
             on_progress,
             snapshot=snapshot,
-            paths=_listed(paths),
+            paths=listed_paths(paths),
             dry_run=dry_run,
             force=force,
         )
@@ -174,7 +168,7 @@ class State:
 
     def copy_out(
         self,
-        snapshot: str,
+        snapshot: AnySnapshot,
         folder: Path | str,
         paths: Iterable[str] | str = (),
         on_progress: OnProgress | None = None,
@@ -193,14 +187,14 @@ class State:
         """
         from statefs.archive.copying import copy_out
 
-        return copy_out(self, snapshot, Path(folder), _listed(paths), on_progress)
+        return copy_out(self, snapshot, Path(folder), listed_paths(paths), on_progress)
 
     def undo(
         self,
         *,
         force: bool = False,
         dry_run: bool = False,
-        of: str | None = None,
+        of: AnySnapshot | None = None,
         on_progress: OnProgress | None = None,
     ) -> Document:
         """Put back what the last restore, `try`, import or undo changed.
@@ -224,7 +218,12 @@ class State:
         return told
 
     def clone(
-        self, snapshot: str, name: str, path: str = "", *, on_progress: OnProgress | None = None
+        self,
+        snapshot: AnySnapshot,
+        name: str,
+        path: str = "",
+        *,
+        on_progress: OnProgress | None = None,
     ) -> Document:
         """Make a writable copy of a snapshot in clones/ (docs/semantics.md, "Clones").
 
@@ -264,7 +263,7 @@ class State:
         plan: Document = self._ask("prune", on_progress, dry_run=dry_run)
         return plan
 
-    def pin(self, snapshot: str, reason: str, until: str = "") -> SnapshotDocument:
+    def pin(self, snapshot: AnySnapshot, reason: str, until: str = "") -> SnapshotDocument:
         """Forbid the deletion of one snapshot, in the name of the user who calls this.
 
         Args:
@@ -277,7 +276,7 @@ class State:
         found = self._ask("pin", snapshot=snapshot, reason=reason, by=user_name(), until=until)
         return msgspec.convert(found, SnapshotDocument)
 
-    def unpin(self, snapshot: str) -> SnapshotDocument:
+    def unpin(self, snapshot: AnySnapshot) -> SnapshotDocument:
         """Allow the deletion of one snapshot again. Raises UsageError: it is not pinned."""
         return msgspec.convert(self._ask("unpin", snapshot=snapshot), SnapshotDocument)
 
@@ -288,7 +287,7 @@ class State:
 
     def export(
         self,
-        snapshot: str,
+        snapshot: AnySnapshot,
         file: Path | str | IO[bytes],
         compress: bool | None = None,
         on_progress: OnProgress | None = None,
@@ -316,7 +315,7 @@ class State:
             )
             return found
 
-        name, store, wanted = self.show(snapshot).name, self.target.store, _listed(paths)
+        name, store, wanted = self.show(snapshot).name, self.target.store, listed_paths(paths)
         if not isinstance(file, str | Path):
             write = output.writer_to(file)
             return {"file": None, **output.receive(store, write, bool(compress), ask)}
@@ -377,7 +376,7 @@ class State:
         finally:
             self._door = open_door(self.target)
 
-    def check(self, snapshot: str, on_progress: OnProgress | None = None) -> Document:
+    def check(self, snapshot: AnySnapshot, on_progress: OnProgress | None = None) -> Document:
         """Open the databases and documents of one snapshot (docs/cli.md, "check").
 
         The outcome becomes the snapshot's label `consistency`. A state that is not mounted is
@@ -394,7 +393,10 @@ class State:
         return report
 
     def diff(
-        self, older: str, newer: str = CURRENT, on_progress: OnProgress | None = None
+        self,
+        older: AnySnapshot,
+        newer: AnySnapshot = CURRENT,
+        on_progress: OnProgress | None = None,
     ) -> Comparison:
         """Return what differs between two moments; O(what differs).
 
@@ -420,7 +422,7 @@ class State:
         Raises:
             NoSuchPath: neither current nor any snapshot has it.
         """
-        versions = msgspec.convert(self._ask("log", path=_encoded(path)), list[Version])
+        versions = msgspec.convert(self._ask("log", path=encoded_path(path)), list[Version])
         left_bytes = DIGESTS_BYTES_MAX
         for number, version in enumerate(versions):
             if version.type != "file" or version.size is None or digests is False:
@@ -438,7 +440,7 @@ class State:
             digest.update(part)
         return digest.hexdigest()
 
-    def read(self, snapshot: str, path: AnyPath) -> Iterator[bytes]:
+    def read(self, snapshot: AnySnapshot, path: AnyPath) -> Iterator[bytes]:
         """Yield the bytes of a file, some megabytes at a time.
 
         Args:
@@ -457,7 +459,7 @@ class State:
             for left in range(part, 0, -HOLE_BYTES):
                 yield zeros[:left]
 
-    def read_sparse(self, snapshot: str, path: AnyPath) -> Iterator[bytes | int]:
+    def read_sparse(self, snapshot: AnySnapshot, path: AnyPath) -> Iterator[bytes | int]:
         """Yield the bytes of a file as `read`, for each hole its length instead.
 
         They are read from the store's own files, where the process that has the store open says
@@ -474,9 +476,15 @@ class State:
         yield from read_parts(self.target.layout, locate, first)
 
     def _located(
-        self, snapshot: str, path: AnyPath, offset: int, end: int, ino: int, check: bool = False
+        self,
+        snapshot: AnySnapshot,
+        path: AnyPath,
+        offset: int,
+        end: int,
+        ino: int,
+        check: bool = False,
     ) -> Location:
-        place = {"snapshot": snapshot, "path": _encoded(path), "ino": ino, "check": check}
+        place = {"snapshot": snapshot, "path": encoded_path(path), "ino": ino, "check": check}
         return msgspec.convert(self._ask("locate", None, **place, offset=offset, end=end), Location)
 
     def status(self) -> Document:
@@ -517,7 +525,7 @@ class State:
 
     def verify(
         self,
-        snapshot: str | None = None,
+        snapshot: AnySnapshot | None = None,
         read_data: bool = False,
         on_progress: OnProgress | None = None,
     ) -> Document:
@@ -529,15 +537,6 @@ class State:
         """
         found: Document = self._ask("verify", on_progress, snapshot=snapshot, read_data=read_data)
         return found
-
-
-def _listed(paths: Iterable[str] | str) -> list[str]:
-    return [paths] if isinstance(paths, str) else list(paths)
-
-
-def _encoded(path: AnyPath) -> str:
-    """Return a path in base64: it may be no UTF-8."""
-    return base64.b64encode(os.fsencode(path)).decode("ascii")
 
 
 def user_name() -> str:

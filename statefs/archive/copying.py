@@ -42,7 +42,7 @@ class Shower(Protocol):
     def target(self) -> Target:
         """Which state it is."""
 
-    def show(self, snapshot: str = "latest") -> SnapshotDocument:
+    def show(self, snapshot: str | SnapshotDocument = "latest") -> SnapshotDocument:
         """Return one snapshot."""
 
     def export(
@@ -59,7 +59,7 @@ class Shower(Protocol):
 
 def copy_out(
     state: Shower,
-    snapshot: str,
+    snapshot: str | SnapshotDocument,
     folder: Path,
     paths: Sequence[str],
     on_progress: OnProgress | None = None,

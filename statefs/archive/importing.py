@@ -34,6 +34,7 @@ from statefs.archive.placing import (
 )
 from statefs.archive.reading import NAME_LABEL, Archive, checked_path
 from statefs.errors import NoSuchSnapshot, UsageError
+from statefs.hooks.results import CONSISTENCY_LABEL
 from statefs.layout import RUNTIME
 from statefs.snapshots.catalog import MESSAGE_CHARACTERS_MAX
 from statefs.snapshots.documents import SnapshotDocument
@@ -42,6 +43,8 @@ from statefs.target import Target
 
 IMPORTED_FROM: Final = "imported-from"
 """The label that says which snapshot an archive was made of, and so when."""
+NOT_TAKEN_OVER: Final = (CONSISTENCY_LABEL, "")
+"""Labels that are not an import's: how a check ended, and one without a key, as once could be."""
 
 Document = dict[str, Any]
 OnProgress = Callable[[Document], None]
@@ -126,10 +129,14 @@ def _reporter(source: IO[bytes], on_progress: OnProgress | None) -> Callable[[in
 def _save(
     state: Saver, name: str, document: SnapshotDocument | None, operation: Document
 ) -> SnapshotDocument:
-    """Take the snapshot after an import, with what the archive's metadata.json says."""
+    """Take the snapshot after an import, with what the archive's metadata.json says.
+
+    But for how a check ended: nobody has checked what came.
+    """
     if document is None:
         return state.save(f"import of {name}", "import", operation=operation)
-    labels = document.labels | {IMPORTED_FROM: document.name}
+    kept = {key: value for key, value in document.labels.items() if key not in NOT_TAKEN_OVER}
+    labels = kept | {IMPORTED_FROM: document.name}
     taken = {each.labels.get(NAME_LABEL) for each in state.list_snapshots()}
     if NAME_LABEL in labels and labels[NAME_LABEL] in taken:
         del labels[NAME_LABEL]  # `imported-from` says which it was all the same

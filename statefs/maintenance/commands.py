@@ -121,10 +121,9 @@ def _save(
     message: str,
     reason: str,
     labels: dict[str, str],
-    operation: Document | None = None,
+    operation: Operation | None = None,
 ) -> Steps[Document]:
-    what = None if operation is None else msgspec.convert(operation, Operation)
-    steps = saving.save(commands.store, reason, message, labels, what)
+    steps = saving.save(commands.store, reason, message, labels, operation)
     return document_of((yield from steps))
 
 

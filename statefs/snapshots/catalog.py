@@ -225,6 +225,8 @@ class Catalog:
             raise UsageError(f"unknown reason {reason!r}: use one of {', '.join(REASONS)}")
         if len(message) > MESSAGE_CHARACTERS_MAX:
             raise UsageError(f"a message may have {MESSAGE_CHARACTERS_MAX} characters at most")
+        if "" in labels:
+            raise UsageError(f"a label needs a key, not '={labels['']}' (for example name=v1)")
         label = labels.get("name")
         if label is not None:
             naming.check_label(label)

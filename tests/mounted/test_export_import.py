@@ -85,10 +85,11 @@ def test_gnu_tar_extracts_an_equal_tree(own_state: MountedState, tmp_path: Path)
 
 
 def test_a_round_trip_gives_the_same_trees(own_state: MountedState, tmp_path: Path) -> None:
-    """Compressed, through pipes, and with the state not mounted when it is exported."""
+    """Compressed, through pipes, exported while not mounted; how a check ended stays behind."""
     fill(own_state)
     (own_state.current / "kept elsewhere").write_text("at the top")
-    first = own_state.save("for the journey", name="clean", ticket="7")
+    labels = {"name": "clean", "ticket": "7", "consistency": "verified"}
+    first = own_state.save("for the journey", **labels)
     archive, again = tmp_path / "a.tar.zst", tmp_path / "b.tar"
     own_state.command("export", own_state.state, "clean", archive)
     with mounted(tmp_path) as other:

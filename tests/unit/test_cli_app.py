@@ -4,16 +4,21 @@ import errno
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
+from types import ModuleType
+from typing import NoReturn
 
 import click
 import pytest
 
+from statefs import __main__ as entry
 from statefs import errors
 from statefs.cli.app import EXIT_BROKEN_PIPE, EXIT_INTERRUPTED, explain
 from statefs.errors import StatefsError
 from tests.unit.cli_fakes import FakeBackend, call, call_process, make_empty_store
 
+ROOT = Path(__file__).parents[2]
 Capture = pytest.CaptureFixture[str]
 
 ERRORS = [
@@ -35,6 +40,25 @@ def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackend:
     fake = FakeBackend()
     fake.install(monkeypatch)
     return fake
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_silent(
+    monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """As later: no traceback, and what a shell reports; the installed script begins there, too."""
+
+    def interrupt(_name: str) -> NoReturn:
+        raise KeyboardInterrupt
+
+    loading = ModuleType("statefs.cli")
+    monkeypatch.setattr(loading, "__getattr__", interrupt, raising=False)
+    monkeypatch.setitem(sys.modules, "statefs.cli", loading)
+    with pytest.raises(SystemExit) as ended:
+        entry.main()
+    assert ended.value.code == entry.EXIT_INTERRUPTED == EXIT_INTERRUPTED
+    assert capsys.readouterr() == ("", "")
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["scripts"] == {"statefs": "statefs.__main__:main"}
 
 
 @pytest.mark.parametrize("error", ERRORS)

@@ -7,8 +7,9 @@ lies outside it, runtime/ always, is never touched. For each inode that differs:
 * Its names in the scope become those it had.
 * If it had any there, it becomes what it was: attributes, extended attributes, content.
 * If it lives on outside the scope and is another now than it was, a copy of what it was comes into
-  the scope, with a number of its own, and the one outside stays as it is. So does a folder that has
-  left the scope, with everything that it held.
+  the scope, with a number of its own, and the one outside stays as it is. So does what has moved
+  out of the scope, a folder with everything that it held.
+* A hard link between the scope and the rest, to a file that is what it was, is one again.
 
 This module reads; snapshots/restore.py writes.
 """
@@ -73,6 +74,15 @@ def _is_at_or_below(path: bytes, tops: Collection[bytes]) -> bool:
         if not slash:
             return False
     return True
+
+
+def _moved_along(found: list[InodeChange], tops: dict[bytes, Inode]) -> list[InodeChange]:
+    """Return files a scope names that did not change themselves; a folder above may have moved."""
+    known = {change.ino for change in found}
+    files = {
+        inode.ino: inode for inode in tops.values() if not inode.is_dir and inode.ino not in known
+    }
+    return [InodeChange(ino, inode, inode) for ino, inode in files.items()]
 
 
 def parsed_paths(words: Iterable[str]) -> frozenset[bytes] | None:
@@ -196,14 +206,17 @@ class Planner:
         plan = Plan(self._snapshot)
         alone = {path for path in self._scope.alone if self.is_same_folder(path)}
         self._scope = replace(self._scope, alone=frozenset(alone))
+        paths = self._scope.paths or frozenset()
+        had = {path: self._inode_then(path) for path in sorted(paths)}
+        tops = {path: inode for path, inode in had.items() if inode is not None}
         found = list(changes(self._database, self._snapshot, self._now))
-        self._plan_copies(plan, found)
+        self._plan_copies(plan, found, tops)
+        found += _moved_along(found, tops)
         for number, change in enumerate(found):
             if on_progress is not None and number % PROGRESS_INODES == 0:
                 on_progress(number, len(found))
             self._plan_inode(plan, change)
-        paths = self._scope.paths or frozenset()
-        for path in sorted(paths):
+        for path in tops:
             if not _is_at_or_below(path.rpartition(b"/")[0], paths):
                 self._make_way(plan, path)
         for folder, _ in (*plan.gone, *plan.come):
@@ -222,13 +235,9 @@ class Planner:
 
     # What has left the scope.
 
-    def _plan_copies(self, plan: Plan, found: list[InodeChange]) -> None:
-        """Find what lives on outside the scope only: it comes back as a copy."""
-        left: dict[bytes, int] = {}
-        for path in self._scope.paths or ():
-            inode = self._inode_then(path)
-            if inode is not None:
-                left[path] = inode.ino
+    def _plan_copies(self, plan: Plan, found: list[InodeChange], tops: dict[bytes, Inode]) -> None:
+        """Find folders that live on outside the scope: they come back as copies."""
+        left = {path: inode.ino for path, inode in tops.items() if inode.is_dir}
         for change in found:
             if change.before is not None and change.before.is_dir and change.ino != TREE_ROOT:
                 where = self._folder_path(self._then_tree, change.ino)
@@ -244,6 +253,12 @@ class Planner:
             plan.come[key] = (-ino, names_of(self._database, ino, self._snapshot)[key])
             plan.trees.append(ino)
             plan.note(path, RETURNED)
+
+    def _has_left(self, ino: int, now: dict[Key, tuple[int, bytes]]) -> bool:
+        """Whether an inode has only names that have come to lie outside the scope since."""
+        had, holds = self._names(self._then_tree, ino), self._scope.holds
+        stayed = {key for key, (_, path) in had.items() if not holds(path)}
+        return not any(key in stayed or holds(path) for key, (_, path) in now.items())
 
     def _inode_then(self, path: bytes) -> Inode | None:
         """Return what a path of the scope led to; None where it may be missing, and is."""
@@ -299,7 +314,7 @@ class Planner:
             return
         is_outside = len(inside) < len(now)
         differs = not now or self._differs(change)
-        copies = bool(then) and is_outside and differs
+        copies = bool(then) and is_outside and (differs or self._has_left(change.ino, now))
         self._plan_names(plan, change.ino, then, inside, copies)
         if copies:
             plan.trees.append(change.ino)
@@ -365,8 +380,6 @@ class Planner:
 
     def _make_way(self, plan: Plan, path: bytes) -> None:
         """Have a path's own name come into the folder that is there now, or one made for it."""
-        if self._inode_then(path) is None:
-            return
         folder, _, name = path.rpartition(b"/")
         coming = plan.come.pop((self._folder_then(folder), name), None)
         if coming is not None:

@@ -81,6 +81,21 @@ def test_undo_brings_back_what_a_restore_replaced(own_state: MountedState) -> No
         assert (own_state.files / "b").read_text() == "since"
 
 
+def test_a_link_that_a_command_removed_is_a_link_again(own_state: MountedState) -> None:
+    """After an undo, and after a restore of its path: the kernel shows one file with two names."""
+    one, other = own_state.files / "a", own_state.files / "b"
+    one.write_text("one")
+    os.link(one, other)
+    name = own_state.save()
+    for words in (["undo", own_state.state], ["restore", own_state.state, name, "files/b"]):
+        run("try", own_state.state, "--", "rm", other)
+        assert os.stat(one).st_nlink == 1
+        run(*words)
+        assert os.path.samefile(one, other) and os.stat(one).st_nlink == 2
+    other.write_text("two")
+    assert one.read_text() == "two"
+
+
 def test_there_is_nothing_to_undo(own_state: MountedState) -> None:
     """Before any restore."""
     with statefs.open(own_state.state) as opened, pytest.raises(NoSuchSnapshot, match="nothing to"):

@@ -18,7 +18,8 @@ from tests.unit.engine_store import EngineStore, tree_of
 
 BIG = 20_000
 NOT_COMPARED = ("ino", "ctime_ns", "nlink")
-"""A copy has another number; the change itself takes place now; links may lie in runtime/."""
+"""A copy has another number; the change itself takes place now; names outside count as links:
+`links` compares those inside."""
 
 
 def go_back(engine: EngineStore, epoch: int, paths: Iterable[str] = ()) -> Restored | None:
@@ -54,6 +55,35 @@ def below(tree: dict[str, Any], top: str, inside: bool = True) -> dict[str, Any]
         for path, entry in comparable(tree).items()
         if (path == top or path.startswith(f"{top}/")) == inside
     }
+
+
+def stayed(then: dict[str, Any], before: dict[str, Any], top: str = "") -> set[str]:
+    """Return the paths at and below one that led to nothing which now lies elsewhere.
+
+    What does may come back as a copy, a folder with copies of all it held.
+    """
+
+    def holds(path: str) -> bool:
+        return path != "." and (not top or is_within(path, top))
+
+    inside = {path for path in comparable(then) if holds(path)}
+    within = {path for path in comparable(before) if holds(path)}
+    outside = {before[path]["ino"] for path in before.keys() - within}
+    left = {path for path in inside if then[path]["ino"] in outside}
+    return {path for path in inside if not any(is_within(path, each) for each in left)}
+
+
+def is_within(path: str, top: str) -> bool:
+    """Return whether a path is another one or lies below it."""
+    return path == top or path.startswith(f"{top}/")
+
+
+def links(tree: dict[str, Any], paths: Iterable[str]) -> dict[str, set[str]]:
+    """Return path -> which of the paths, itself among them, lead to the same file."""
+    by_number: dict[int, set[str]] = {}
+    for path in paths:
+        by_number.setdefault(tree[path]["ino"], set()).add(path)
+    return {path: by_number[tree[path]["ino"]] for path in paths}
 
 
 class Vandal:
@@ -146,9 +176,13 @@ def test_random_trees_come_back_whole(engine: EngineStore, seed: int) -> None:
     for _ in range(20):
         vandal.act()
     for epoch in (epochs[1], epochs[3], epochs[0]):
-        runtime = below(tree_of(engine), "runtime", inside=True)
+        before = tree_of(engine)
+        runtime = below(before, "runtime", inside=True)
         go_back(engine, epoch)
-        assert comparable(tree_of(engine)) == comparable(trees[epoch])
+        after = tree_of(engine)
+        assert comparable(after) == comparable(trees[epoch])
+        same = stayed(trees[epoch], before)
+        assert links(after, same) == links(trees[epoch], same)
         assert below(tree_of(engine), "runtime", inside=True) == runtime
         assert engine.problems() == []
         for _ in range(10):
@@ -181,12 +215,15 @@ def test_random_paths_come_back_alone(engine: EngineStore, seed: int) -> None:
             continue
         after = tree_of(engine)
         assert below(after, path) == below(then, path)
+        same = stayed(then, before, path)
+        assert links(after, same) == links(then, same)
         assert engine.problems() == []
         outside = below(after, path, inside=False)
         for where, entry in below(before, path, inside=False).items():
             is_folder_above = path.startswith(f"{where}/") or where == "."
             if not is_folder_above:
                 assert outside[where] == entry
+                assert after[where]["ino"] == before[where]["ino"]
         for where in outside.keys() - below(before, path, inside=False).keys():
             assert path.startswith(f"{where}/"), "only folders on the way are made"
         for _ in range(5):
@@ -204,6 +241,82 @@ def test_a_folder_that_gets_a_copy_keeps_its_time(engine: EngineStore) -> None:
     go_back(engine, epoch)
     assert comparable(tree_of(engine)) == comparable(then)
     assert engine.names.lookup(folder, b"f").ino != number
+
+
+def test_one_of_two_links_comes_back_as_a_link(engine: EngineStore) -> None:
+    """Restored alone or with everything; new names of the file elsewhere change nothing."""
+    folder = engine.folder("d")
+    number = engine.file("a", b"x" * BIG, folder)
+    engine.names.link(number, folder, b"b")
+    epoch = engine.save()
+    for paths in (["d/b"], ["d"], []):
+        engine.names.unlink(folder, b"b")
+        go_back(engine, epoch, paths)
+        assert engine.names.lookup(folder, b"b").ino == number
+        assert engine.node(number).nlink == 2
+    engine.names.unlink(folder, b"b")
+    engine.names.link(number, TREE_ROOT, b"c")
+    go_back(engine, epoch, ["d/b"])
+    assert engine.names.lookup(folder, b"b").ino == number
+    assert engine.node(number).nlink == 3
+    assert engine.problems() == []
+
+
+@pytest.mark.parametrize("paths", [["d/a"], ["d"]])
+def test_what_moved_out_stays_there_and_comes_back_as_a_copy(
+    engine: EngineStore, paths: list[str]
+) -> None:
+    """A file that is named, or one below a named folder: what is written to it is its own."""
+    folder = engine.folder("d")
+    number = engine.file("a", b"x" * BIG, folder)
+    epoch = engine.save()
+    engine.names.rename(folder, b"a", TREE_ROOT, b"moved")
+    go_back(engine, epoch, paths)
+    copy = engine.names.lookup(folder, b"a").ino
+    assert (engine.node(copy).nlink, engine.node(number).nlink) == (1, 1)
+    engine.data.write(number, 0, b"moved")
+    assert engine.content(copy) == b"x" * BIG
+    assert engine.problems() == []
+
+
+def test_a_link_to_what_changed_outside_comes_back_as_a_copy(engine: EngineStore) -> None:
+    """The name outside the paths keeps what was written since."""
+    number = engine.file("a", b"old")
+    engine.names.link(number, TREE_ROOT, b"b")
+    epoch = engine.save()
+    engine.data.write(number, 0, b"new")
+    go_back(engine, epoch, ["b"])
+    copy = engine.names.lookup(TREE_ROOT, b"b").ino
+    assert (engine.content(copy), engine.content(number)) == (b"old", b"new")
+    assert (engine.node(copy).nlink, engine.node(number).nlink) == (1, 1)
+
+
+def test_two_links_that_moved_out_come_back_as_two_links(engine: EngineStore) -> None:
+    """Both named: one copy, with both names, and nothing without a name beside it."""
+    number = engine.file("a", b"x" * BIG)
+    engine.names.link(number, TREE_ROOT, b"b")
+    epoch = engine.save()
+    engine.names.unlink(TREE_ROOT, b"b")
+    engine.names.rename(TREE_ROOT, b"a", TREE_ROOT, b"c")
+    go_back(engine, epoch, ["a", "b"])
+    found = engine.names.lookup(TREE_ROOT, b"a").ino
+    assert found == engine.names.lookup(TREE_ROOT, b"b").ino != number
+    assert engine.node(found).nlink == 2
+    assert engine.problems() == []
+
+
+def test_a_link_in_a_folder_that_was_renamed_comes_back(engine: EngineStore) -> None:
+    """The file did not change, only the folder above it has another name."""
+    first, second = engine.folder("d"), engine.folder("e")
+    number = engine.file("a", b"x", first)
+    engine.names.link(number, second, b"b")
+    epoch = engine.save()
+    engine.names.rename(TREE_ROOT, b"d", TREE_ROOT, b"renamed")
+    go_back(engine, epoch, ["d/a", "e/b"])
+    again = engine.names.lookup(TREE_ROOT, b"d").ino
+    assert engine.names.lookup(again, b"a").ino == number
+    assert engine.node(number).nlink == 3
+    assert engine.problems() == []
 
 
 def test_nothing_to_do_is_nothing_done(engine: EngineStore) -> None:

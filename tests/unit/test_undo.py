@@ -132,6 +132,39 @@ def test_a_command_is_rolled_back_by_its_own_snapshots(engine: EngineStore) -> N
     assert engine.content(one) == b"ONE"
 
 
+@pytest.mark.parametrize("is_rollback", [False, True])
+def test_a_link_that_a_command_removed_is_a_link_again(
+    engine: EngineStore, is_rollback: bool
+) -> None:
+    """Its other name is in nothing that the command changed."""
+    file = engine.file("a", b"old")
+    engine.names.link(file, TREE_ROOT, b"b")
+    before = save(engine, kind="try", phase="before")
+    engine.names.unlink(TREE_ROOT, b"b")
+    after = save(engine, kind="try", phase="after", other=before["snapshotId"])
+    told = ask(engine, "undo", force=True, of=after["snapshotId"] if is_rollback else None)
+    assert [each["path"] for each in told["changes"]] == [".", "b"]
+    assert engine.names.lookup(TREE_ROOT, b"b").ino == file
+    assert engine.node(file).nlink == 2
+    ask(engine, "undo", force=True)
+    assert engine.node(file).nlink == 1
+
+
+def test_a_link_that_a_restore_replaced_by_a_copy_is_a_link_again(engine: EngineStore) -> None:
+    """The restore could not make it one, as the file had changed outside the path; undo can."""
+    file = engine.file("a", b"old")
+    engine.names.link(file, TREE_ROOT, b"b")
+    name = save(engine)["name"]
+    engine.data.write(file, 0, b"new")
+    restore(engine, name, "b")
+    assert engine.node(file).nlink == 1
+    assert engine.content(engine.names.lookup(TREE_ROOT, b"b").ino) == b"old"
+    ask(engine, "undo", force=True)
+    assert engine.names.lookup(TREE_ROOT, b"b").ino == file
+    assert (engine.content(file), engine.node(file).nlink) == (b"new", 2)
+    assert engine.problems() == []
+
+
 def test_pruning_leaves_what_undo_needs_for_a_day(engine: EngineStore) -> None:
     """The snapshot before a command that runs, and both when it has ended; then they may go."""
     engine.store.layout.config.write_text("[retention]\nkeep_last = 1\nmax_snapshots = 1\n")

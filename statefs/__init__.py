@@ -5,9 +5,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # as that of `typing`, which is not loaded before Ctrl-C is dealt with
 if TYPE_CHECKING:
+    from typing import Any
+
     from statefs.api import State, open_state
 
     open = open_state  # noqa: A001 - as in `shelve.open`, `dbm.open`

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -80,15 +80,16 @@ def command(
             if exit_code and wants_rollback(on_failure, arguments, exit_code):
                 ending.put_back(opened, before)
     except (StatefsError, OSError) as error:
-        ending.failure = ending.failure or error
-    failed, failed_code = (None, 0) if ending.failure is None else explain(ending.failure)
+        ending.failures.append(error)
+    explained = list(map(explain, ending.failures))
+    failed = "; ".join(text for text, _ in explained) or None
     if as_json:
         document = {"before": plain(before), "after": ending.after and plain(ending.after)}
         document |= {"rolledBack": ending.told, "exitCode": exit_code, "error": failed}
         print_json(document, err=True)
     else:
         report(target.mount.mount_point, before.name, ending, exit_code, failed)
-    return exit_code or failed_code
+    return exit_code or (explained[0][1] if explained else 0)
 
 
 @dataclass
@@ -98,12 +99,12 @@ class Ending:
     Args:
         after: the snapshot; None where it could not be taken.
         told: what was put back, as `State.undo` tells it; None where nothing was.
-        failure: the first thing that could not be done.
+        failures: why something could not be done, the snapshot or the way back; in order.
     """
 
     after: SnapshotDocument | None = None
     told: Document | None = None
-    failure: Exception | None = None
+    failures: list[Exception] = field(default_factory=list)
 
     def save(
         self, state: State, message: str, before: SnapshotDocument, command: list[str], code: int
@@ -116,7 +117,7 @@ class Ending:
         try:
             self.after = state.save(message, "try", operation=operation)
         except (StatefsError, OSError) as error:
-            self.failure = error
+            self.failures.append(error)
 
     def put_back(self, state: State, before: SnapshotDocument) -> None:
         """Undo what the command changed; without a snapshot after it, all that changed since."""

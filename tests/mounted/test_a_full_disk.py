@@ -116,3 +116,16 @@ def test_a_save_on_a_full_disk_is_whole_or_refused(limited: MountedState) -> Non
     for snapshot in listed:
         limited.delete(snapshot["name"])
     eventually(lambda: limited.run("save", limited.state).returncode == 0, "a save fits again")
+
+
+@pytest.mark.parametrize("limited", ["disk-full"], indirect=True)
+def test_a_command_that_fills_the_disk_is_rolled_back(limited: MountedState) -> None:
+    """There is no room for a snapshot after it; its exit code, and what was before, are back."""
+    file, big = limited.files / "a", limited.files / "big"
+    file.write_text("one")
+    script = 'echo two > "$1"; cat /dev/zero > "$2"; exit 3'
+    command = ["sh", "-c", script, "sh", str(file), str(big)]
+    done = limited.run("try", limited.state, "--on-failure", "rollback", "--", *command)
+    assert done.returncode == 3, done.stderr
+    assert "put back " in done.stderr
+    assert file.read_text() == "one" and not big.exists()

@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from statefs.errors import HookFailed, InvalidConfig
+from statefs.api import State
+from statefs.cli import app
+from statefs.errors import HookFailed, InvalidConfig, NoSpace
 from tests.harness.mounted_state import MountedState
 
 FAILING = "[[volumes]]\nname = 'app'\nbefore_save = [['false']]\n"
@@ -114,3 +116,21 @@ def test_a_command_that_a_signal_ends_has_the_code_of_a_shell(own_state: Mounted
     """128 and the signal's number."""
     done = own_state.run("try", own_state.state, "--", "sh", "-c", "kill -TERM $$")
     assert done.returncode == 128 + signal.SIGTERM
+
+
+def test_what_could_not_be_put_back_is_told_too(
+    own_state: MountedState, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Neither a snapshot nor the rollback has room: both are said, with the way back."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise NoSpace("no room for a rollback")
+
+    own_state.expected_log = r"'save' failed|statefs\.toml|before_save|hook"
+    command = breaking(own_state, FAILING, exit_code=3)
+    monkeypatch.setattr(State, "restore", refuse)
+    words = ["try", str(own_state.state), "--on-failure", "rollback", "--", *command]
+    assert app.run(words) == 3
+    said = capsys.readouterr().err
+    assert "volume app: false: exit code 1; no room for a rollback" in said
+    assert f"'statefs restore {own_state.state} " in said

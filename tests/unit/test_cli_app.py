@@ -45,7 +45,10 @@ def backend(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> FakeBackend:
 def test_ctrl_c_while_the_command_line_is_imported_is_silent(
     monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
-    """As later: no traceback, and what a shell reports; the installed script begins there, too."""
+    """As later: no traceback, and what a shell reports; the installed script begins there, too.
+
+    Nearly nothing is loaded before that, where a traceback cannot be helped.
+    """
 
     def interrupt(_name: str) -> NoReturn:
         raise KeyboardInterrupt
@@ -59,6 +62,9 @@ def test_ctrl_c_while_the_command_line_is_imported_is_silent(
     assert capsys.readouterr() == ("", "")
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     assert project["scripts"] == {"statefs": "statefs.__main__:main"}
+    words = [sys.executable, "-S", "-c", "import sys, statefs.__main__; print(*sys.modules)"]
+    loaded = subprocess.run(words, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    assert "typing" not in loaded.stdout.split()
 
 
 @pytest.mark.parametrize("error", ERRORS)

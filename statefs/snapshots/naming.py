@@ -84,7 +84,7 @@ def choose(selector: str, snapshots: Sequence[Named], now_ns: int) -> Named:
         steps = int(back[1] or 0)
         if steps >= len(snapshots):
             raise NoSuchSnapshot(
-                f"no snapshot {selector}: there are {len(snapshots)} (see `statefs list`)"
+                f"no snapshot {selector}: the state has {len(snapshots)} (see 'statefs list')"
             )
         return snapshots[-1 - steps]
     if selector.startswith("@"):

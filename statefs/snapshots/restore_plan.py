@@ -381,7 +381,12 @@ class Planner:
     def _make_way(self, plan: Plan, path: bytes) -> None:
         """Have a path's own name come into the folder that is there now, or one made for it."""
         folder, _, name = path.rpartition(b"/")
-        coming = plan.come.pop((self._folder_then(folder), name), None)
+        key = (self._folder_then(folder), name)
+        coming = plan.come.pop(key, None)
+        if coming is None and key in plan.gone:  # its folder lies in the scope now, and goes
+            ino = plan.gone[key]
+            coming = (ino, names_of(self._database, ino, self._snapshot)[key])
+            plan.note(path, RETURNED)
         if coming is not None:
             plan.come[self._folder_now(plan, folder), name] = coming
 

@@ -319,6 +319,21 @@ def test_a_link_in_a_folder_that_was_renamed_comes_back(engine: EngineStore) -> 
     assert engine.problems() == []
 
 
+def test_a_path_whose_folder_was_moved_below_it_comes_back(engine: EngineStore) -> None:
+    """`mv d old; mkdir -p d/sub; mv old d/sub/`: what d/sub was lies in what is removed there."""
+    folder = engine.folder("d")
+    sub = engine.folder("sub", folder)
+    engine.file("f", b"x", sub)
+    epoch = engine.save()
+    then = tree_of(engine, epoch)
+    engine.names.rename(TREE_ROOT, b"d", TREE_ROOT, b"old")
+    new = engine.folder("sub", engine.folder("d"))
+    engine.names.rename(TREE_ROOT, b"old", new, b"old")
+    go_back(engine, epoch, ["d/sub"])
+    assert below(tree_of(engine), "d/sub") == below(then, "d/sub")
+    assert engine.problems() == []
+
+
 def test_nothing_to_do_is_nothing_done(engine: EngineStore) -> None:
     """The snapshot of the present leaves all rows alone."""
     engine.file("f", b"x" * BIG)

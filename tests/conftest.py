@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from statefs.layout import StoreLayout, default_store
-from tests.harness.mounted_state import DISK_IS_LOW
+from tests.harness.mounted_state import HEALTH
 from tests.leftovers import (
     COMMAND_SECONDS,
     RUN_VARIABLE,
@@ -158,7 +158,7 @@ def unexpected_lines(layout: StoreLayout, expected: list[str]) -> list[str]:
         f"{layout.log.name}: {line}"
         for line in lines
         if LOUD.search(line)
-        and not any(re.search(pattern, line) for pattern in (*expected, DISK_IS_LOW))
+        and not any(re.search(pattern, line) for pattern in (*expected, HEALTH))
     ]
 
 

@@ -46,7 +46,7 @@ def test_health_follows_what_is_wrong(own_state: MountedState) -> None:
 
 def test_a_low_disk_is_told_when_a_setting_says_so(own_state: MountedState) -> None:
     """While it is mounted: the setting is read again, the event comes, health fails."""
-    own_state.expected_log = "the disk of the store is low"
+    own_state.expected_log = "until this is put right"
     configure(own_state, '[health]\nmin_free = "1000TB"\ninterval = 0.2\nlog_format = "text"\n')
     assert own_state.run("health", own_state.state).returncode == 17
     configure(own_state, 'log_format = "json"\n[health]\nmin_free = "1000TB"\ninterval = 0.2\n')

@@ -11,6 +11,7 @@ import pytest
 
 from statefs.errors import HookFailed
 from statefs.hooks.commands import Deadline, owner_of, run
+from tests.harness.mounted_state import wait_until_gone
 
 
 def is_alive(pid: int) -> bool:
@@ -51,7 +52,8 @@ def test_a_late_command_is_ended_with_all_it_started(tmp_path: Path) -> None:
     with pytest.raises(HookFailed, match=r"^sh: not done within 0.5 s, ended: slow$"):
         run(["sh", "-c", script], Deadline(0.5))
     assert time.monotonic() - begun < 30
-    assert [pid for pid in pids.read_text().split() if is_alive(int(pid))] == []
+    for pid in pids.read_text().split():  # killed, and gone when the kernel comes to it
+        wait_until_gone(int(pid))
 
 
 def test_a_child_in_the_background_keeps_nobody_waiting() -> None:

@@ -33,8 +33,7 @@ class Checker:
         self._alone = alone
         self.news = Bell()
         self._is_wanted = True
-        newest = store.catalog.newest
-        self._looked_at = newest.epoch if newest else 0
+        self._looked_at = store.catalog.newest_epoch
 
     async def run(self) -> None:
         """Check what is new, until cancelled."""

@@ -53,13 +53,9 @@ class Keeper:
         self._debounce = Debounce()
         self._knows_the_past = False
         self._complaint = ""
-        self._pruned_epoch = self._newest_epoch()
+        self._pruned_epoch = self._store.catalog.newest_epoch
         self._prune_is_tried_again = 0.0
         self._room_is_looked_at = 0.0
-
-    def _newest_epoch(self) -> int:
-        newest = self._store.catalog.newest
-        return newest.epoch if newest else 0
 
     async def run(self) -> None:
         """Save and prune when that is due, until cancelled."""
@@ -106,7 +102,7 @@ class Keeper:
                 table.touched |= touched  # a save that fails late has begun a new epoch
 
     async def _prune(self, policy: Retention) -> None:
-        newest, now = self._newest_epoch(), trio.current_time()
+        newest, now = self._store.catalog.newest_epoch, trio.current_time()
         is_limited = bool(policy.min_free_bytes or policy.max_store_bytes)
         is_new = newest != self._pruned_epoch and now >= self._prune_is_tried_again
         is_time_to_look = is_limited and now >= self._room_is_looked_at

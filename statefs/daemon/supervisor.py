@@ -169,8 +169,7 @@ class Supervisor:
         self._manager = manager or InitSystem(None)
         self._oom_score_adj = int(OOM_FILE.read_text())
         self._lock = StoreLock(layout, role="daemon", mount_point=state)
-        self._page = os.memfd_create("statefs-underway")
-        os.ftruncate(self._page, PAGE_BYTES)
+        self._page = -1
         self._fuse_fd = -1
         self._mount: MountInfo | None = None
         self._greeting = Greeting(b"")
@@ -188,7 +187,6 @@ class Supervisor:
         manager = InitSystem(left.manager, left.watchdog_seconds)
         options = MountOptions.parse(left.options)
         new = cls(state, layout, options, ReadyNotice(None), spawn_worker, manager)
-        os.close(new._page)
         new._lock, new._page = StoreLock.held(layout, left.lock_fd), left.page_fd
         new._fuse_fd, new._mount = left.fuse_fd, find_mount(state)
         new._greeting = Greeting(left.init_request, left.init_reply)
@@ -205,6 +203,8 @@ class Supervisor:
         """
         os.chdir("/")
         self._shun_the_oom_killer()
+        self._page = os.memfd_create("statefs-underway")
+        os.ftruncate(self._page, PAGE_BYTES)
         try:
             _refuse_mounted(self._state)
             if not self._options.adopt:

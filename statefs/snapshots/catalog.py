@@ -397,6 +397,11 @@ class Catalog:
         """The newest complete snapshot, None without any."""
         return self.snapshots[-1] if self.snapshots else None
 
+    @property
+    def newest_epoch(self) -> int:
+        """The epoch of the newest complete snapshot, 0 without any."""
+        return self.newest.epoch if self.newest else 0
+
     def by_uuid(self, uuid: str | None) -> Snapshot | None:
         """Return the complete snapshot of a UUID, or None."""
         return next((each for each in self.snapshots if each.uuid == uuid), None)

@@ -9,7 +9,8 @@ altogether or, when it raises, not at all.
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import Any, Final
 
 import apsw
@@ -375,25 +376,28 @@ class InodeTable:
         Returns:
             Whether there are more.
         """
-        orphans = [ino for (ino,) in self.database.rows("SELECT ino FROM orphans")]
-        closed = [ino for ino in orphans if self._is_closed(ino)]
+        orphans = self.database.execute("SELECT ino FROM orphans")
+        found = (ino for (ino,) in orphans if self._is_closed(ino))
+        closed = list(islice(found, REAPED_PER_STEP))
+        has_more = next(found, None) is not None
+        orphans.close()
         if closed:
-            with self.change():
-                for ino in closed[:REAPED_PER_STEP]:
-                    self.erase_orphan(ino)
-            for ino in closed[:REAPED_PER_STEP]:
-                self.nodes.pop(ino, None)
-                self.drop(ino)
-        return len(closed) > REAPED_PER_STEP
+            self._reap(closed)
+        return has_more
 
     def reap(self, ino: int) -> None:
         """Destroy an orphan that nobody has open any more."""
         if self.database.value("SELECT 1 FROM orphans WHERE ino = ?", (ino,)) is None:
             return
+        self._reap([ino])
+
+    def _reap(self, orphans: Sequence[int]) -> None:
         with self.change():
-            self.erase_orphan(ino)
-        self.nodes.pop(ino, None)
-        self.drop(ino)
+            for ino in orphans:
+                self.erase_orphan(ino)
+        for ino in orphans:
+            self.nodes.pop(ino, None)
+            self.drop(ino)
 
     def erase_orphan(self, ino: int) -> None:
         """End all that an orphan is and has as of when it lost its name; inside a `Change`."""

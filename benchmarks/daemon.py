@@ -2,8 +2,9 @@
 
 MODE is `plain` (as it is), `uncounted` (requests are not counted, benchmarks/counting.py), `count`
 (raises the counters in FILE for every request and statement), `profile` (writes cProfile's
-statistics of the loop's thread to FILE when it ends) or `steps` (writes a line to FILE for what the
-loop does without looking at requests, benchmarks/steps.py).
+statistics of the loop's thread to FILE when it ends), `steps` (writes a line to FILE for what the
+loop does without looking at requests, benchmarks/steps.py) or `write-back` (the kernel keeps what
+is written for a while, benchmarks/write_back.py).
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ from benchmarks import counting, steps
 from benchmarks.counters import REQUESTS, Counters
 from statefs.daemon import worker
 from statefs.daemon.supervisor import run_foreground
+from statefs.fuse import handshake
 from statefs.fuse.operations import Operations
 from statefs.fuse.session_loop import SessionLoop
 from statefs.mounts import MountOptions
 
+WRITEBACK_CACHE: Final = 1 << 16
+"""FUSE_WRITEBACK_CACHE. Source: linux/fuse.h, "INIT request/reply flags"."""
 WORKER: Final = "worker"
 """In the place of MODE: what the supervisor starts."""
 
@@ -139,6 +143,8 @@ def _serve(mode: str, file: Path, end: socket.socket) -> int:
         _profile(file)
     elif mode == "steps":
         steps.watch(file)
+    elif mode == "write-back":
+        handshake.WANTED |= WRITEBACK_CACHE  # type: ignore[misc]  # an experiment with a constant
     return worker.main(end)
 
 

@@ -20,7 +20,7 @@ from statefs.layout import StoreLayout
 from statefs.maintenance.store import init_store
 from statefs.mounts import find_mount, unmount
 
-Mode = Literal["plain", "uncounted", "count", "profile", "steps"]
+Mode = Literal["plain", "uncounted", "count", "profile", "steps", "write-back"]
 ROOT: Final = Path(__file__).parents[1]
 END_SECONDS: Final = 60.0
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")

@@ -22,7 +22,7 @@ from statefs.snapshots.clones import Clones
 
 log = logging.getLogger(__name__)
 
-ROWS_PER_STEP: Final = 500
+ROWS_PER_STEP: Final = 250
 """Rows deleted at a time where that takes some milliseconds, fewer on a slow disk."""
 OBJECTS_PER_STEP: Final = 16
 """Objects looked at in one step."""

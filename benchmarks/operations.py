@@ -60,14 +60,17 @@ class Place:
         make_cold(workload)
         counters = self.mount.counters if self.mount else None
         before = counters.read() if counters else None
-        cpu, started = self._cpu_ns(), perf_counter_ns()
-        workload.run(folder, workload.operations)
-        took, spent = perf_counter_ns() - started, self._cpu_ns() - cpu
+        try:
+            cpu, started = self._cpu_ns(), perf_counter_ns()
+            workload.run(folder, workload.operations)
+            took, spent = perf_counter_ns() - started, self._cpu_ns() - cpu
+            counted = counters.read().minus(before) if counters and before else None
+        finally:
+            workload.finish(folder, workload.operations)
         per_us = 1000 * workload.operations
         self.times_us.setdefault(workload.name, []).append(took / per_us)
         self.cpu_us.setdefault(workload.name, []).append(spent / per_us)
-        if counters and before:
-            counted = counters.read().minus(before)
+        if counted:
             self.counts.setdefault(workload.name, []).append((counted, spent / per_us))
 
     def _cpu_ns(self) -> int:

@@ -41,7 +41,10 @@ def main() -> None:
             while perf_counter() < give_up:
                 workload.prepare(place, workload.operations)
                 make_cold(workload)
-                workload.run(place, workload.operations)
+                try:
+                    workload.run(place, workload.operations)
+                finally:
+                    workload.finish(place, workload.operations)
                 done += workload.operations
         console.print(f"{workload.name}: {done} operations, with those that prepare them")
         statistics = pstats.Stats(str(folder / "profile.out"))

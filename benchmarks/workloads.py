@@ -1,13 +1,14 @@
 """What programs do to a folder, one system call or one habit at a time.
 
-A workload's `run` is what is measured; `prepare` is not, and makes what `run` needs. Both get a
-folder of their own, and the same folder in every round.
+A workload's `run` is what is measured. `prepare` and `finish` are not: one makes what `run` needs,
+the other lets go of what it holds. They get a folder of their own, the same in every round.
 """
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,12 +22,18 @@ LINE: Final = b"2026-03-13T12:00:00Z INFO a line as a program appends it".ljust(
 PAGE: Final = KIBIBYTE * 4
 LARGE_BYTES: Final = 8 << 20
 """Size of the file for writes in place: well beyond what is kept inline."""
+OTHER_DESCRIPTORS: Final = 64
+"""What a benchmark has open beside the files of a workload, with room to spare."""
 _AT_FDCWD: Final = -100
 _AT_STATX_FORCE_SYNC: Final = 0x2000
 _STATX_BASIC_STATS: Final = 0x7FF
 _libc = ctypes.CDLL(None, use_errno=True)
 
 Step = Callable[[Path, int], None]
+
+
+def _nothing(_folder: Path, _operations: int) -> None:
+    """Prepare, or finish, nothing."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,8 @@ class Workload:
         operations: how often `run` does it; each of them is one operation.
         prepare: makes what `run` needs, in an existing folder that earlier rounds have used.
         run: does the operations.
+        is_cold: whether the kernel's names and attributes are dropped before `run`.
+        finish: lets go of what `run` holds; called after `run`, also when that has failed.
     """
 
     name: str
@@ -45,10 +54,7 @@ class Workload:
     prepare: Step
     run: Step
     is_cold: bool = False
-
-
-def _nothing(_folder: Path, _operations: int) -> None:
-    """Prepare nothing."""
+    finish: Step = _nothing
 
 
 def _emptied(folder: Path) -> None:
@@ -110,6 +116,38 @@ def _create_each(folder: Path, operations: int) -> None:
 def _create_each_empty(folder: Path, operations: int) -> None:
     for number in range(operations):
         os.close(os.open(f"{folder}/f{number}", os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644))
+
+
+class _FilesLeftOpen:
+    """New files whose descriptors are kept, so that their closing is not measured."""
+
+    def __init__(self) -> None:
+        self._descriptors: list[int] = []
+
+    def prepare(self, folder: Path, operations: int) -> None:
+        """Empty the folder, and have the kernel allow so many descriptors."""
+        _emptied(folder)
+        wanted = operations + OTHER_DESCRIPTORS
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        if soft != resource.RLIM_INFINITY and soft < wanted:
+            if hard != resource.RLIM_INFINITY and hard < wanted:
+                raise SystemExit(f"{wanted} open files are needed: raise the limit, `ulimit -Hn`")
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+    def create(self, folder: Path, operations: int) -> None:
+        """Create files, and nothing else."""
+        for number in range(operations):
+            path = f"{folder}/f{number}"
+            descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
+            self._descriptors.append(descriptor)
+
+    def close(self, _folder: Path, _operations: int) -> None:
+        """Close them."""
+        while self._descriptors:
+            os.close(self._descriptors.pop())
+
+
+_files_left_open = _FilesLeftOpen()
 
 
 def _unlink_each(folder: Path, operations: int) -> None:
@@ -235,6 +273,13 @@ WORKLOADS: Final = (
     Workload("stat of a missing name, again", 5000, _nothing, _missing_again),
     Workload("list 1000 entries, cold", 1000, _small_files, _list, is_cold=True),
     Workload("list 1000 entries, warm", 1000, _small_files_listed, _list),
+    Workload(
+        "create",
+        500,
+        _files_left_open.prepare,
+        _files_left_open.create,
+        finish=_files_left_open.close,
+    ),
     Workload("create+close, empty", 500, _empty_folder, _create_each_empty),
     Workload("create+write 1 KiB+close", 500, _empty_folder, _create_each),
     Workload("unlink", 500, _small_files, _unlink_each),

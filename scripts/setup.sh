@@ -225,3 +225,7 @@ if ! venv_is_current "$extra" || ! have fusermount3; then
     install_missing
     install_statefs "$extra"
 fi
+# Who runs statefs may not be allowed to write here, or may not want to (PYTHONDONTWRITEBYTECODE):
+# each command and each daemon would compile all of it again.
+$venv/bin/python -m compileall -q statefs ||
+    say "setup: statefs could not be compiled ahead; its commands start more slowly"

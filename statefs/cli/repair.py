@@ -51,6 +51,10 @@ def command(
         return CorruptStore.exit_code if is_lost else 0
     for trouble in report["troubles"]:
         print_line(f"meta.db: {trouble}")
+    for name, why in report["passed_over"].items():
+        print_line(f"passed over: backups/{name}: {why}")
+    for path in report["older"]:
+        print_line(f"as the copy has it: {path}")
     for loss in report["losses"]:
         print_line(f"lost: {loss_text(loss)}")
     if report["more"]:

@@ -24,7 +24,7 @@ from statefs.hooks.results import CONSISTENCY_LABEL, Consistency, Finding
 from statefs.maintenance import cloning, saving
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.documents import VolumeManifest
+from statefs.snapshots.documents import VolumeManifest, folder_of
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -157,7 +157,7 @@ def _outcome(findings: Sequence[Finding]) -> str | None:
 
 
 def _checked(volume: VolumeManifest, findings: Sequence[Finding]) -> CheckedVolume | None:
-    folder = Path(volume.path or f"volumes/{volume.name}")
+    folder = Path(folder_of(volume))
     own = [finding for finding in findings if Path(finding.path).is_relative_to(folder)]
     if not own:
         return None

@@ -30,7 +30,7 @@ from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.changes import changed_inodes
 from statefs.snapshots.digest import state_digest
-from statefs.snapshots.documents import VolumeManifest
+from statefs.snapshots.documents import VolumeManifest, folder_of
 from statefs.snapshots.views import PastTree
 from statefs.telemetry.tallies import SEAL
 
@@ -209,7 +209,7 @@ class Sealer:
     def _digest_of(self, tree: PastTree, volume: VolumeManifest) -> str | None:
         """Return what a volume's folder hashes to; None where there is no such folder."""
         try:
-            inode = tree.find((volume.path or f"volumes/{volume.name}").encode())
+            inode = tree.find(folder_of(volume).encode())
         except PosixError:
             return None
         known = newest_digest(self._store.database, inode.ino) if inode.is_dir else None

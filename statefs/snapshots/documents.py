@@ -42,6 +42,11 @@ class VolumeManifest(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     notes: list[str] = []
 
 
+def folder_of(volume: VolumeManifest) -> str:
+    """Return a volume's folder, relative to current/."""
+    return volume.path or f"volumes/{volume.name}"
+
+
 OperationKind = Literal["restore", "try", "import", "undo"]
 AROUND: Final = ("try", "import")
 """Operations with a snapshot before and one after them."""

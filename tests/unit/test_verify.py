@@ -19,9 +19,10 @@ import pytest
 from statefs.errors import PosixError
 from statefs.ids import FIRST_FREE_INO, LIVING, TREE_ROOT, ObjectId
 from statefs.layout import StoreLayout
-from statefs.maintenance import steps
+from statefs.maintenance import saving, steps
 from statefs.maintenance import verify as verify_package
 from statefs.maintenance.verify import CHECKS, SHOWN_MAX, verify
+from statefs.snapshots.documents import VolumeManifest
 from statefs.volume import acl
 from tests.unit.engine_store import ME, EngineStore, mirror
 
@@ -137,6 +138,14 @@ def nameless_fifo(damage: Damage) -> None:
     """Take the fifo's name away without making it an orphan."""
     damage.sql("UPDATE inodes SET nlink = 0 WHERE ino = $fifo")
     damage.sql("DELETE FROM entries WHERE ino = $fifo")
+
+
+def wrong_volume(damage: Damage) -> None:
+    """Tell another digest of a volume, in the database and in all documents."""
+    with EngineStore(damage.layout.root) as engine:
+        volume = VolumeManifest(name="outer", digest=f"sha256:{'0' * 64}", path="outer")
+        newest = engine.store.catalog.snapshots[-1]
+        steps.run(saving.amend(engine.store, newest, volumes=[volume]))
 
 
 def index_without_snapshots(damage: Damage) -> None:
@@ -262,6 +271,7 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ("R26", "content", sql("UPDATE digests SET content = x'61' WHERE ino = $big")),
     ("R26", "blocks", sql("UPDATE digests SET blocks = zeroblob(64) WHERE ino = $big")),
     ("R27", "root", sql(f"UPDATE digests SET sha256 = zeroblob(32) WHERE ino = {TREE_ROOT}")),
+    ("R27", "volume", wrong_volume),
     ("R28", "file", sql("DELETE FROM digests WHERE ino = $sparse")),
     ("R28", "folder", sql("DELETE FROM digests WHERE ino = $inner")),
     ("R29", "no clone", sql("INSERT INTO shared VALUES ($nobody, $small, 1)")),

@@ -1,9 +1,9 @@
 """Repairing a store offline: a new meta.db of whatever can still be read, and a report of losses.
 
-The database is never changed in place: what can be read of it (salvage.py), or of its newest good
-copy, goes into a new one that keeps every rule (rebuilding.py), which then takes its place. What it
-replaces is kept in `backups/`. Content that has digests is read, if that is wanted; what is damaged
-is treated as lost, and the database made once more.
+The database is never changed in place: what can be read of it (salvage.py), its gaps filled from
+its newest sound copy (filling.py), goes into a new one that keeps every rule (rebuilding.py), which
+then takes its place. What it replaces is kept in `backups/`. Content that has digests is read, if
+that is wanted; what is damaged is treated as lost, and the database made once more.
 """
 
 from __future__ import annotations
@@ -12,20 +12,22 @@ import os
 import shutil
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import apsw
 
 from statefs.clock import Clock, SystemClock
 from statefs.content.objects import FOLDERS, object_number
 from statefs.durable import make_folder, sync_folder
-from statefs.errors import NewerStore, NoSuchStore, StatefsError
+from statefs.errors import CorruptStore, NewerStore, NoSuchStore, StatefsError
 from statefs.layout import StoreLayout
-from statefs.maintenance.backups import copies, problems_of
+from statefs.maintenance.backups import Copy, copies, problems_of
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.repair import listing, salvage
 from statefs.maintenance.repair.damaged import Damaged, nothing
+from statefs.maintenance.repair.filling import fill, note_unknown
 from statefs.maintenance.repair.losses import Loss, Report
 from statefs.maintenance.repair.moments import Moments
 from statefs.maintenance.repair.object_files import Objects
@@ -94,6 +96,22 @@ def repair_store(
     return report, verify(layout)
 
 
+class _SoundCopy(NamedTuple):
+    """A copy of meta.db of which all can be read.
+
+    Args:
+        name: of its file.
+        database: a copy of it, brought to the current format.
+        rows: a plain database of its rows (salvage.py), indexed.
+        is_of_this_format: whether it was of the current format before.
+    """
+
+    name: str
+    database: Path
+    rows: Path
+    is_of_this_format: bool
+
+
 class _Repair:
     """One repair, in a folder of its own."""
 
@@ -106,6 +124,8 @@ class _Repair:
         self._dry_run = dry_run
         self._read_data = read_data
         self._report = Report(source="")
+        self._passed_over: dict[str, str] = {}
+        self._moved: list[str] = []
 
     def run(self) -> Report:
         """Do it."""
@@ -114,9 +134,11 @@ class _Repair:
         plain, source, troubles = self._source()
         damaged = nothing()
         for _ in range(ROUNDS_MAX):
-            self._report = Report(source=source, troubles=troubles)
+            self._report = Report(source=source, troubles=troubles, passed_over=self._passed_over)
+            for name in self._moved:
+                self._report.right(f"moved to backups/{name}, as it is no object file")
             made = self._rebuild(plain, damaged)
-            settle(made, damaged.epochs)
+            self._report.right("digests of volumes", settle(made, damaged.epochs))
             if not self._read_data or not damaged.add(search(made)):
                 break
         plain.close()
@@ -139,58 +161,49 @@ class _Repair:
         for path in strays:
             place = self._layout.backups / f"stray-{path.parent.name}-{path.name}"
             os.rename(path, place)
-            self._report.right(f"moved to backups/{place.name}, as it is no object file")
+            self._moved.append(place.name)
 
     # What the new database is made of.
 
     def _source(self) -> tuple[apsw.Connection, str, list[str]]:
         """Return the rows there are, what they come from, and what is wrong with meta.db."""
-        troubles: list[str] = []
-        best: tuple[int, apsw.Connection, str] | None = None
-        if self._layout.meta_db.exists():
-            plain, read, troubles = self._salvaged()
-            if not troubles:
-                return plain, "meta.db", []
-            best = (read.rows, plain, "salvage")
-        else:
-            troubles = ["meta.db is missing"]
-        for copy in copies(self._layout):
-            if copy.version != FORMAT_VERSION or problems_of(copy.path):
-                continue
-            path = self._work / "copy.db"
-            shutil.copyfile(copy.path, path)
-            plain = salvage.make_plain(self._work / "copy-rows.db")
-            read = salvage.salvage(path, plain)
-            if best is None or read.rows > best[0]:
-                best = (read.rows, plain, f"copy {copy.path.name}")
-            else:
-                plain.close()
-            break
-        if best is None:
-            best = (0, salvage.make_plain(self._work / "rows.db"), "objects")
-        salvage.index(best[1])
-        source = best[2] if best[0] else "objects"
-        return best[1], source, troubles
+        plain = salvage.make_plain(self._work / "rows.db")
+        read = self._salvaged(plain)
+        salvage.index(plain)
+        if not read.troubles:
+            return plain, "meta.db", []
+        sound = self._sound_copy
+        if sound is None:
+            note_unknown(plain, read.gaps)
+            return plain, "salvage" if read.rows else "objects", read.troubles
+        copy = f"copy {sound.name}"
+        if not read.rows:
+            plain.close()
+            return apsw.Connection(str(sound.rows)), copy, read.troubles
+        snapshots = {path.stem for path in self._layout.snapshots.glob("*.json")}
+        is_filled = fill(plain, read.gaps, sound.rows, snapshots)
+        return plain, f"salvage and {copy}" if is_filled else "salvage", read.troubles
 
-    def _salvaged(self) -> tuple[apsw.Connection, salvage.Salvaged, list[str]]:
+    def _salvaged(self, plain: apsw.Connection) -> salvage.Salvaged:
         """Return what can be read of meta.db, and everything that is wrong with it."""
+        if not self._layout.meta_db.exists():
+            return salvage.all_lost("meta.db is missing")
         found = StoreLayout(self._work / "found")
         make_folder(found.root)
         path = found.meta_db
+        lost = 0
         for name in (path.name, f"{path.name}-wal"):
             if (self._layout.root / name).exists():
-                shutil.copyfile(self._layout.root / name, found.root / name)
-        troubles = self._opened(path)
+                lost += salvage.copy_readable(self._layout.root / name, found.root / name)
+        troubles = [f"{lost} bytes cannot be read from the disk"] if lost else []
+        troubles += self._opened(path)
         with suppress(apsw.Error, StatefsError):  # one that is too damaged is read as it is
             migrate(found)
-        plain = salvage.make_plain(self._work / "rows.db")
         try:
             read = salvage.salvage(path, plain)
         except apsw.Error as error:
-            read = salvage.Salvaged(0, [str(error)])
-        if not troubles and not read.troubles:
-            salvage.index(plain)
-        return plain, read, [*troubles, *read.troubles]
+            read = salvage.all_lost(str(error))
+        return read._replace(troubles=[*troubles, *read.troubles])
 
     def _opened(self, path: Path) -> list[str]:
         """Return what SQLite finds wrong with a database; give it a header where it has none."""
@@ -215,12 +228,46 @@ class _Repair:
         return [] if found == ["ok"] else found
 
     def _put_header_back(self, path: Path) -> None:
-        """Take the first page from a copy, or from a new database."""
-        good = next((copy.path for copy in copies(self._layout)), None)
-        if good is None:
+        """Take the first page from a sound copy of this format, or from a new database."""
+        if self._sound_copy is not None and self._sound_copy.is_of_this_format:
+            good = self._sound_copy.database
+        else:
             good = self._work / "empty.db"
             create_database(good)
         salvage.put_header_back(path, good)
+
+    @cached_property
+    def _sound_copy(self) -> _SoundCopy | None:
+        """The newest copy of meta.db of which all can be read; why others cannot is noted."""
+        for copy in copies(self._layout):
+            try:
+                return self._read_copy(copy)
+            except (apsw.Error, OSError, StatefsError) as error:
+                self._passed_over[copy.path.name] = str(error)
+        return None
+
+    def _read_copy(self, copy: Copy) -> _SoundCopy:
+        """Read a copy. Raises apsw.Error, OSError, StatefsError: not all of it can be used."""
+        layout = StoreLayout(self._work / "copy")
+        shutil.rmtree(layout.root, ignore_errors=True)
+        make_folder(layout.root)
+        lost = salvage.copy_readable(copy.path, layout.meta_db)
+        if lost:
+            raise CorruptStore(f"{lost} bytes cannot be read from the disk")
+        if problems := problems_of(layout.meta_db):
+            raise CorruptStore(problems[0])
+        migrate(layout)
+        rows = self._work / "copy-rows.db"
+        plain = salvage.make_plain(rows)
+        try:
+            read = salvage.salvage(layout.meta_db, plain)
+            salvage.index(plain)
+        finally:
+            plain.close()
+        if read.troubles:
+            raise CorruptStore(read.troubles[0])
+        is_of_this_format = copy.version == FORMAT_VERSION
+        return _SoundCopy(copy.path.name, layout.meta_db, rows, is_of_this_format)
 
     # The new database.
 

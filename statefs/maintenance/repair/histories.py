@@ -147,6 +147,12 @@ class Histories:
         self._damaged = damaged
         self._growing = growing
         self._is_old = is_old
+        self._unknown: dict[str, dict[int, int]] = {"extents": {}, "xattrs": {}}
+        for kind, ino, since in plain.execute("SELECT kind, ino, since FROM unknown"):
+            self._unknown[kind][ino] = since
+        self._older: dict[int, int] = dict(
+            plain.execute("SELECT ino, since FROM older WHERE since IS NOT NULL")
+        )
 
     def inos(self) -> Iterator[int]:
         """Yield every inode of which anything is known, ascending."""
@@ -176,6 +182,15 @@ class Histories:
         else:
             mask = self._moments.seen(since, until)
         return Row(since, until, mask, values)
+
+    def unknown(self, kind: str, ino: int) -> int:
+        """Return the moments at which an inode may have had more rows in a table than were read.
+
+        Args:
+            kind: "extents" or "xattrs".
+        """
+        since = self._unknown[kind].get(ino)
+        return 0 if since is None else self._moments.seen(since, LIVING)
 
     def read(self, ino: int) -> History:
         """Return all about an inode."""
@@ -207,21 +222,68 @@ class Histories:
         inline: list[Row],
         uses: dict[int, int],
     ) -> None:
-        """Add a version, or those moments of it at which its content is whole."""
+        """Add a version; of an older one with the size that its content has had since."""
         attributes = Attributes(*row.values)
         if attributes.kind not in SIZED:
             history.versions.append(row)
             return
+        since = self._older.get(history.ino)
+        late = 0
+        if since is not None and row.until == LIVING:
+            late = row.mask & self._moments.seen(since, LIVING)
+        for mask, large in self._groups(late, extents):
+            for part, small in self._groups(mask, [] if large else inline):
+                values = tuple(self._fitted(attributes, large, small))
+                fitted = row._replace(mask=part, values=values)
+                self._add_whole(history, fitted, extents, inline, uses)
+        if row.mask & ~late:
+            row = row._replace(mask=row.mask & ~late)
+            self._add_whole(history, row, extents, inline, uses)
+
+    def _fitted(self, attributes: Attributes, large: list[Row], small: list[Row]) -> Attributes:
+        """Return attributes that fit the content of some moments: rows of extents, or inline."""
+        flags = attributes.flags & ~InodeFlag.EXTENTS
+        if large:
+            ends = [
+                max(start + 1, self._objects.length(number)) if end == LIVING else end
+                for start, end, number in (row.values for row in large)
+            ]
+            return attributes._replace(size=max(ends), flags=int(flags | InodeFlag.EXTENTS))
+        if small:
+            return attributes._replace(size=len(small[0].values[0]), flags=int(flags))
+        if attributes.in_objects:  # none is left
+            return attributes._replace(size=0, flags=int(flags))
+        return attributes
+
+    def _add_whole(
+        self,
+        history: History,
+        row: Row,
+        extents: list[Row],
+        inline: list[Row],
+        uses: dict[int, int],
+    ) -> None:
+        """Add those moments of a version at which its content is whole, and note the others."""
+        attributes = Attributes(*row.values)
         wanted = extents if attributes.in_objects else inline
         if self._is_old and row.mask == self._moments.current and attributes.in_objects:
             attributes = attributes._replace(size=self._grown(attributes.size, extents))
             row = row._replace(values=tuple(attributes))
         good = 0
-        for mask, seen in self._groups(row.mask, wanted):
+        unknown = self.unknown("extents", history.ino) if attributes.in_objects else 0
+        groups = [
+            (part, seen)
+            for mask, seen in self._groups(row.mask, wanted)
+            for part in (mask & ~unknown, mask & unknown)
+            if part
+        ]
+        for mask, seen in groups:
             why = self._trouble(history.ino, attributes, mask, seen)
+            if mask & unknown:
+                why = "where its content lies could not all be read"
             bad = 0 if why is None else mask
             if why is not None:
-                history.lost.append(self._lost(bad, why, attributes, seen))
+                history.lost.append(self._lost(history.ino, bad, why, attributes, seen))
             good |= mask ^ bad
             for each in seen if attributes.in_objects else seen[:1]:
                 if attributes.size:
@@ -237,7 +299,7 @@ class Histories:
 
     def _groups(self, mask: int, wanted: list[Row]) -> Iterator[tuple[int, list[Row]]]:
         """Yield the moments that see the same content, and the rows of it."""
-        groups: list[tuple[int, list[Row]]] = [(mask, [])]
+        groups: list[tuple[int, list[Row]]] = [(mask, [])] if mask else []
         for row in wanted:
             split: list[tuple[int, list[Row]]] = []
             for part, seen in groups:
@@ -302,10 +364,22 @@ class Histories:
                 return "where its content lies is not what was sealed"
         return None
 
-    def _lost(self, mask: int, why: str, attributes: Attributes, seen: list[Row]) -> Lost:
-        if not attributes.in_objects:
-            return Lost(mask, why, attributes, [], seen[0].values[0] if seen else None)
-        return Lost(mask, why, attributes, self._readable(seen, attributes.size), None)
+    def _lost(self, ino: int, mask: int, why: str, attributes: Attributes, seen: list[Row]) -> Lost:
+        if attributes.in_objects:
+            return Lost(mask, why, attributes, self._readable(seen, attributes.size), None)
+        if seen:
+            return Lost(mask, why, attributes, [], seen[0].values[0])
+        stale = self._stale(ino) if mask & self._moments.current else None
+        if stale is not None:
+            why = f"{why}, what it was before is left"
+        return Lost(mask, why, attributes, [], stale)
+
+    def _stale(self, ino: int) -> bytes | None:
+        """Return the small content that a file has had before the one that is lost, if known."""
+        found: bytes | None = next(
+            self._plain.execute("SELECT data FROM stale WHERE ino = ?", (ino,)), (None,)
+        )[0]
+        return found
 
     def _readable(self, rows: list[Row], size: int) -> list[tuple[int, int, int]]:
         """Return the parts of extents that can be read, sorted, none overlapping."""

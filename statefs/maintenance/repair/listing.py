@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import apsw
 import msgspec
+from msgspec.structs import replace
 
 from statefs.errors import UsageError
 from statefs.ids import FIRST_FREE_INO
@@ -138,6 +139,12 @@ def _possible(row: tuple[Any, ...], epoch: int) -> Snapshot | None:
     except UsageError:
         return _without_label(snapshot)
     return snapshot
+
+
+def unsealed(snapshot: Snapshot) -> Snapshot:
+    """Return a snapshot that is to be sealed anew."""
+    volumes = [replace(volume, digest=None) for volume in snapshot.volumes]
+    return snapshot._replace(state_digest=None, volumes=volumes)
 
 
 def _without_label(snapshot: Snapshot) -> Snapshot:

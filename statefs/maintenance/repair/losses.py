@@ -8,7 +8,7 @@ from typing import Final
 import msgspec
 
 TOLD_MAX: Final = 10_000
-"""Losses told one by one; beyond that they are counted."""
+"""Losses told one by one; beyond that they are counted. So many paths in `older`, at most."""
 
 
 class Loss(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -35,8 +35,12 @@ class Report(msgspec.Struct, kw_only=True):
     """How a repair ended.
 
     Args:
-        source: what the database was made of: "meta.db", "salvage", "copy NAME" or "objects".
+        source: what the database was made of: "meta.db", "salvage", "salvage and copy NAME", "copy
+            NAME" or "objects".
         troubles: why: what was wrong with the database, as far as it could not be read.
+        passed_over: newer copies of the database than the one that was used, and what is wrong with
+            each.
+        older: paths of what is in current/ as the copy has it: it may have changed since.
         losses: see `Loss`.
         more: losses that are not listed.
         put_right: counts of what was changed without a loss, in words.
@@ -45,6 +49,8 @@ class Report(msgspec.Struct, kw_only=True):
 
     source: str
     troubles: list[str] = []
+    passed_over: dict[str, str] = {}
+    older: list[str] = []
     losses: list[Loss] = []
     more: int = 0
     put_right: dict[str, int] = {}

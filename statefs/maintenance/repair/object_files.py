@@ -48,12 +48,8 @@ class Objects:
     def present(self) -> set[int]:
         """Return the numbers of all object files."""
         if self._present is None:
-            self._present = set()
-            for folder in sorted(self._layout.objects.iterdir()):
-                for path in folder.iterdir() if folder.is_dir() else ():
-                    number = object_number(path)
-                    if number is not None:
-                        self._present.add(number)
+            numbers = map(object_number, self._layout.objects.glob("*/*"))
+            self._present = {number for number in numbers if number is not None}
         return self._present
 
     def origin(self, number: int) -> Origin | None:

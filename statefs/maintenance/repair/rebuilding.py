@@ -20,8 +20,8 @@ from statefs.content.objects import Origin
 from statefs.ids import LIVING, TREE_ROOT, in_clones
 from statefs.maintenance.repair.damaged import Damaged
 from statefs.maintenance.repair.histories import Attributes, Histories, History, Row
-from statefs.maintenance.repair.listing import next_number, store_rows
-from statefs.maintenance.repair.losses import Loss, Report
+from statefs.maintenance.repair.listing import next_number, store_rows, unsealed
+from statefs.maintenance.repair.losses import TOLD_MAX, Loss, Report
 from statefs.maintenance.repair.lost_found import Attic, folder_attributes
 from statefs.maintenance.repair.moments import Moments
 from statefs.maintenance.repair.object_files import Objects
@@ -115,6 +115,7 @@ class Rebuilding:
             self._separate()
             self._write_objects()
             self._write_lists()
+            self._tell_of_older()
         self._target.close()
 
     # Which inodes are there at which moments.
@@ -143,6 +144,12 @@ class Rebuilding:
                 self._make_folder(root, missing)
                 self._lose(root, missing, "the attributes of a root are lost", None)
 
+    def _tell_of_older(self) -> None:
+        """Tell of what is in current/ as a copy has it."""
+        for ino in self._numbers(f"SELECT ino FROM older LIMIT {TOLD_MAX}"):
+            if self._valid.get(ino, 0) & self._names_mask(ino) & self._moments.current:
+                self._report.older += map(path_text, self._paths(ino, LIVING))
+
     def _has_name(self, ino: int) -> bool:
         query = "SELECT 1 FROM entries WHERE ino = ?"
         return next(self._plain.execute(query, (ino,)), None) is not None
@@ -164,10 +171,17 @@ class Rebuilding:
     def _names(self) -> dict[int, str]:
         return {int(each.epoch): each.name for each in self._snapshots}
 
-    def _paths(self, ino: int) -> list[bytes]:
-        """Return the paths that an inode has had, one for each of its names."""
-        query = "SELECT parent, name FROM entries WHERE ino = ? ORDER BY valid_to DESC"
-        rows: list[tuple[Any, ...]] = self._plain.execute(query, (ino,)).fetchall()
+    def _paths(self, ino: int, until: int = 0) -> list[bytes]:
+        """Return the paths that an inode has had, one for each of its names.
+
+        Args:
+            until: only names that it has had so long, at least.
+        """
+        query = (
+            "SELECT parent, name FROM entries WHERE ino = ? AND valid_to >= ?"
+            " ORDER BY valid_to DESC"
+        )
+        rows: list[tuple[Any, ...]] = self._plain.execute(query, (ino, until)).fetchall()
         found = [
             b"/".join(filter(None, [self._path(parent), name if is_name(name) else b"unnamed"]))
             for parent, name in rows
@@ -364,6 +378,9 @@ class Rebuilding:
         if not final:
             return
         xattrs = self._xattrs(ino, history, final)
+        unknown = self._histories.unknown("xattrs", ino) & final
+        if unknown:
+            self._lose(ino, unknown, "extended attributes could not all be read", None)
         for row in (*history.versions, *self._made.get(ino, ())):
             self._write_versions(ino, row, row.mask & final, xattrs)
         for row in history.extents:
@@ -549,7 +566,7 @@ class Rebuilding:
         touched = set(self._moments.names(self.touched))
         for snapshot in self._snapshots:
             if snapshot.epoch in touched:
-                snapshot = snapshot._replace(state_digest=None)
+                snapshot = unsealed(snapshot)
             columns = columns_of(snapshot)
             marks = ", ".join("?" * len(columns))
             names = ", ".join(f'"{name}"' for name in columns)

@@ -4,46 +4,72 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from typing import Final
 
 import apsw
+from msgspec.structs import replace
 
 from statefs.content.checks import ContentChecks
 from statefs.content.objects import ObjectFiles, Piece
 from statefs.layout import StoreLayout
 from statefs.maintenance.repair.damaged import Damaged, nothing
+from statefs.maintenance.repair.listing import unsealed
 from statefs.maintenance.rereading import Rereading, Version
 from statefs.maintenance.verify.catalog import counts_of
-from statefs.maintenance.verify.digests import missing_digests, unlike_root
+from statefs.maintenance.verify.digests import missing_digests, unlike_folders, unlike_root
 from statefs.maintenance.verify.reading import Reading
 from statefs.metadata.connection import Database, Reader
+from statefs.snapshots.catalog import Snapshot, columns_of
+
+_UPDATE: Final = (
+    "UPDATE snapshots SET files = :files, bytes = :bytes, state_digest = :state_digest,"
+    " volumes = :volumes WHERE epoch = :epoch"
+)
 
 
-def settle(layout: StoreLayout, epochs: Iterable[int]) -> None:
+def settle(layout: StoreLayout, epochs: Iterable[int]) -> int:
     """Count what snapshots hold, and have only those be sealed that have every digest.
 
     Args:
         layout: of the repaired database.
         epochs: of snapshots that are not sealed any more.
+
+    Returns:
+        How many volumes got the digest of their folder, in snapshots that are sealed still.
     """
     reading = Reading(layout)
     try:
         counts = {int(each.epoch): counts_of(reading, each) for each in reading.snapshots}
         gone = {epoch for _, epoch in missing_digests(reading)} | set(epochs)
         gone |= {int(each.epoch) for each, _ in unlike_root(reading)}
+        digests = {
+            (int(snapshot.epoch), volume.name): found
+            for snapshot, volume, found in unlike_folders(reading)
+            if snapshot.epoch not in gone
+        }
+        snapshots = reading.snapshots
     finally:
         reading.close()
     connection = apsw.Connection(str(layout.meta_db))
     try:
         with connection:
-            for epoch, (files, size) in counts.items():
-                values = (files, size, epoch)
-                query = "UPDATE snapshots SET files = ?, bytes = ? WHERE epoch = ?"
-                connection.execute(query, values)
-            for epoch in gone:
-                query = "UPDATE snapshots SET state_digest = NULL WHERE epoch = ?"
-                connection.execute(query, (epoch,))
+            for each in snapshots:
+                epoch = int(each.epoch)
+                each = unsealed(each) if epoch in gone else _with_digests(each, digests)
+                files, size = counts[epoch]
+                connection.execute(_UPDATE, columns_of(each._replace(files=files, bytes=size)))
     finally:
         connection.close()
+    return len(digests)
+
+
+def _with_digests(snapshot: Snapshot, digests: dict[tuple[int, str], str | None]) -> Snapshot:
+    """Return a snapshot whose volumes have other digests, by epoch and name."""
+    volumes = [
+        replace(volume, digest=digests.get((int(snapshot.epoch), volume.name), volume.digest))
+        for volume in snapshot.volumes
+    ]
+    return snapshot._replace(volumes=volumes)
 
 
 class _Bare:

@@ -7,11 +7,13 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from statefs.content.blocks import BLAKE3_BYTES, BLOCK_BYTES, block_count
+from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.schema import COMPLETE
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.digest import SHA256_BYTES, state_digest
+from statefs.snapshots.documents import VolumeManifest, folder_of
 
 CONTENT_BYTES: Final = 16
 HASHED: Final = f"i.mode & 0xF000 IN ({stat.S_IFREG}, {stat.S_IFDIR})"
@@ -54,24 +56,53 @@ def unlike_root(reading: Reading) -> Iterator[tuple[Snapshot, str | None]]:
     for snapshot in reading.snapshots:
         if snapshot.state_digest is None or snapshot.state != COMPLETE:
             continue
-        root = reading.value(
-            "SELECT sha256 FROM digests WHERE ino = ? AND valid_to > ? AND valid_from <= ?",
-            (TREE_ROOT, snapshot.epoch, snapshot.epoch),
-        )
-        found = None if root is None else state_digest(root)
+        found = _digest_of(reading, TREE_ROOT, snapshot.epoch)
         if found != snapshot.state_digest:
             yield snapshot, found
 
 
-def check_state_digests(reading: Reading) -> Iterator[str]:
-    """R27: a sealed snapshot's state digest is that of its root; without snapshots there is none.
+def unlike_folders(reading: Reading) -> Iterator[tuple[Snapshot, VolumeManifest, str | None]]:
+    """Yield volumes of sealed snapshots whose digest is not that of their folder, and that one."""
+    for snapshot in reading.snapshots:
+        if snapshot.state_digest is None or snapshot.state != COMPLETE:
+            continue
+        tree = reading.past(snapshot.epoch)
+        for volume in snapshot.volumes:
+            if volume.digest is None:
+                continue  # no folder, or sealed by a version that told of none
+            try:
+                ino = tree.find(folder_of(volume).encode()).ino
+            except PosixError:
+                found = None
+            else:
+                found = _digest_of(reading, ino, snapshot.epoch)
+            if found != volume.digest:
+                yield snapshot, volume, found
 
-    Only a complete snapshot is sealed.
+
+def _digest_of(reading: Reading, ino: int, epoch: int) -> str | None:
+    """Return what a folder hashes to in an epoch, as documents have it; None if that is unknown."""
+    digest = reading.value(
+        "SELECT sha256 FROM digests WHERE ino = ? AND valid_to > ? AND valid_from <= ?",
+        (ino, epoch, epoch),
+    )
+    return None if digest is None else state_digest(digest)
+
+
+def check_state_digests(reading: Reading) -> Iterator[str]:
+    """R27: a sealed snapshot's state digest is that of its root, each volume's that of its folder.
+
+    Only a complete snapshot is sealed. Without snapshots there are no digests.
     """
     for snapshot, found in unlike_root(reading):
         yield (
             f"snapshot {snapshot.name} has the state digest {snapshot.state_digest},"
             f" its root {found or 'none'}"
+        )
+    for snapshot, volume, found in unlike_folders(reading):
+        yield (
+            f"snapshot {snapshot.name} has the digest {volume.digest} for the volume"
+            f" {volume.name}, its folder {found or 'none'}"
         )
     if not reading.snapshots:
         count = reading.value("SELECT count(*) FROM digests")

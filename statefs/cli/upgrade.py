@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -77,10 +78,9 @@ def _taken_over(
     """
     from statefs.control.client import ControlClient
 
-    try:
+    with suppress(DaemonUnreachable):  # the old worker is gone; it answers only to refuse
         client.call("upgrade", {})
-    except DaemonUnreachable:
-        since = time.monotonic()  # the old worker is gone
+    since = time.monotonic()
     while True:
         try:
             with ControlClient(layout, connect_seconds=0.0) as successor:

@@ -30,7 +30,13 @@ def main(first: Started) -> int:
     state, store, options = sys.argv[1:4]
     is_leashed = obey_leash()
     try:
-        run_foreground(Path(state), Path(store), MountOptions.parse(options), first=first)
+        run_foreground(
+            Path(state),
+            Path(store),
+            MountOptions.parse(options),
+            first=first,
+            is_private=is_leashed,
+        )
     except StatefsError as error:
         return _failed(error)
     finally:

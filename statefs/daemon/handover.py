@@ -26,6 +26,7 @@ from typing import Final
 import msgspec
 
 from statefs.control.messages import ErrorBody
+from statefs.telemetry.lines import TEXT
 
 MESSAGE_BYTES_MAX: Final = 1 << 16
 """More than any message has: a path, an error, a FUSE_INIT."""
@@ -85,7 +86,7 @@ class Ready(msgspec.Struct, tag=True, frozen=True):
     since: str
     init_reply: bytes
     remark: str = ""
-    log_format: str = "text"
+    log_format: str = TEXT
 
 
 class Failed(msgspec.Struct, tag=True, frozen=True):

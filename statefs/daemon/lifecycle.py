@@ -26,7 +26,7 @@ from statefs.control.server import Call, ControlServer
 from statefs.daemon.adopt import CoveredFiles
 from statefs.daemon.handover import Begin, Channel, Opened, Ready, Refused, Serve, Upgrade
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, undisturbed
-from statefs.errors import MountBusy, StatefsError
+from statefs.errors import MountBusy, NotMounted, StatefsError
 from statefs.fuse import session_loop
 from statefs.fuse.handshake import Greeting
 from statefs.layout import StoreLayout
@@ -212,6 +212,7 @@ class MountDaemon:
             log.info("the mount at %s has ended", self._state)
             if not self._kernel_is_ready.is_set():
                 self._control_has_ended.set()
+            self._refusals.put(error_body(NotMounted("the mount has ended meanwhile")))
             self._control.finish()
             with trio.move_on_after(LAST_REPLIES_SECONDS):
                 await self._control_has_ended.wait()

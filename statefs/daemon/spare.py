@@ -104,9 +104,13 @@ class Spare:
         self.drop()
         self.due = time.monotonic() + RETRY_SECONDS
         if wanted_by is serving:
-            log.error("the upgrade is given up: %s", why)
-            with suppress(BrokenPipeError):  # it is dead, and followed as after any death
-                serving.channel.send(Refused(error_body(StatefsError(why))))
+            self.refuse(serving, why)
+
+    def refuse(self, serving: Worker, why: str) -> None:
+        """Tell the worker that wants an upgrade why there is none."""
+        log.error("the upgrade is given up: %s", why)
+        with suppress(BrokenPipeError):  # it is dead, and followed as after any death
+            serving.channel.send(Refused(error_body(StatefsError(why))))
 
     def take(self) -> Worker | None:
         """Return the worker that waits, who is to serve now; None if none does."""
@@ -115,7 +119,8 @@ class Spare:
         return worker
 
     def drop(self) -> None:
-        """End the worker that waits."""
+        """End the worker that waits, at once: it has nothing to lose."""
         worker = self.take()
         if worker is not None:
+            worker.signal(signal.SIGKILL)
             worker.end()

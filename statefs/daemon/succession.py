@@ -16,6 +16,7 @@ import msgspec
 
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL
 from statefs.daemon.spawning import RESUME
+from statefs.telemetry.lines import TEXT
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +41,7 @@ class Succession(msgspec.Struct, frozen=True, kw_only=True):
         version: of the worker.
         basis: see `Loaded`.
         dead: earlier workers that are not reaped yet.
+        log_format: how the log is written.
         manager: the address of the service manager, if there is one.
         watchdog_seconds: within which it expects a sign of life.
     """
@@ -60,6 +62,7 @@ class Succession(msgspec.Struct, frozen=True, kw_only=True):
     version: str
     basis: str
     dead: tuple[int, ...] = ()
+    log_format: str = TEXT
     manager: str | None = None
     watchdog_seconds: float | None = None
 

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Final, Self
 
 from statefs.daemon.background import ReadyNotice
-from statefs.daemon.child import Worker
+from statefs.daemon.child import Child, Worker
 from statefs.daemon.handover import (
     Begin,
     Ended,
@@ -65,7 +65,7 @@ from statefs.mounts import (
     require_empty,
     unmount,
 )
-from statefs.telemetry.lines import choose_format
+from statefs.telemetry.lines import TEXT, choose_format
 
 log = logging.getLogger(__name__)
 
@@ -80,6 +80,10 @@ PAUSE_SECONDS: Final = 0.05
 PAUSE_SECONDS_MAX: Final = 5.0
 OOM_SCORE_ADJ: Final = -900
 """The kernel ends nearly everything else before this process when memory is short (proc(5))."""
+PRIVATE: Final = (
+    "a command (import, check) has mounted this for itself and unmounts it when it is done: wait "
+    "for that, the next mount is of the version that is installed"
+)
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 OOM_FILE: Final = Path("/proc/self/oom_score_adj")
 PAGE_BYTES: Final = 4096
@@ -92,6 +96,8 @@ def run_foreground(
     options: MountOptions,
     spawn: Spawn = spawn_worker,
     first: Started | None = None,
+    *,
+    is_private: bool = False,
 ) -> None:
     """Mount `store` at `state` and have it served until it is unmounted.
 
@@ -101,6 +107,7 @@ def run_foreground(
         options: of the mount.
         spawn: how to start a worker.
         first: a worker that has been started already.
+        is_private: a command needs the mount and ends it, so it cannot be upgraded.
 
     Raises:
         AlreadyMounted: the state or the store is mounted.
@@ -114,7 +121,9 @@ def run_foreground(
     try:
         prepare_process()
         layout = StoreLayout(store.absolute())
-        supervisor = Supervisor(state.absolute(), layout, options, notice, spawn, manager)
+        supervisor = Supervisor(
+            state.absolute(), layout, options, notice, spawn, manager, is_private=is_private
+        )
         supervisor.run(Worker(*(first or start(spawn))))
     except StatefsError as error:
         notice.fail(error)
@@ -150,6 +159,7 @@ class Supervisor:
         notice: told when the mount is usable.
         spawn: starts a worker.
         manager: of services, told when the mount is usable, and then that this process lives.
+        is_private: see run_foreground().
     """
 
     def __init__(
@@ -160,12 +170,15 @@ class Supervisor:
         notice: ReadyNotice,
         spawn: Spawn,
         manager: InitSystem | None = None,
+        *,
+        is_private: bool = False,
     ) -> None:
         self._state = state
         self._layout = layout
         self._options = options
         self._notice = notice
         self._spawn = spawn
+        self._is_private = is_private
         self._manager = manager or InitSystem(None)
         self._oom_score_adj = int(OOM_FILE.read_text())
         self._lock = StoreLock(layout, role="daemon", mount_point=state)
@@ -176,7 +189,8 @@ class Supervisor:
         self._since = ""
         self._restarts = 0
         self._failures = 0
-        self._dead: list[Worker] = []
+        self._dead: list[Child] = []
+        self._log_format = TEXT
         self._signals = -1
         self._spare = Spare(spawn)
 
@@ -192,7 +206,8 @@ class Supervisor:
         new._greeting = Greeting(left.init_request, left.init_reply)
         new._oom_score_adj = left.oom_score_adj
         new._since, new._restarts = left.since, left.restarts
-        new._dead = [Worker(pid, socket.socket()) for pid in left.dead]
+        new._dead = [Child(pid) for pid in left.dead]
+        new._choose_log_format(left.log_format)
         return new
 
     def run(self, worker: Worker) -> None:
@@ -250,7 +265,7 @@ class Supervisor:
             oom_score_adj=self._oom_score_adj,
             restarts=self._restarts,
             since=self._since,
-            dead=tuple(worker.pid for worker in self._dead if not worker.is_reaped()),
+            dead=tuple(each.pid for each in self._dead if not each.is_reaped()),
         )
 
     def _serve(self) -> Serve:
@@ -259,8 +274,12 @@ class Supervisor:
     def _note_ready(self, worker: Worker, message: Ready) -> None:
         self._note_served(worker)
         self._since = message.since
-        choose_format(message.log_format)
+        self._choose_log_format(message.log_format)
         self._greeting = Greeting(self._greeting.request, message.init_reply)
+
+    def _choose_log_format(self, form: str) -> None:
+        self._log_format = form
+        choose_format(form)
 
     def _note_served(self, worker: Worker) -> None:
         worker.ready_at = time.monotonic()
@@ -303,7 +322,7 @@ class Supervisor:
             lock_fd=self._lock.fileno(), page_fd=self._page, fuse_fd=self._fuse_fd,
             worker_pid=worker.pid, worker_fd=worker.channel.fileno(),
             version=worker.loaded.version, basis=worker.loaded.basis,
-            dead=tuple(each.pid for each in self._dead),
+            dead=tuple(each.pid for each in self._dead), log_format=self._log_format,
             manager=self._manager.address, watchdog_seconds=self._manager.watchdog_seconds,
         )  # fmt: skip
         succeed(left)
@@ -365,7 +384,9 @@ class Supervisor:
             return True
         if isinstance(message, Failed):
             log.error("a worker has failed: %s", message.error.message)
-        if isinstance(message, Upgrade):
+        if isinstance(message, Upgrade) and self._is_private:
+            self._spare.refuse(worker, PRIVATE)
+        elif isinstance(message, Upgrade):
             self._spare.upgrade(worker)
         worker.has_ended = worker.has_ended or isinstance(message, Ended)
         return False
@@ -458,7 +479,8 @@ class Supervisor:
         """End the connection: the mount stays and answers with errors until it is unmounted."""
         with contextlib.suppress(OSError):
             (self._control_folder() / "abort").write_text("1")
-        self._mount = None
+        if not self._is_private:  # nobody else knows of that one, to unmount it
+            self._mount = None
         message = (
             f"{why}: {self._state} answers with errors from now on; see {self._layout.log}, then "
             f"'{typed('statefs', 'mount', '--repair', self._state)}'"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -161,27 +162,56 @@ def test_an_upgrade_is_refused_before_anything_is_changed(
     assert (executed, stage.done) == ([], ["mounted", "unmounted"])
 
 
+def test_a_mount_that_a_command_needs_is_not_upgraded(
+    stage: Stage, executed: list[Succession], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its leash would be lost: it is refused at once, and the command goes on."""
+    monkeypatch.setattr(stage.supervisor, "_is_private", True)
+    stage.lives.append(asks_for_an_upgrade)
+    stage.run()
+    assert (executed, stage.done) == ([], ["mounted", "unmounted"])
+
+
 def test_the_next_version_of_a_supervisor_goes_on(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With the lock, the connection, the page and the worker that an earlier one has left."""
+    """With the lock, the connection, the page and the worker that an earlier one has left.
+
+    It knows, too, how the log is written and which dead workers have not gone yet.
+    """
+    forms: list[str] = []
+    monkeypatch.setattr(module, "choose_format", forms.append)
+    monkeypatch.setattr(module, "spawn_worker", stage.spawn)
+    lingering = subprocess.Popen(["sleep", "60"])
     lock = StoreLock(stage.layout, role="daemon")
     lock.acquire()
     monkeypatch.setattr(module, "prepare_process", lambda: None)  # of the tests, here
     mount = MountInfo(stage.layout.root, "", "fuse.statefs", device=(0, 1 << 30))
     monkeypatch.setattr(module, "find_mount", lambda _state: mount)
-    stage.lives.append(ended)
+
+    def follow(channel: Channel) -> None:
+        assert begun(channel).dead == (lingering.pid,)
+        served(channel)
+        ended(channel)
+
+    stage.lives += [lambda _: os._exit(7), follow]
     pid, ours = start(stage.spawn)
     left = Succession(
         state=str(stage.layout.root.with_suffix("")), store=str(stage.layout.root),
         options=MountOptions().text(), since=SINCE, restarts=4, oom_score_adj=0,
         init_request=INIT, init_reply=b"reply", lock_fd=lock.fileno(),
         page_fd=os.memfd_create("page"), fuse_fd=stage.device.detach(), worker_pid=pid,
-        worker_fd=ours.detach(), version="1", basis="format 1",
+        worker_fd=ours.detach(), version="1", basis="format 1", log_format="json",
+        dead=(lingering.pid,),
     )  # fmt: skip
     document = os.memfd_create("document")
     os.write(document, msgspec.json.encode(left))
-    module.resume(document)
+    try:
+        module.resume(document)
+    finally:
+        lingering.kill()
+        lingering.wait()
+    assert forms == ["json", "text"]  # what it was told, then what the next worker says
     assert stage.done == ["unmounted"]
     assert read_owner(stage.layout) is None
     for descriptor in (document, *left.descriptors):

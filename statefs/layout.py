@@ -76,6 +76,11 @@ class StoreLayout:
         return self.root / "scrub.json"
 
     @property
+    def trend_json(self) -> Path:
+        """How the room on the disk has changed (telemetry/kept_trend.py)."""
+        return self.root / "trend.json"
+
+    @property
     def events(self) -> Path:
         """The newest events, a line of JSON for each (telemetry/kept.py)."""
         return self.root / "events.jsonl"

@@ -35,7 +35,9 @@ def command(state: Path | None, store: Path | None, as_json: bool) -> int:
         found = opened.health()
     is_well = all(check.ok for check in found)
     if as_json:
-        print_json({"ok": is_well, "checks": plain(found)})
+        from statefs.telemetry.health import HealthDocument
+
+        print_json(plain(HealthDocument(ok=is_well, checks=found)))
     else:
         for check in found:
             print_line(f"{'ok  ' if check.ok else 'FAIL'}  {check.check:<10}  {check.what}")

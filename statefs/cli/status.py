@@ -61,6 +61,20 @@ def supervisor_text(status: Mapping[str, Any]) -> str:
     return f"pid {pid}" if pid else "gone: the mount ends with its worker"
 
 
+def latest_text(status: Mapping[str, Any], now_seconds: float) -> str:
+    """Return the newest snapshot and how old it is; empty where there is none."""
+    if status["latest"] is None:
+        return ""
+    return f"{status['latest']} ({since_text(status['last_save'], now_seconds)})"
+
+
+def unsealed_text(count: int) -> str:
+    """Return how many snapshots wait for their digests; empty where none does."""
+    if not count:
+        return ""
+    return "1 snapshot waits" if count == 1 else f"{count_text(count)} snapshots wait"
+
+
 def unsealable_text(count: int) -> str:
     """Return how many snapshots hold what cannot be read; empty where none does."""
     if not count:
@@ -71,6 +85,8 @@ def unsealable_text(count: int) -> str:
 
 def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) -> None:
     """Print a status document for people."""
+    from statefs.telemetry.health import damage_text, disk_text, is_damaged
+
     since = status["since"]
     since_facts = ""
     if since:
@@ -88,11 +104,14 @@ def print_status(status: Mapping[str, Any], target: Target, now_seconds: float) 
             ("Application", str(status["app_id"] or "")),
             ("Files", count_text(status["files"])),
             ("Size", size_text(status["bytes"])),
-            ("Free", size_text(status["free_bytes"])),
-            ("Damaged", count_text(status["damaged"]) if status["damaged"] else ""),
-            ("Unsealable", unsealable_text(status["unsealable"])),
+            ("Unsynced", size_text(status["unsynced_bytes"]) if status["unsynced_bytes"] else ""),
+            ("Disk", disk_text(status)),
+            ("Writable", "" if status["writable"] else f"no: {status['not_writable']}"),
+            ("Damage", damage_text(status) if is_damaged(status) else ""),
             ("Snapshots", count_text(status["snapshots"])),
-            ("Latest", str(status["latest"] or "")),
+            ("Latest", latest_text(status, now_seconds)),
+            ("Unsealed", unsealed_text(status["seal_backlog"])),
+            ("Unsealable", unsealable_text(status["unsealable"])),
             ("Epoch", str(status["epoch"])),
             ("Version", str(status["version"] or "")),
         ]

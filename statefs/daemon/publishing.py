@@ -44,7 +44,7 @@ class Publisher:
         self._close: Callable[[], None] | None = None
         self._port_due = 0.0
         self._file_due = 0.0
-        self._complaint = ""
+        self._complaints: dict[str, str] = {}
         self._known: Document = {}
 
     async def run(self) -> None:
@@ -77,9 +77,10 @@ class Publisher:
             try:
                 self._close = await trio.to_thread.run_sync(self._started, port, ask)
                 self._port = port
+                self._complaints.pop("port", None)
             except OSError as error:
                 self._port_due = now + RETRY_SECONDS
-                self._complain(f"metrics cannot be served on port {port}: {error.strerror}")
+                self._complain("port", f"cannot be served on port {port}: {error.strerror}")
 
     def _asked(self, token: trio.lowlevel.TrioToken) -> Document:
         """Return the status, from a thread; what was known last where the mount has just ended."""
@@ -122,21 +123,23 @@ class Publisher:
             await trio.to_thread.run_sync(
                 call_outside, partial(_put, Path(settings.textfile), data)
             )
-            self._complaint = ""
+            self._complaints.pop("textfile", None)
         except OSError as error:
             self._file_due = now + max(RETRY_SECONDS, settings.interval_seconds)
-            self._complain(f"{settings.textfile} cannot be written: {error.strerror}")
+            self._complain(
+                "textfile", f"cannot be written to {settings.textfile}: {error.strerror}"
+            )
 
     def _text(self, status: Document) -> bytes:
         from statefs.telemetry.metrics import exposition
 
         return exposition(status, self._store.tallies)
 
-    def _complain(self, complaint: str) -> None:
-        """Tell what is wrong, once."""
-        if complaint != self._complaint:
-            log.error("%s", complaint)
-        self._complaint = complaint
+    def _complain(self, setting: str, complaint: str) -> None:
+        """Tell what is wrong with a setting of [metrics], once."""
+        if complaint != self._complaints.get(setting):
+            log.error("metrics %s", complaint)
+        self._complaints[setting] = complaint
 
 
 def _put(path: Path, data: bytes) -> None:

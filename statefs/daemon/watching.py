@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -13,7 +15,10 @@ from statefs.errors import InvalidConfig
 from statefs.maintenance.store import Store
 from statefs.telemetry.events import DiskLow, HealthChanged
 from statefs.telemetry.health import DISK, Check, checks
+from statefs.telemetry.kept_trend import write_trend
 from statefs.telemetry.lines import choose_format
+
+log = logging.getLogger(__name__)
 
 TICK_SECONDS: Final = 1.0
 """How often it is looked whether it is time to look: settings may change."""
@@ -40,7 +45,8 @@ class Watcher:
             now = trio.current_time()
             if now >= due:
                 due = now + limits.interval_seconds
-                self.look(now, limits)
+                if self.look(time.time(), limits):
+                    await self._keep_trend()
             await trio.sleep(min(TICK_SECONDS, limits.interval_seconds))
 
     def _limits(self) -> Health:
@@ -51,14 +57,32 @@ class Watcher:
         choose_format(config.log_format)
         return config.health
 
-    def look(self, now_seconds: float, limits: Health) -> None:
-        """Look once, and tell of what has become well or has ceased to be."""
+    def look(self, now_seconds: float, limits: Health) -> bool:
+        """Look once, and tell of what has become well or has ceased to be.
+
+        Args:
+            now_seconds: since 1970.
+
+        Returns:
+            Whether there is a new sample of the disk's trend.
+        """
         disk = os.statvfs(self._store.layout.root)
-        self._store.trend.add(now_seconds, disk.f_bavail * disk.f_frsize)
+        is_new = self._store.trend.add(now_seconds, disk.f_bavail * disk.f_frsize)
         status = self._store.status() | self._of_mount()
         for check in checks(status, limits):
             if check.ok == (check.check in self._unwell):
                 self._tell(check, status)
+        return is_new
+
+    async def _keep_trend(self) -> None:
+        """Write the trend down for the next process, in a thread."""
+        layout, samples = self._store.layout, self._store.trend.samples
+        disk = os.statvfs(layout.root)
+        size = disk.f_blocks * disk.f_frsize
+        try:
+            await trio.to_thread.run_sync(write_trend, layout.trend_json, size, samples)
+        except OSError as error:
+            log.info("the trend of the disk is not kept: %s", error)
 
     def _tell(self, check: Check, status: dict[str, Any]) -> None:
         events = self._store.events

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,7 +101,11 @@ class EventCommands:
             line = msgspec.json.encode(job) + b"\n"
             for _ in range(2):
                 if process is None or process.poll() is not None:
-                    process = _started()
+                    try:
+                        process = _started()
+                    except OSError as error:
+                        log.error("a command for %s is not run: %s", job.event["event"], error)
+                        break
                 assert process.stdin is not None
                 try:
                     process.stdin.write(line)
@@ -114,9 +119,10 @@ class EventCommands:
                 process.returncode = 0  # it ends by itself; Popen need not warn of that
 
     def close(self) -> None:
-        """Hand over what has happened, and let the process end by itself."""
+        """Hand over what has happened, and let the process end by itself; what waits is dropped."""
         if self._thread is not None:
-            self._jobs.put(None)
+            with suppress(queue.Full):
+                self._jobs.put(None, timeout=LEAVE_SECONDS)
             self._thread.join(LEAVE_SECONDS)
 
 

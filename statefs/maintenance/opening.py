@@ -39,6 +39,7 @@ def refuse_planted(layout: StoreLayout) -> None:
         layout.meta_db,
         layout.index_json,
         layout.scrub_json,
+        layout.trend_json,
         layout.reserve,
         layout.events,
         layout.log,

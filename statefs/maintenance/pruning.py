@@ -15,6 +15,7 @@ from statefs.clock import iso_time
 from statefs.config import Retention
 from statefs.content.objects import DISK_BLOCK_BYTES
 from statefs.errors import SnapshotPinned, UsageError
+from statefs.layout import StoreLayout
 from statefs.maintenance import saving
 from statefs.maintenance.progress import OnProgress, reporting
 from statefs.maintenance.steps import Steps
@@ -136,6 +137,9 @@ def document_of(plan: Plan, *, is_done: bool) -> dict[str, Any]:
 def shortages_of(root: Path, policy: Retention) -> list[tuple[int, str]]:
     """Return how many bytes are missing, and why, in words; may take long.
 
+    Copies of the database do not count as taken: they have a limit of their own ([backups]), and
+    no snapshot that goes makes them smaller.
+
     Args:
         root: the store's folder.
     """
@@ -147,7 +151,7 @@ def shortages_of(root: Path, policy: Retention) -> list[tuple[int, str]]:
             why = f"{size_text(free)} free, min_free is {size_text(policy.min_free_bytes)}"
             found.append((policy.min_free_bytes - free, why))
     if policy.max_store_bytes:
-        taken = bytes_on_disk(root)
+        taken = bytes_on_disk(root, StoreLayout(root).backups)
         if taken > policy.max_store_bytes:
             limit = size_text(policy.max_store_bytes)
             why = f"the store takes {size_text(taken)}, max_store_bytes is {limit}"
@@ -155,16 +159,21 @@ def shortages_of(root: Path, policy: Retention) -> list[tuple[int, str]]:
     return found
 
 
-def bytes_on_disk(folder: Path) -> int:
-    """Return what a folder and all in it takes on its disk; what goes meanwhile is passed over."""
-    return sum(status.st_blocks for status in _statuses(folder)) * DISK_BLOCK_BYTES
+def bytes_on_disk(folder: Path, without: Path | None = None) -> int:
+    """Return what a folder and all in it takes on its disk; what goes meanwhile is passed over.
+
+    Args:
+        without: a folder in it that does not count.
+    """
+    return sum(status.st_blocks for status in _statuses(folder, without)) * DISK_BLOCK_BYTES
 
 
-def _statuses(folder: Path) -> Iterator[os.stat_result]:
+def _statuses(folder: Path, without: Path | None) -> Iterator[os.stat_result]:
     yield os.lstat(folder)
     for entry in os.scandir(folder):
         if entry.is_dir(follow_symlinks=False):
-            yield from _statuses(Path(entry.path))
+            if Path(entry.path) != without:
+                yield from _statuses(Path(entry.path), None)
             continue
         try:
             yield entry.stat(follow_symlinks=False)

@@ -52,8 +52,8 @@ from statefs.snapshots.restore import Restored
 from statefs.snapshots.runtime import NEW_DOCUMENTS
 from statefs.telemetry.events import CorruptionDetected, Events
 from statefs.telemetry.kept import KeptEvents
+from statefs.telemetry.kept_trend import read_trend
 from statefs.telemetry.tallies import Tallies
-from statefs.telemetry.trend import DiskTrend
 from statefs.volume.names import Creator
 from statefs.volume.volume import Volume
 
@@ -272,7 +272,8 @@ class Store:
         self._is_open = False
         self.events = Events(SystemClock())  # its looks at a clock move no time of the store
         self.kept_events = KeptEvents(layout.events)
-        self.trend = DiskTrend()
+        disk = os.statvfs(layout.root)
+        self.trend = read_trend(layout.trend_json, disk.f_blocks * disk.f_frsize, time.time())
         self.tallies = Tallies()
         self.events.listen(self.tallies.note)
         self.damages: set[str] = set()

@@ -35,6 +35,18 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     what: str
 
 
+class HealthDocument(msgspec.Struct, frozen=True, kw_only=True):
+    """What `statefs health --json` prints.
+
+    Args:
+        ok: whether all is well.
+        checks: everything that was looked at, always in the same order.
+    """
+
+    ok: bool
+    checks: list[Check]
+
+
 def checks(status: Status, limits: Health) -> list[Check]:
     """Return every check, always in the same order.
 
@@ -80,15 +92,28 @@ def _last_save(status: Status, limit_seconds: float) -> Check:
     return Check(check="last save", ok=not is_old, what=what)
 
 
-def _disk(status: Status, limits: Health) -> Check:
-    free, per_hour = status["free_bytes"], status["free_bytes_per_hour"]
-    what = f"{size_text(free)} of {size_text(status['disk_bytes'])} free"
-    left_seconds = None
-    if per_hour is not None and per_hour < 0:
-        left_seconds = free / -per_hour * HOUR_SECONDS
+def _full_in_seconds(status: Status) -> float | None:
+    """Return when the disk will be full if it goes on so; None where it does not fill."""
+    per_hour = status["free_bytes_per_hour"]
+    if per_hour is None or per_hour >= 0:
+        return None
+    return float(status["free_bytes"] / -per_hour * HOUR_SECONDS)
+
+
+def disk_text(status: Status) -> str:
+    """Return in words how much room the disk of the store has, and how that changes."""
+    per_hour, left_seconds = status["free_bytes_per_hour"], _full_in_seconds(status)
+    what = f"{size_text(status['free_bytes'])} of {size_text(status['disk_bytes'])} free"
+    if left_seconds is not None:
         what += f", {size_text(-per_hour)} less each hour: full in {duration_text(left_seconds)}"
     elif per_hour is not None:
         what += ", not getting less"
+    return what
+
+
+def _disk(status: Status, limits: Health) -> Check:
+    free, left_seconds = status["free_bytes"], _full_in_seconds(status)
+    what = disk_text(status)
     if free < limits.min_free_bytes:
         what += f"; min_free is {size_text(limits.min_free_bytes)}"
         return Check(check=DISK, ok=False, what=what)
@@ -118,12 +143,22 @@ def _seals(status: Status, limit: int) -> Check:
     return Check(check="seals", ok=not is_long and not unsealable, what=what)
 
 
-def _damage(status: Status) -> Check:
+def damage_text(status: Status) -> str:
+    """Return in words what damage is known."""
     scrubbed, seen = status["damaged"], status["damages_seen"]
     what = "never scrubbed" if scrubbed is None else f"{count_text(scrubbed)} found by the scrub"
     if seen:
         what += f", {count_text(seen)} met: 'statefs verify --read-data' names all damage"
-    return Check(check="damage", ok=not scrubbed and not seen, what=what)
+    return what
+
+
+def is_damaged(status: Status) -> bool:
+    """Whether any damage is known."""
+    return bool(status["damaged"] or status["damages_seen"])
+
+
+def _damage(status: Status) -> Check:
+    return Check(check="damage", ok=not is_damaged(status), what=damage_text(status))
 
 
 def _restarts(status: Status, limit: int) -> Check:

@@ -14,7 +14,10 @@ from scripts.make_schemas import schemas
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.store import init_store, open_store
 from statefs.snapshots.documents import Operation
+from statefs.telemetry.events import AnyEvent
+from statefs.telemetry.kept import KeptEvents
 from statefs.volume.names import Creator
+from tests.unit.cli_fakes import call
 
 DOCS: Final = Path(__file__).parents[2] / "docs"
 NAMES: Final = (
@@ -23,12 +26,17 @@ NAMES: Final = (
     "env.schema.json",
     "ports.schema.json",
     "service-state.schema.json",
+    "health.schema.json",
+    "events.schema.json",
 )
+SOME: Final[dict[Any, Any]] = {str: "x", int: 1, float: 0.5, bool: True, str | None: None}
+"""A value of each type that a field of an event has."""
 RESTORE: Final = Operation(kind="restore", phase="before", other="an id")
-TYPES: Final[dict[str, type]] = {
+TYPES: Final[dict[str, type | tuple[type, ...]]] = {
     "string": str,
     "integer": int,
     "boolean": bool,
+    "number": (int, float),
     "null": type(None),
     "object": dict,
     "array": list,
@@ -43,9 +51,10 @@ def violations(value: Any, schema: dict[str, Any], definitions: dict[str, Any]) 
         if all(any(violations(value, one, definitions)) for one in schema["anyOf"]):
             yield f"{value!r} is none of {schema['anyOf']}"
         return
-    if "enum" in schema:
-        if value not in schema["enum"]:
-            yield f"{value!r} is not in {schema['enum']}"
+    if "enum" in schema or "const" in schema:
+        known_values = schema.get("enum", [schema.get("const")])
+        if value not in known_values:
+            yield f"{value!r} is not in {known_values}"
         return
     kind = TYPES[schema["type"]]
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
@@ -131,6 +140,31 @@ def test_filled_documents_of_runtime_obey_their_schemas() -> None:
     for status, problems in (("failed", 0), ("bored", 1)):
         states = {"formatVersion": 1, "services": {"web": state | {"status": status}}}
         assert len(breaks(states, "service-state.schema.json")) == problems
+
+
+def test_what_health_and_events_print_obeys_its_schema(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a state that is not well, with events of its own, and of each kind that there can be."""
+    state = tmp_path / "state"
+    assert call(capsys, "init", state).exit_code == 0
+    assert call(capsys, "save", state).exit_code == 0
+    health = json.loads(call(capsys, "health", state, "--json").out)
+    assert breaks(health, "health.schema.json") == []
+    assert breaks(health | {"ok": "no"}, "health.schema.json") != []
+    lines = call(capsys, "events", state, "--json").out.splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["state:saved"]
+    for line in lines:
+        assert breaks(json.loads(line), "events.schema.json") == []
+    kept = KeptEvents(tmp_path / "events.jsonl")
+    for kind in AnyEvent.__args__:
+        fields = {each.name: each.type for each in msgspec.structs.fields(kind)}
+        kept.keep(kind(**{name: SOME[wanted] for name, wanted in fields.items()}))
+    assert len(kept.after(0)) == len(AnyEvent.__args__)
+    for document in kept.after(0):
+        assert breaks(document, "events.schema.json") == []
+        assert breaks({**document, "event": "state:bored"}, "events.schema.json") != []
+        assert breaks({**document, "number": None}, "events.schema.json") != []
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -278,7 +279,35 @@ def test_status_of_a_mounted_state(
     assert "Supervisor   pid 4710\n" in out
     assert "Worker       pid 4711\n" in out
     assert "Options      ro,noexec\n" in out
-    assert "Free         7.0 GiB\n" in out
+    assert "Disk         7.0 GiB of 9.0 GiB free\n" in out
+    silent = ("Unsynced", "Writable", "Damage", "Unsealed", "Unsealable", "Restarts")
+    assert not any(word in out for word in silent)
+
+
+def test_status_tells_what_a_person_should_know(
+    backend: FakeBackend, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All that --json has of it, in words."""
+    known = backend.call("status", {}, None) | {
+        "mounted": True, "restarts": 3, "unsynced_bytes": 12288, "damaged": 2, "damages_seen": 1,
+        "seal_backlog": 1, "unsealable": 2, "writable": False, "not_writable": "the disk is full",
+        "free_bytes_per_hour": -(1 << 30),
+    }  # fmt: skip
+    monkeypatch.setattr(backend, "call", lambda *_: known)
+    lines = dict(
+        line.split(maxsplit=1) for line in call(capsys, "status", "state").out.splitlines()
+    )
+    told = ("Restarts", "Unsynced", "Writable", "Unsealed")
+    assert [lines[each] for each in told] == [
+        "3",
+        "12 KiB",
+        "no: the disk is full",
+        "1 snapshot waits",
+    ]
+    assert lines["Disk"].endswith("free, 1.0 GiB less each hour: full in 7 hours")
+    assert lines["Damage"].startswith("2 found by the scrub, 1 met")
+    assert lines["Unsealable"].startswith("2 snapshots")
+    assert re.fullmatch(r"2026-03-13T12-00-00Z \(.* ago\)", lines["Latest"])
 
 
 def test_status_names_a_stale_mount_and_its_cure(

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from statefs.config import Duration, Health, Size
 from statefs.daemon.watching import Watcher
 from statefs.errors import Unhealthy
 from statefs.telemetry.health import checks
-from statefs.telemetry.trend import DiskTrend
+from statefs.telemetry.kept_trend import read_trend, write_trend
+from statefs.telemetry.trend import SAMPLE_SECONDS, WINDOW_SAMPLES, DiskTrend
 from tests.unit.cli_fakes import call
 from tests.unit.engine_store import EngineStore
 
@@ -108,6 +112,49 @@ def test_a_trend_takes_some_minutes() -> None:
         trend.add(minute * 60.0, 10**9 - minute * 1000)
         trend.add(minute * 60.0 + 1, 0)
     assert trend.bytes_per_hour == -60_000
+
+
+def test_a_trend_forgets_what_is_old_or_of_the_future() -> None:
+    """A day back, and what a clock has said that has been put back since."""
+    trend = DiskTrend([(0.0, 5), (90_000.0, 4), (100_000.0, 3), (200_000.0, 2)], 100_001.0)
+    assert trend.samples == [(90_000.0, 4), (100_000.0, 3)]
+    assert not trend.add(100_299.0, 1)
+    assert trend.add(100_300.0, 1)
+    assert trend.add(95_000.0, 9)
+    assert trend.samples == [(90_000.0, 4), (95_000.0, 9)]
+    for number in range(WINDOW_SAMPLES + 5):
+        trend.add(100_000.0 + number * SAMPLE_SECONDS, number)
+    assert len(trend.samples) == WINDOW_SAMPLES
+
+
+def test_the_trend_is_known_to_the_next_process(tmp_path: Path) -> None:
+    """Unless the disk is another one by its size, or the file is damaged."""
+    path = tmp_path / "trend.json"
+    assert read_trend(path, 1000, 0.0).samples == []
+    write_trend(path, 1000, [(10.0, 500), (310.0, 400)])
+    assert read_trend(path, 1000, 400.0).bytes_per_hour == -1200
+    assert read_trend(path, 2000, 400.0).samples == []
+    write_trend(path, 1000, [(310.0, 500), (10.0, 400)])
+    assert read_trend(path, 1000, 400.0).samples == []
+    for text in ("{", '{"diskBytes": 1000, "samples": [[1]]}', "[" * 100_000, '{"samples": "x"}'):
+        path.write_text(text)
+        assert read_trend(path, 1000, 400.0).samples == []
+
+
+async def test_a_watcher_keeps_the_trend(engine: EngineStore) -> None:
+    """A new sample is written down, and the store knows it when it is opened again."""
+    watcher = Watcher(engine.store, dict)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watcher.run)
+        with trio.fail_after(20):
+            while not engine.store.layout.trend_json.exists():
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    disk = os.statvfs(engine.root)
+    size = disk.f_blocks * disk.f_frsize
+    kept = read_trend(engine.store.layout.trend_json, size, time.time())
+    assert kept.samples == engine.store.trend.samples
+    assert len(kept.samples) == 1
 
 
 def test_what_changes_is_told_once(engine: EngineStore) -> None:

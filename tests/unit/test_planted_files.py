@@ -25,9 +25,9 @@ from statefs.telemetry.lines import TextLines
 from tests.unit.engine_store import EngineStore
 
 PLACES = [
-    "meta.db-wal", "meta.db-shm", "index.json", "scrub.json", "reserve", "statefs.log",
-    "events.jsonl", "anything", "objects", "objects/07", "snapshots", "snapshots/x.json", "backups",
-    "backups/meta-v1-x.db",
+    "meta.db-wal", "meta.db-shm", "index.json", "scrub.json", "trend.json", "reserve",
+    "statefs.log", "events.jsonl", "anything", "objects", "objects/07", "snapshots",
+    "snapshots/x.json", "backups", "backups/meta-v1-x.db",
 ]  # fmt: skip
 
 

@@ -196,6 +196,21 @@ def test_a_store_that_is_too_large_is_pruned(engine: EngineStore) -> None:
     assert ask(engine, "prune", dry_run=True)["shortages"] == []
 
 
+def test_copies_of_the_database_do_not_count_for_max_store_bytes(engine: EngineStore) -> None:
+    """No snapshot goes because of them: that would not make them smaller."""
+    rewritten(engine, 2)
+    engine.store.sync()
+    backups = engine.store.layout.backups
+    backups.mkdir(exist_ok=True)
+    most = pruning.bytes_on_disk(engine.store.layout.root, backups) + MIB
+    (backups / "meta-v4-2026-01-01T00-00-00Z.db").write_bytes(bytes(2 * MIB))
+    settings(engine, f"[retention]\nmax_store_bytes = {most}\n")
+    plan = ask(engine, "prune", dry_run=True)
+    assert (plan["removed"], plan["shortages"]) == (0, [])
+    assert pruning.bytes_on_disk(engine.store.layout.root) > most
+    (backups / "meta-v4-2026-01-01T00-00-00Z.db").unlink()
+
+
 def test_a_full_disk_is_relieved(engine: EngineStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Under min_free the oldest go until what they free is enough."""
     rewritten(engine, 5)

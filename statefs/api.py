@@ -578,13 +578,16 @@ def repair(target: Target, *, dry_run: bool = False, read_data: bool = False) ->
         The report, with the `problems` that are left.
 
     Raises:
-        AlreadyMounted: a daemon has it. StoreLocked: another command has.
+        AlreadyMounted: a daemon has it. StoreLocked: another command has. ReadOnlyStore: nothing
+            can be written where it lies.
     """
     from statefs.locking import COMMAND_WAIT_SECONDS, StoreLock
+    from statefs.maintenance.opening import refuse_change
     from statefs.maintenance.repair import repair_store
 
     if daemon_has(target):
         raise AlreadyMounted("the state is mounted: 'statefs umount' it, then repair it")
+    refuse_change(target.layout)
     lock = StoreLock(target.layout, role="command")
     lock.acquire(COMMAND_WAIT_SECONDS)
     try:

@@ -48,7 +48,7 @@ class Duration(float):
             return cls(value)
         text = value.replace(" ", "") if isinstance(value, str) else ""
         if not re.fullmatch(rf"(?:{_NUMBER}[smhdw])+", text):
-            raise ValueError(f'{value!r} is no duration: write seconds, or "30s", "5m", "1h", "2d"')
+            raise ValueError(f"'{value}' is no duration: write seconds, or '30s', '5m', '1h', '2d'")
         parts = re.findall(rf"({_NUMBER})([smhdw])", text)
         return cls.parse(sum(float(number) * _DURATION_UNITS[unit] for number, unit in parts))
 
@@ -64,7 +64,7 @@ class Size(int):
         text = value.replace(" ", "").lower() if isinstance(value, str) else ""
         match = re.fullmatch(rf"({_NUMBER})([kmgt]?i?b)", text)
         if not match or match[2] not in _SIZE_UNITS:
-            raise ValueError(f'{value!r} is no size: write bytes, or "20MB", "512KiB", "1.5GiB"')
+            raise ValueError(f"'{value}' is no size: write bytes, or '20MB', '512KiB', '1.5GiB'")
         bytes_wanted = float(match[1]) * _SIZE_UNITS[match[2]]
         if bytes_wanted >= 1 << 63:
             raise ValueError(f"{_as_written(value)} is more than any disk holds")
@@ -154,7 +154,7 @@ class Metrics(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 
     def __post_init__(self) -> None:
         if self.textfile and not self.textfile.startswith("/"):
-            raise ValueError(f"textfile {self.textfile!r} must begin with /")
+            raise ValueError(f"textfile '{self.textfile}' must begin with /")
         if self.interval_seconds < LOOK_SECONDS_LEAST:
             raise ValueError(f"interval must be {LOOK_SECONDS_LEAST:g} seconds or more")
 
@@ -187,10 +187,10 @@ class VolumeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         if not _NAME.fullmatch(self.name):
-            raise ValueError(f"name {self.name!r} may have letters, digits and . _ - only")
+            raise ValueError(f"name '{self.name}' may have letters, digits and . _ - only")
         parts = PurePosixPath(self.path).parts
         if self.path.startswith("/") or ".." in parts or "\0" in self.path:
-            raise ValueError(f"path {self.path!r} must be a folder inside of current/")
+            raise ValueError(f"path '{self.path}' must be a folder inside of current/")
         if parts[:1] == (RUNTIME.decode(),):
             raise ValueError("path is in runtime/, which snapshots leave out")
         if self.consistency != "postgres" and (self.connection or self.dump is not None):
@@ -234,7 +234,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         names = [volume.name for volume in self.volumes]
         for name in names:
             if names.count(name) > 1:
-                raise ValueError(f"two volumes have the name {name!r}")
+                raise ValueError(f"two volumes have the name '{name}'")
 
 
 def read_config(path: Path) -> Config:

@@ -67,8 +67,8 @@ class OfflineDoor:
 
     def call(self, op: str, arguments: Mapping[str, Any], on_progress: OnProgress | None) -> Any:
         """Do one operation here, and what a daemon would do after it in the background."""
+        from statefs.control.kinds import CHANGING, READING
         from statefs.maintenance import steps
-        from statefs.maintenance.commands import CHANGING, READING
         from statefs.maintenance.opening import refuse_change
 
         if op not in READING:

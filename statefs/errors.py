@@ -38,6 +38,20 @@ from __future__ import annotations
 import errno as _errno
 import os
 import shlex
+from typing import Final
+
+_ADVICE: Final = {
+    _errno.ENOSPC: "free some space on its disk and try again",
+    _errno.EDQUOT: "free some space on its disk and try again",
+    _errno.EACCES: "run this as the user it belongs to ('ls -ld' shows who that is)",
+    _errno.EPERM: "run this as the user it belongs to ('ls -ld' shows who that is)",
+    _errno.EMFILE: "raise the limit of open files ('ulimit -n') and try again",
+    _errno.ENFILE: "end some programs, or raise the limit of the machine ('sysctl fs.file-max')",
+    _errno.ENOMEM: "end some programs and try again",
+    _errno.EROFS: "choose a place that can be written to",
+    _errno.EIO: "the disk has failed: see the kernel's messages ('dmesg')",
+}
+"""What to do when the operating system has refused something."""
 
 
 def typed(*words: object) -> str:
@@ -238,6 +252,20 @@ class Unhealthy(StatefsError):
     """Something that `statefs health` looks at is not well; its lines say what."""
 
     exit_code = 28
+
+
+def refusal(error: OSError, place: object = None) -> StatefsError:
+    """Return what to tell of a refusal of the operating system: where, what, and what to do.
+
+    Args:
+        place: named where the error names none.
+    """
+    has_name = isinstance(error.filename, str | bytes)
+    named = os.fsdecode(error.filename) if has_name else place
+    where = "" if named is None else f"{named}: "
+    advice = f"; {_ADVICE[error.errno]}" if error.errno in _ADVICE else ""
+    kind = NoSpace if error.errno in (_errno.ENOSPC, _errno.EDQUOT) else StatefsError
+    return kind(f"{where}{error.strerror or error}{advice}")
 
 
 class PosixError(StatefsError):

@@ -92,7 +92,10 @@ class StoreLock:
         fd, kind = _open_lock_file(self._layout)
         if kind == fcntl.LOCK_SH and self._role == "daemon":
             os.close(fd)
-            raise ReadOnlyStore(f"{self._layout.root} lies on a read-only filesystem")
+            raise ReadOnlyStore(
+                f"{self._layout.root} lies on a read-only filesystem: copy it to another disk "
+                f"('{typed('cp', '-a', self._layout.root, 'DIR')}') and mount the copy"
+            )
         give_up = time.monotonic() + max(timeout_seconds, GRACE_SECONDS)
         try:
             while not _try_lock(fd, kind):
@@ -197,7 +200,7 @@ def _open_lock_file(layout: StoreLayout) -> tuple[int, int]:
     try:
         return open_plain(layout.lock, os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX
     except (FileNotFoundError, NotADirectoryError):
-        raise NoSuchStore(f"there is no store at {layout.root}") from None
+        raise NoSuchStore(f"there is no store at {layout.root}: name it with --store DIR") from None
     except OSError as error:
         if error.errno != errno.EROFS:
             raise

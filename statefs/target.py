@@ -208,7 +208,10 @@ def is_present(path: Path) -> bool:
 
 def _no_store_text(target: Target) -> str:
     if target.state is None:
-        return f"{target.store} is not a store"
+        return (
+            f"{target.store} is not a store: name the folder that holds meta.db, or make one with "
+            f"'{typed('statefs', 'init', 'STATE', '--store', target.store)}'"
+        )
     link = default_store(target.state)
     if link.is_symlink() and link.resolve() == target.store:
         return f"{link} leads to {target.store}, where there is no store; name it with --store DIR"

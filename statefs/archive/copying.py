@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
 from statefs.archive.extraction import FOLDER_FLAGS, Extraction
+from statefs.archive.output import not_made
 from statefs.archive.reading import Archive
 from statefs.errors import CorruptStore, StatefsError, UsageError
 from statefs.snapshots.documents import SnapshotDocument
@@ -74,7 +75,7 @@ def copy_out(
     try:
         part.mkdir()
     except OSError as error:
-        raise OSError(error.errno, error.strerror, str(folder)) from error
+        raise not_made(folder, error) from error
     try:
         if mount is None:
             left_out = _unpack(state, name, paths, part, on_progress)

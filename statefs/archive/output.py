@@ -6,6 +6,7 @@ not by the daemon. It is `FILE.part` until it is complete and on stable storage.
 
 from __future__ import annotations
 
+import errno
 import os
 import secrets
 import select
@@ -37,7 +38,9 @@ POLL_MS: Final = 200
 
 
 def check_name(path: Path) -> None:
-    """Refuse a name that says another format than will be written. Raises UsageError."""
+    """Refuse a name of a folder, or that says another format than is written. Raises UsageError."""
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder: name a file in it, such as {path / 'state.tar'}")
     if path.suffix in OTHER_COMPRESSIONS:
         raise UsageError(
             f"{path} would not be what its name says: end it in .tar, or in .tar.zst to compress"
@@ -64,21 +67,35 @@ def writer_to(file: IO[bytes]) -> Write:
     return write
 
 
+def not_made(path: Path, error: OSError) -> Exception:
+    """Return what to raise where a file or folder that somebody has named cannot be made."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return OSError(error.errno, error.strerror, str(path))
+    return UsageError(
+        f"{path} cannot be made ({error.strerror}): name a place in a folder that is there, and "
+        "where this user may write"
+    )
+
+
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
     """Give a file to write, `path` when the block ends; nothing is left when it raises.
 
     Raises:
-        OSError: the disk refused.
+        UsageError: no file can be made there. OSError: the disk refused.
     """
     part = path.with_name(path.name + PART)
     try:
-        with open(part, "wb") as file:
+        fd = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise not_made(path, error) from error
+    try:
+        with os.fdopen(fd, "wb") as file:
             yield file
             os.fsync(file.fileno())
         os.rename(part, path)
     except BaseException as error:
-        if isinstance(error, OSError) and error.filename == str(part):
+        if isinstance(error, OSError) and error.filename in (None, str(part)):
             error.filename = str(path)
         with suppress(OSError):
             part.unlink()

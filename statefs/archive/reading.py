@@ -224,7 +224,8 @@ class Archive:
         path = checked_path(_bytes(info.name))
         kind = _KINDS.get(info.type)
         if kind is None:
-            raise UsageError(f"{path_text(path)}: a member of the kind {info.type!r} is not known")
+            what = f"a member of the kind '{path_text(info.type)}' is not known"
+            raise UsageError(f"{path_text(path)}: {what}")
         try:
             return Member(
                 path,

@@ -6,7 +6,6 @@ so that `statefs list` does not pay for `statefs mount`.
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import signal
@@ -19,7 +18,7 @@ import click
 from statefs import __version__
 from statefs.cli.explained import write_examples
 from statefs.cli.output import one_line
-from statefs.errors import NoSpace, StatefsError, UsageError
+from statefs.errors import PosixError, StatefsError, UsageError, refusal
 
 COMMANDS: Final = {
     "init": "statefs.cli.init",
@@ -187,12 +186,14 @@ def report(error: Exception) -> int:
 
 def explain(error: Exception) -> tuple[str, int]:
     """Return what to tell the user about `error`, and the exit code (docs/cli.md, "Exit codes")."""
+    if isinstance(error, PosixError):  # of the tree, or the disk below it
+        return explain(refusal(OSError(error.errno, str(error)), "the store"))
     if isinstance(error, StatefsError):
         return str(error), error.exit_code
     if isinstance(error, click.ClickException):
         return explain_usage(error), UsageError.exit_code
     if isinstance(error, OSError):
-        return explain_os_error(error)
+        return explain(refusal(error))
     hint = "" if os.environ.get("STATEFS_DEBUG") else "; STATEFS_DEBUG=1 shows where"
     return f"internal error: {type(error).__name__}: {error}{hint}", StatefsError.exit_code
 
@@ -203,17 +204,6 @@ def explain_usage(error: click.ClickException) -> str:
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "statefs"
     return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
-
-
-def explain_os_error(error: OSError) -> tuple[str, int]:
-    """Return the line and exit code for a refusal of the operating system."""
-    what = error.strerror or str(error)
-    where = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}{what}; free some space there and try again", NoSpace.exit_code
-    if error.errno in (errno.EACCES, errno.EPERM):
-        return f"{where}{what}; run it as the user the store belongs to", StatefsError.exit_code
-    return f"{where}{what}", StatefsError.exit_code
 
 
 def main() -> NoReturn:

@@ -25,7 +25,7 @@ from statefs.errors import UsageError
 from statefs.target import Target, find_target
 from statefs.units import local_text, since_text
 
-_USAGE: Final = "statefs clone STATE SNAPSHOT [PATH] NAME"
+_USAGE: Final = "'statefs clone STATE SNAPSHOT [PATH] NAME'"
 _COLUMNS: Final = (Column("clone", style="bold"), Column("made of"), Column("made"), Column("age"))
 
 
@@ -55,7 +55,7 @@ def command(
     written there. No snapshot holds clones. What is deleted with --delete is gone for good.
     """
     if delete and lists:
-        raise UsageError("--delete and --list exclude each other")
+        raise UsageError("--delete and --list exclude each other: give one of them")
     if lists:
         _list(words, store, as_json=as_json)
     elif delete:
@@ -88,7 +88,7 @@ def _make(words: tuple[str, ...], store: Path | None, *, as_json: bool) -> None:
 
 def _list(words: tuple[str, ...], store: Path | None, *, as_json: bool) -> None:
     if len(words) > 1:
-        raise UsageError("--list takes a state and nothing else: statefs clone --list STATE")
+        raise UsageError("--list takes a state and nothing else: 'statefs clone --list STATE'")
     with api.open_target(find_target(Path(words[0]) if words else None, store)) as opened:
         clones = opened.clones()
     if as_json:
@@ -107,7 +107,7 @@ def _row(clone: Mapping[str, Any], now_seconds: float) -> list[str]:
 
 
 def _clone_named(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
-    usage = "give the name of one clone: statefs clone --delete STATE NAME"
+    usage = "give the name of one clone: 'statefs clone --delete STATE NAME'"
     state, (name,) = split_state(words, 1, usage)
     if not is_utf8(name):
         raise UsageError("the name is not UTF-8: 'rmdir' in clones/ deletes any clone")

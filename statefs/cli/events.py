@@ -14,7 +14,7 @@ from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import state_argument, store_option
 from statefs.cli.output import print_line
 from statefs.doors import Document, OnlineDoor, connected_client
-from statefs.errors import DaemonUnreachable, NotMounted
+from statefs.errors import DaemonUnreachable, NotMounted, typed
 from statefs.target import Target, find_target
 from statefs.units import local_text
 
@@ -66,7 +66,11 @@ def followed(target: Target, after: int | None) -> Iterator[Document]:
     """
     client = connected_client(target)
     if client is None:
-        raise NotMounted(f"{target.state or target.store} is not mounted: nothing can be followed")
+        mount = typed("statefs", "mount", target.state or "STATE")
+        raise NotMounted(
+            f"{target.state or target.store} is not mounted, so nothing can be followed: "
+            f"'{mount}' first"
+        )
     while client is not None:
         try:
             with api.State(target, OnlineDoor(client)) as opened:

@@ -50,9 +50,9 @@ def command(
     nothing: after an error or Ctrl-C STATE/current is as it was. STATE need not be mounted.
     """
     if len(words) > 1:
-        raise UsageError("give one state and one file: statefs import STATE FILE")
+        raise UsageError("give one state and one file: 'statefs import STATE FILE'")
     if into is not None and replace:
-        raise UsageError("--into and --replace exclude each other")
+        raise UsageError("--into and --replace exclude each other: give one of them")
     target = find_target(words[0] if words else None, store)
     source = sys.stdin.buffer if str(file) == STANDARD else file
     with api.open_target(target) as opened, shown_progress(as_json) as on_progress:

@@ -12,9 +12,9 @@ from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line, warn
 from statefs.cli.prepare import (
     choose_store,
-    ensure_store,
     link_store,
-    make_mount_point,
+    make_store,
+    mount_point_made,
     refuse_overlap,
 )
 from statefs.errors import UsageError
@@ -42,9 +42,11 @@ def command(state: Path | None, store: Path | None, app_id: str | None) -> None:
     mount_point = require_state(state)
     chosen = choose_store(mount_point, store)
     refuse_overlap(mount_point, chosen)
+    is_made = False
     if not store_exists(chosen):
-        make_mount_point(mount_point)
-    if not ensure_store(chosen, app_id):
+        with mount_point_made(mount_point):
+            is_made = make_store(chosen, app_id)
+    if not is_made:
         require_same_app(mount_point, chosen, app_id)
         print_line(f"{mount_point} has a store already: {chosen}")
         return
@@ -61,4 +63,7 @@ def require_same_app(state: Path, store: Path, app_id: str | None) -> None:
     with api.open_target(Target(state, store, mount_of_store(store))) as opened:
         present = opened.status().get("app_id")
     if present != app_id:
-        raise UsageError(f"{store} belongs to the application '{present}', not '{app_id}'")
+        raise UsageError(
+            f"{store} belongs to the application '{present}', not '{app_id}': leave --app-id out, "
+            "or name another store with --store DIR"
+        )

@@ -16,17 +16,17 @@ from statefs.cli.init import require_same_app
 from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line, warn
 from statefs.cli.prepare import (
+    adopted_paths,
     choose_store,
-    covered_files,
     ensure_store,
     link_store,
-    make_mount_point,
+    mount_point_made,
     names_text,
     refuse_covered_files,
     refuse_overlap,
 )
 from statefs.durable import is_on_read_only
-from statefs.errors import AlreadyMounted, StaleMount, typed
+from statefs.errors import AlreadyMounted, MountPointNotEmpty, StaleMount, typed
 from statefs.layout import StoreLayout
 from statefs.target import find_target, mount_of_store, require_state, store_exists
 
@@ -91,23 +91,36 @@ def command(
     options = MountOptions.parse(text)
     options = permitted(replace(options, adopt=options.adopt or adopt))
     mount_point = require_state(state)
-    if is_mounted(mount_point, store, repair):
-        refuse_changes(mount_point, options, MountOptions.named(text) - {"adopt"}, app_id)
-        print_line(f"{mount_point} is already mounted")
-        return
-    chosen = prepare(mount_point, store, options, app_id)
-    if foreground:
-        from statefs.daemon.supervisor import run_foreground
+    if not is_mounted(mount_point, store, repair):
+        try:
+            with mount_point_made(mount_point):
+                chosen = prepare(mount_point, store, options, app_id)
+                if not foreground:
+                    mount_in_background(mount_point, chosen, options)
+            if foreground:
+                from statefs.daemon.supervisor import run_foreground
 
-        run_foreground(mount_point, chosen, options)
-        return
+                run_foreground(mount_point, chosen, options)
+            return
+        except (AlreadyMounted, MountPointNotEmpty):
+            if not is_mounted(mount_point, store, repair=False):
+                raise
+        # Another command has mounted it meanwhile, and it may not be usable yet.
+        with api.open_target(find_target(mount_point, None)) as opened:
+            opened.status()
+    refuse_changes(mount_point, options, MountOptions.named(text) - {"adopt"}, app_id)
+    print_line(f"{mount_point} is already mounted")
+
+
+def mount_in_background(mount_point: Path, store: Path, options: MountOptions) -> None:
+    """Mount `store`, return when it is usable, and tell what has been done."""
     from statefs.daemon.background import start_background
 
-    covered = covered_files(mount_point)
-    remark = start_background(mount_point, chosen, options)
+    covered = adopted_paths(mount_point)
+    remark = start_background(mount_point, store, options)
     print_line(f"mounted {mount_point}")
     if covered:
-        print_line(f"brought into current/: {names_text(covered)}")
+        print_line(f"brought in: {names_text(covered)}")
     if remark:
         warn(remark)
 
@@ -160,7 +173,7 @@ def prepare(
     """Make what is missing for a mount, refuse what would go wrong; return the store to mount.
 
     Args:
-        mount_point: not mounted now.
+        mount_point: an existing folder, not mounted now.
         store: --store of the command line.
         options: of the mount.
         app_id: for a new store; an existing one must have the same.
@@ -171,7 +184,6 @@ def prepare(
     refuse_overlap(mount_point, chosen)
     refuse_second_mount(chosen, mount_point)
     require_fuse(options)
-    make_mount_point(mount_point)
     require_mount_point(mount_point)
     if options.adopt:
         from statefs.daemon.adopt import refuse_reserved

@@ -180,7 +180,7 @@ path_argument: Final[Decorator] = click.argument(
 
 def snapshot_usage(command: str) -> str:
     """Return how `command` is given a snapshot, for messages."""
-    return f"statefs {command} STATE SNAPSHOT, where SNAPSHOT is latest or one of 'statefs list'"
+    return f"'statefs {command} STATE SNAPSHOT', where SNAPSHOT is latest or one of 'statefs list'"
 
 
 def split_state(
@@ -257,7 +257,7 @@ def find_moments(words: tuple[str, ...], store: Path | None) -> tuple[Target, st
     Raises:
         UsageError: A or the state is missing, or there is too much. NoSuchStore.
     """
-    usage = "statefs diff STATE A [B], where A and B are latest, current or one of 'statefs list'"
+    usage = "'statefs diff STATE A [B]', where A and B are latest, current or one of 'statefs list'"
     if not 1 <= len(words) <= _PAIR + 1 or not all(words):
         raise UsageError(f"{'give one or two snapshots' if words else 'A is missing'}: {usage}")
     if len(words) == 1 and _is_state_alone(words[0], store):
@@ -274,7 +274,7 @@ def find_path(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:
     Raises:
         UsageError: the path or the state is missing, or there is too much. NoSuchStore.
     """
-    usage = "give one path, as it is below current/: statefs log STATE PATH"
+    usage = "give one path, as it is below current/: 'statefs log STATE PATH'"
     state, paths = split_state(words, 1, usage)
     _refuse_state_alone(state, paths[0], store, usage)
     target, (path,) = find_target_of_paths(state, store, paths)
@@ -298,7 +298,8 @@ def find_moment_and_path(words: tuple[str, ...], store: Path | None) -> tuple[Ta
     Raises:
         UsageError: something is missing, or there is too much. NoSuchStore.
     """
-    usage = "give a snapshot and one path, as it is below current/: statefs cat STATE SNAPSHOT PATH"
+    typed = "'statefs cat STATE SNAPSHOT PATH'"
+    usage = f"give a snapshot and one path, as it is below current/: {typed}"
     state, (moment, path) = split_state(words, 2, usage)
     check_moments(moment)
     _refuse_state_alone(state, moment, store, usage)

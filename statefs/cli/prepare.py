@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
 from statefs.errors import MountPointNotEmpty, NoSpace, NoSuchStore, UsageError, typed
 from statefs.layout import default_store
+from statefs.snapshots.naming import CURRENT
 from statefs.target import store_exists
 from statefs.units import size_text
 
@@ -23,8 +25,27 @@ _NAMED_FILES: Final = 3
 """How many of the files under a mount point a message names."""
 
 
-def make_mount_point(state: Path) -> None:
-    """Make the folder of a mount point, with its parents, where it is not there.
+@contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Make a folder, with its parents, where it is not there; when the block raises it is gone.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except BaseException:
+        for each in missing:
+            with suppress(OSError):  # not made yet, or somebody else has put something in
+                each.rmdir()
+        raise
+
+
+@contextmanager
+def mount_point_made(state: Path) -> Iterator[None]:
+    """Make the folder of a mount point where it is not there; when the block raises it is gone.
 
     Raises:
         UsageError: something that is no folder is in the way, or a store.
@@ -34,10 +55,12 @@ def make_mount_point(state: Path) -> None:
             f"{state} is a store, not a state: name the folder to mount it at, as in "
             f"'{typed('statefs', 'mount', 'STATE', '--store', state)}'"
         )
-    try:
-        state.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UsageError(f"{state} is not a folder; name a folder to mount on") from None
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(folder_made(state))
+        except (FileExistsError, NotADirectoryError):
+            raise UsageError(f"{state} is not a folder; name a folder to mount on") from None
+        yield
 
 
 def choose_store(state: Path, named: Path | None) -> Path:
@@ -67,7 +90,10 @@ def choose_store(state: Path, named: Path | None) -> Path:
 def refuse_overlap(state: Path, store: Path) -> None:
     """Raise UsageError where the mount would cover its own store."""
     if store == state or state in store.parents:
-        raise UsageError(f"the store {store} cannot lie in its own mount point {state}")
+        raise UsageError(
+            f"the store {store} cannot lie in its own mount point {state}: "
+            "name another place with --store DIR"
+        )
 
 
 def make_store(store: Path, app_id: str | None) -> bool:
@@ -79,11 +105,11 @@ def make_store(store: Path, app_id: str | None) -> bool:
     """
     refuse_foreign(store)
     require_space(store, NEW_STORE_FREE_BYTES)
-    store.parent.mkdir(parents=True, exist_ok=True)
     from statefs.maintenance.store import init_store
 
     try:
-        init_store(store, app_id)
+        with folder_made(store.parent):
+            init_store(store, app_id)
     except PermissionError:  # its path is that of a store in the making, which nobody knows
         raise UsageError(
             f"this user may not write in {store.parent}: name another place with --store DIR"
@@ -160,8 +186,16 @@ def refuse_covered_files(state: Path) -> None:
         )
 
 
-def names_text(names: Sequence[str]) -> str:
-    """Return the first few of `names`, and how many more there are."""
-    shown = ", ".join(names[:_NAMED_FILES])
+def adopted_paths(state: Path) -> list[Path]:
+    """Return where what lies in the folder `state` will be when it has been brought in."""
+    current, names = state / CURRENT, set(covered_files(state))
+    if CURRENT in names and current.is_dir() and not current.is_symlink():
+        names = names - {CURRENT} | set(os.listdir(current))
+    return sorted(current / name for name in names)
+
+
+def names_text(names: Sequence[str | Path]) -> str:
+    """Return the first few of `names`, as a shell takes them, and how many more there are."""
+    shown = ", ".join(map(typed, names[:_NAMED_FILES]))
     more = len(names) - _NAMED_FILES
     return f"{shown} and {more} more" if more > 0 else shown

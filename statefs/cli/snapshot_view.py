@@ -17,7 +17,7 @@ LIST_COLUMNS = (
     Column("frees", align_right=True),
     Column("reason", drop_rank=1),
     Column("pinned", may_shorten=True),
-    Column("damage", style="red", may_shorten=True),
+    Column("unsealable", style="red", may_shorten=True),
     Column("labels", style="green", may_shorten=True),
     Column("message", may_shorten=True),
 )
@@ -102,7 +102,7 @@ def print_snapshot(snapshot: Mapping[str, Any], folder: str, now_seconds: float)
             ("Digest", str(snapshot["stateDigest"] or "")),
             ("Sealed", sealed_text(snapshot)),
             ("App version", str(snapshot["appVersion"] or "")),
-            ("Format", str(snapshot["formatVersion"] or "")),
+            ("Metadata", f"format {snapshot['formatVersion']}"),
         ]
     )
     volumes = _volume_rows(snapshot["volumeManifests"])

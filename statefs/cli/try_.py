@@ -138,7 +138,7 @@ def split_command(words: tuple[str, ...]) -> tuple[Path | None, list[str]]:
     rest = list(words)
     state = Path(rest.pop(0)) if rest and names_state(Path(rest[0])) else None
     if not rest:
-        raise UsageError("the command is missing: statefs try STATE -- COMMAND...")
+        raise UsageError("the command is missing: 'statefs try STATE -- COMMAND...'")
     return state, rest
 
 

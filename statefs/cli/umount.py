@@ -47,11 +47,16 @@ def command(state: Path | None, store: Path | None, lazy: bool) -> None:
     from statefs.mounts import is_stale, unmount
 
     mount = mounted_place(state, store)
+    layout = StoreLayout(Path(mount.source))
+    if not lazy:
+        from statefs.control.client import refuse_stopped
+
+        refuse_stopped(layout)
     stale = is_stale(mount)
     os.chdir("/")  # a working directory in the mount, even this command's own, keeps it busy
     unmount(mount.mount_point, lazy=lazy, is_dead=stale)
     if not lazy and not stale:
-        wait_until_closed(StoreLayout(Path(mount.source)))
+        wait_until_closed(layout)
     print_line(f"unmounted {mount.mount_point}" + (" (its daemon had crashed)" if stale else ""))
 
 
@@ -82,7 +87,7 @@ def mounted_place(state: Path | None, store: Path | None) -> MountInfo:
     if store is None and not store_exists(default_store(mount_point)):
         raise NotMounted(
             f"{mount_point} is no statefs state: no statefs is mounted there, and there is no "
-            f"store {default_store(mount_point)}"
+            f"store {default_store(mount_point)}; 'findmnt -t fuse.statefs' lists what is mounted"
         )
     raise NotMounted(f"{mount_point} is not mounted")
 
@@ -96,9 +101,14 @@ def wait_until_closed(layout: StoreLayout) -> None:
     from statefs.locking import read_owner
 
     give_up = time.monotonic() + CLOSE_WAIT_SECONDS
-    while time.monotonic() < give_up:
+    while True:
         owner = read_owner(layout)
         if owner is None or not owner.alive or owner.role != "daemon":
             return
+        if time.monotonic() >= give_up:
+            break
         time.sleep(_POLL_SECONDS)
-    warn("the daemon is still closing the store")
+    warn(
+        f"the daemon (pid {owner.pid}) is still closing {layout.root}: "
+        "wait for its end before you copy or move that"
+    )

@@ -37,6 +37,10 @@ VERSIONS_KEPT: Final = 8
 """Versions of files whose extents and digests are kept at hand, for one block after another."""
 TURNS: Final = 16
 """Blocks checked at a time at most: each by one thread, while others that want it wait."""
+_LOST: Final = (
+    errno.ENOENT, errno.ENOTDIR, errno.EIO, errno.EUCLEAN, errno.EBADMSG, errno.ENODATA
+)  # fmt: skip
+"""An object file is missing, or what the disk has of it is wrong, as ext4 or XFS say that."""
 
 _SEALED: Final = f"s.state = {COMPLETE} AND s.state_digest IS NOT NULL"
 _NEWEST: Final = (
@@ -337,8 +341,11 @@ class ContentChecks:
 
 
 def is_damage(error: OSError) -> bool:
-    """Whether what an object file answered means that bytes are lost."""
-    return error.errno in (errno.ENOENT, errno.EIO)
+    """Whether what an object file answered means that bytes are lost.
+
+    A right, a descriptor or memory that is missing says nothing of them.
+    """
+    return error.errno in _LOST
 
 
 def _newest(database: Queries, epoch: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import struct
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self
@@ -13,6 +13,7 @@ from typing import Any, Final, Self
 import msgspec
 
 from statefs.control.address import socket_address
+from statefs.control.kinds import READING
 from statefs.control.messages import (
     SILENCE_SECONDS,
     Reply,
@@ -21,14 +22,14 @@ from statefs.control.messages import (
     encode,
     raised_error,
 )
-from statefs.errors import DaemonUnreachable
+from statefs.errors import DaemonUnreachable, typed
 from statefs.layout import StoreLayout
 from statefs.locking import read_owner
 
 LOOK_SECONDS: Final = 2.0
 """While a daemon is silent, it is looked at this often: one that is stopped says nothing more."""
-STATUS_SECONDS: Final = 10.0
-"""How long it may be silent when it is only asked how it is."""
+READING_SECONDS: Final = 10.0
+"""How long it may be silent when nothing is to be changed: to ask again costs nothing."""
 CONNECT_SECONDS: Final = 10.0
 """A daemon that is starting has the lock a moment before it has the socket."""
 _POLL_SECONDS: Final = 0.02
@@ -116,7 +117,7 @@ class ControlClient:
             # A daemon that refuses to listen has said why before it hung up: read that.
             with suppress(BrokenPipeError, ConnectionResetError):
                 self._socket.sendall(encode(Request(self._last_id, op, dict(args))))
-            self._silence_seconds = STATUS_SECONDS if op == "status" else SILENCE_SECONDS
+            self._silence_seconds = READING_SECONDS if op in READING else SILENCE_SECONDS
             while True:
                 reply = self._next_reply()
                 if reply.error is not msgspec.UNSET:
@@ -164,18 +165,13 @@ class ControlClient:
 
     def _silence_text(self, op: str, error: Exception, pid: int) -> str:
         if isinstance(error, TimeoutError) and _is_stopped(pid):
-            return (
-                f"the daemon of {self._layout.root} is stopped and does not answer: "
-                f"'kill -CONT {pid}' has it go on"
-            )
+            return _stopped_text(self._layout, [pid])
         if isinstance(error, TimeoutError):
-            what = f"(pid {pid}) was silent for {self._silence_seconds:.0f} s"
+            what = f"(pid {pid}) has not answered for {self._silence_seconds:.0f} s"
         else:
-            what = "went away"
-        return (
-            f"the daemon of {self._layout.root} {what} during '{op}': what it did can be seen "
-            f"with 'statefs list', why in {self._layout.log}"
-        )
+            what = f"(pid {pid}) went away during '{op}'"
+        said = f"the daemon of {self._layout.root} {what}: see {self._layout.log}"
+        return said if op in READING else f"{said}; 'statefs list' shows what it has done"
 
     def close(self) -> None:
         """Close the connection; the next call() makes a new one."""
@@ -188,6 +184,33 @@ class ControlClient:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def refuse_stopped(layout: StoreLayout) -> None:
+    """Refuse what would wait for a daemon of which a process is stopped.
+
+    Raises:
+        DaemonUnreachable: the message names the processes.
+    """
+    owner = read_owner(layout)
+    if owner is None or not owner.alive or owner.role != "daemon":
+        return
+    pids = {owner.pid}
+    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:
+        connection.settimeout(LOOK_SECONDS)
+        with socket_address(layout.control_socket) as address:
+            connection.connect(address)
+        pids.add(_peer_pid(connection))
+    stopped = [pid for pid in sorted(pids) if _is_stopped(pid)]
+    if stopped:
+        raise DaemonUnreachable(_stopped_text(layout, stopped))
+
+
+def _stopped_text(layout: StoreLayout, pids: Sequence[int]) -> str:
+    return (
+        f"the daemon of {layout.root} is stopped and does not answer: "
+        f"'{typed('kill', '-CONT', *pids)}' has it go on"
+    )
 
 
 def _peer_pid(connection: socket.socket) -> int:

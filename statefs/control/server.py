@@ -5,7 +5,6 @@ Knows the form of requests, not what the operations do: that is the `Handler` it
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
 import select
@@ -28,7 +27,7 @@ from statefs.control.messages import (
     encode,
     error_body,
 )
-from statefs.errors import NoSpace, StatefsError, UsageError
+from statefs.errors import StatefsError, UsageError, refusal
 from statefs.layout import StoreLayout
 
 log = logging.getLogger(__name__)
@@ -187,16 +186,16 @@ class ControlServer:
             result = await self._handle(request.op, request.args, call)
             return encode(Reply(request.id, result=result))
         except StatefsError as error:
-            refusal = error
+            told = error
         except OSError as error:
             log.error("the operation '%s' failed: %s", request.op, error)
-            refusal = _refusal(request.op, error)
+            told = refusal(error, self._layout.root)
         except Exception:
             log.exception("the operation '%s' failed", request.op)
-            refusal = StatefsError(
+            told = StatefsError(
                 f"internal error in the daemon during '{request.op}': see {self._layout.log}"
             )
-        return encode(Reply(request.id, error=error_body(refusal)))
+        return encode(Reply(request.id, error=error_body(told)))
 
 
 async def _show_signs_of_life(stream: trio.SocketStream, request_id: int, call: Call) -> None:
@@ -255,14 +254,6 @@ async def _send_line(stream: trio.SocketStream, line: bytes) -> None:
         await stream.send_all(line)
     if scope.cancelled_caught:
         raise trio.BrokenResourceError("the client does not read its replies")
-
-
-def _refusal(op: str, error: OSError) -> StatefsError:
-    """Return what to tell the client when the operating system has refused something."""
-    what = f"'{op}' failed: {error.strerror or error}"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return NoSpace(f"{what}; free some space where the store lies and try again")
-    return StatefsError(what)
 
 
 def _too_long() -> UsageError:

@@ -20,7 +20,7 @@ from typing import Final, Self
 
 from statefs.archive.extraction import FOLDER_FLAGS
 from statefs.archive.placing import DURABILITY, NEW, move, staging_folder
-from statefs.errors import MountPointNotEmpty, StatefsError
+from statefs.errors import MountPointNotEmpty, StatefsError, typed
 from statefs.snapshots.namespace import METADATA_NAME
 
 log = logging.getLogger(__name__)
@@ -150,8 +150,7 @@ class CoveredFiles:
 
     def _note_renamed(self, wanted: Path, new: Path) -> None:
         log.info("%s is there already: what lay under the mount is now %s", wanted, new)
-        shown = f"{wanted.relative_to(self._mount_point)} as {new.name}"
-        self._renamed.append(os.fsencode(shown).decode(errors="backslashreplace"))
+        self._renamed.append(os.fsencode(typed(new)).decode(errors="backslashreplace"))
 
     def _renamed_text(self) -> str:
         if not self._renamed:
@@ -174,7 +173,9 @@ class CoveredFiles:
         if done.returncode != 0:
             said = done.stderr.decode(errors="backslashreplace").strip().splitlines()
             last = said[-1] if said else "cp failed"
-            raise _failed(last.replace(f"{target}/./", "").replace(f"{target}/", ""))
+            for prefix in (f"{source}/", f"{target}/./", f"{target}/"):
+                last = last.replace(prefix, f"{self._mount_point}/")
+            raise _failed(last.removeprefix("cp: "))
 
     def _remove(self, source: Path, name: str) -> None:
         path = source / name
@@ -192,8 +193,8 @@ class CoveredFiles:
 
 def _failed(why: str) -> StatefsError:
     return StatefsError(
-        f"the files under the mount point could not be brought in: {why}; "
-        "they are still there, and nothing of them is in current/"
+        f"the files under the mount point could not be brought in: {why}; they are still there, "
+        "and nothing of them is in current/: put that right, or move them away, and mount again"
     )
 
 

@@ -19,6 +19,7 @@ import trio
 
 from statefs import __version__
 from statefs.content.checks import DamagedBytes
+from statefs.control.kinds import CHANGING
 from statefs.daemon.checking import Checker
 from statefs.daemon.keeping import Keeper
 from statefs.daemon.publishing import Publisher
@@ -33,7 +34,7 @@ from statefs.fuse.session_loop import held
 from statefs.hooks.events import EventCommands
 from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR
 from statefs.maintenance import cloning, saving
-from statefs.maintenance.commands import CHANGING, Call, Commands
+from statefs.maintenance.commands import Call, Commands
 from statefs.maintenance.steps import Steps
 from statefs.maintenance.store import Store
 from statefs.mounts import (
@@ -221,7 +222,7 @@ class Service:
         """Delete a snapshot for rmdir(2) in snapshots/."""
         found = self._store.catalog.by_folder(name)
         if found is None:
-            raise NoSuchSnapshot(f"no snapshot {name!r}")
+            raise NoSuchSnapshot(f"no snapshot '{name}'")
         await self.run_alone(saving.delete(self._store, found[0]))
 
     async def clone(self, name: bytes) -> None:

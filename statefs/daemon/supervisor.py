@@ -510,7 +510,10 @@ def _refuse_mounted(state: Path) -> None:
             f"'{typed('statefs', 'mount', '--repair', state)}' mounts it again, "
             f"'{typed('statefs', 'umount', state)}' frees it"
         )
-    raise AlreadyMounted(f"{state} is mounted already, and shows {mount.source}")
+    raise AlreadyMounted(
+        f"{state} is mounted already, and shows {mount.source}: "
+        f"'{typed('statefs', 'umount', state)}' first"
+    )
 
 
 def _unmount_leftover(mount: MountInfo | None) -> None:

@@ -16,7 +16,7 @@ import apsw
 import pyfuse3
 
 from statefs.content.checks import DamagedBytes
-from statefs.errors import PosixError, StatefsError
+from statefs.errors import PosixError, StatefsError, refusal
 from statefs.telemetry.requests import timings_of
 
 P = ParamSpec("P")
@@ -34,6 +34,9 @@ S = TypeVar("S", bound=Answering)
 
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What the host answers when there is no room: nothing is wrong with statefs."""
+
+_REFUSED: Final = (errno.EACCES, errno.EPERM, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+"""What the host answers when a right, a descriptor or memory is missing: a line says it all."""
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +80,9 @@ def answers(
             raise pyfuse3.FUSEError(damage.errno) from None
         except Exception as error:
             timings.failed(errno_of(error))
-            if not is_expected(error):
+            if isinstance(error, OSError) and error.errno in _REFUSED:
+                log.error("%s failed: %s", handler.__name__, refusal(error))
+            elif not is_expected(error):
                 log.exception("%s failed", handler.__name__)
             raise pyfuse3.FUSEError(errno_of(error)) from error
         finally:  # as Timings.took does, without a call

@@ -7,8 +7,8 @@ store; both through `Commands.start`. An operation is a function in `_OPERATIONS
   arguments, which come from JSON, and returns plain values, which go there.
 * It is a generator of blocking steps (maintenance/steps.py). What only reads past trees runs in one
   such step, on a `Reader` of its own, so a mount goes on beside it.
-* `CHANGING` names those that change the list of snapshots or the tree behind the mount's back: one
-  of them runs at a time. `READING` names those that write nothing at all.
+* control/kinds.py names those that change the list of snapshots or the tree behind the mount's
+  back, of which one runs at a time, and those that write nothing at all.
 
 To add one: write it in the module it belongs to, list it here and add its method to `api.State`.
 """
@@ -85,7 +85,7 @@ class Commands:
         """
         operation = _OPERATIONS.get(op)
         if operation is None:
-            raise UsageError(f"unknown operation {op!r}: this daemon is of another version")
+            raise UsageError(f"unknown operation '{op}': this daemon is of another version")
         try:
             inspect.signature(operation).bind(self, call, **arguments)
             known = get_type_hints(operation)
@@ -94,7 +94,7 @@ class Commands:
                 for name, value in arguments.items()
             }
         except (TypeError, msgspec.ValidationError) as error:
-            raise UsageError(f"the operation {op!r} cannot be run so: {error}") from None
+            raise UsageError(f"the operation '{op}' cannot be run so: {error}") from None
         return self._telling(op, operation(self, call, **checked))
 
     def _telling(self, op: str, steps: Steps[T]) -> Steps[T]:
@@ -359,17 +359,3 @@ _OPERATIONS: Final[dict[str, Callable[..., Steps[Any]]]] = {
     "write_down_check": _write_down_check,
     "export": _export,
 }
-CHANGING: Final = frozenset(
-    {
-        "save", "delete", "restore", "undo", "prune", "pin", "unpin", "write_down_check", "clone",
-        "delete_clone",
-    }
-)  # fmt: skip
-"""Operations of which one runs at a time."""
-READING: Final = frozenset(
-    {
-        "list", "show", "sizes", "diff", "log", "locate", "clones", "status", "verify", "export",
-        "events", "metrics",
-    }
-)  # fmt: skip
-"""Operations that write nothing into the store, and so work on a read-only filesystem."""

@@ -153,10 +153,10 @@ def _located(tree: PastTree, path: bytes, ino: int, span: tuple[int, int]) -> re
     try:
         inode = tree.inode(ino) if ino else tree.find(path)
     except PosixError as error:
-        raise NoSuchPath(f"there is no file or folder {text!r} then") from error
+        raise NoSuchPath(f"there is no file or folder '{text}' then") from error
     if not inode.is_file:
         where = f" to {reports.path_text(tree.target(inode.ino))!r}" if inode.is_symlink else ""
-        raise UsageError(f"{text!r} is no file but a {type_of(inode)}{where}")
+        raise UsageError(f"'{text}' is no file but a {type_of(inode)}{where}")
     location = reports.Location(snapshot="", ino=inode.ino, size=inode.size)
     offset, end = span
     plan = tree.plan_read(inode.ino, offset, max(0, min(end, inode.size) - offset))

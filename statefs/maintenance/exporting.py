@@ -6,7 +6,6 @@ it; what happens to the archive, its name and its compression, is the asker's bu
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import select
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from statefs.archive import headers
 from statefs.archive.headers import Member, Range
+from statefs.content.checks import is_damage
 from statefs.errors import CorruptStore, PosixError, StatefsError, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance.steps import Steps
@@ -36,8 +36,6 @@ READ_BYTES: Final = 1 << 20
 """Read from an object file at a time, and the room in the pipe: few system calls, little memory."""
 PAGE: Final = 500
 """Entries of a folder read at a time."""
-DAMAGE: Final = (errno.EIO, errno.ENOENT)
-"""An object file that is cut or cannot be read, and one that is missing."""
 POLL_MS: Final = 1_000
 """How often it is asked whether somebody still wants the archive, while nobody reads it."""
 
@@ -279,7 +277,7 @@ class _Archive:
         try:
             yield
         except OSError as error:
-            if error.errno not in DAMAGE:
+            if not is_damage(error):
                 raise
             raise CorruptStore(
                 f"{path_text(path)} of {self._snapshot.name} is damaged: {error.strerror};"

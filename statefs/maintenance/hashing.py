@@ -18,10 +18,10 @@ from blake3 import blake3
 
 from statefs.content import rows
 from statefs.content.blocks import READ_BYTES, ZEROS, block_bytes, block_count
-from statefs.content.checks import DamagedBytes, inline
+from statefs.content.checks import DamagedBytes, inline, is_damage
 from statefs.content.extents import Extent, pieces
 from statefs.content.objects import ObjectFiles
-from statefs.errors import CorruptStore
+from statefs.errors import CorruptStore, refusal
 from statefs.ids import CLONE_BIT, LIVING, TREE_ROOT, Epoch
 from statefs.metadata.connection import Queries, Reader
 from statefs.metadata.entries import past_entry
@@ -70,12 +70,19 @@ class DigestMissing(LookupError):
 
 
 class Unreadable(CorruptStore):
-    """Bytes of a file that cannot be read: the pieces `plan` of the inode `ino`."""
+    """Bytes of a file that cannot be read: the pieces `plan` of the inode `ino`.
 
-    def __init__(self, message: str, ino: int, plan: list[tuple[int, int, int]]) -> None:
-        super().__init__(message)
+    `is_damage` tells that they are lost, from a right, a descriptor or memory that was missing.
+    """
+
+    def __init__(
+        self, path: str, ino: int, plan: list[tuple[int, int, int]], cause: OSError | DamagedBytes
+    ) -> None:
+        why = refusal(cause) if isinstance(cause, OSError) else cause
+        super().__init__(f"{path} cannot be read: {why}")
         self.ino = ino
         self.plan = plan
+        self.is_damage = isinstance(cause, DamagedBytes) or is_damage(cause)
 
 
 def content_name(size: int, ranges: Iterable[tuple[int, int, int]]) -> bytes:
@@ -296,7 +303,7 @@ class Files:
             self.bytes_done += content.advance()
         except (OSError, DamagedBytes) as error:
             path = self._path(reader, ino)
-            raise Unreadable(f"{path} cannot be read: {error}", ino, plan) from error
+            raise Unreadable(path, ino, plan, error) from error
         if content.is_done:
             self._hash = None
             yield ino, content.values(name)

@@ -20,7 +20,7 @@ from statefs.content.blocks import (
     block_digest,
     whole_digest,
 )
-from statefs.content.checks import ContentChecks, DamagedBytes
+from statefs.content.checks import ContentChecks, DamagedBytes, is_damage
 from statefs.content.extents import Extent, pieces
 from statefs.content.objects import ObjectFiles, Piece
 from statefs.errors import PosixError, UsageError
@@ -228,12 +228,14 @@ class Rereading:
             yield start, end, known[key] == wanted
 
     def _digest(self, is_block: bool, plan: Pieces) -> bytes | None:
-        """Return the digest of some pieces, None for what cannot be read."""
+        """Return the digest of some pieces, None for what is lost."""
         try:
             if is_block:
                 return block_digest(self._store.objects, list(plan))
             return whole_digest(self._store.objects, plan)
-        except OSError:
+        except OSError as error:
+            if not is_damage(error):
+                raise
             return None
 
     def _tell(self, version: Version, damaged: list[tuple[int, int]]) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from msgspec.structs import replace
 
 from statefs.content.checks import DamagedBytes
-from statefs.errors import CorruptStore, NoSuchSnapshot, PosixError
+from statefs.errors import CorruptStore, NoSuchSnapshot, PosixError, StatefsError
 from statefs.maintenance import saving
 from statefs.maintenance.hashing import (
     DigestMissing,
@@ -95,6 +95,11 @@ class Sealer:
             return None
         is_passed = newest is not None and snapshot.epoch < newest.epoch
         return self._reasons.get(snapshot.epoch, PASSED_OVER if is_passed else None)
+
+    def has_damage(self, snapshot: Snapshot) -> bool:
+        """Whether it is damage for which a snapshot cannot be sealed, as far as is known."""
+        found = self._given_up.get(snapshot.epoch)
+        return found is None or found.is_damage
 
     def _sealed_before(self, snapshot: Snapshot) -> Snapshot | None:
         """Return the newest sealed snapshot before another one."""
@@ -228,7 +233,8 @@ def seal(store: Store, snapshot: Snapshot, call: Call) -> Steps[Snapshot]:
     """Wait until a snapshot is sealed, or seal it here where no daemon does.
 
     Raises:
-        CorruptStore: it cannot be sealed; the message says why.
+        CorruptStore: it cannot be sealed, as what it holds is damaged. StatefsError: as that cannot
+            be read now. The message says why.
         NoSuchSnapshot: it has been deleted meanwhile.
     """
     sealer = store.sealer
@@ -242,8 +248,9 @@ def seal(store: Store, snapshot: Snapshot, call: Call) -> Steps[Snapshot]:
     if now is None:
         raise NoSuchSnapshot(f"the snapshot {snapshot.name} has been deleted before it was sealed")
     if now.state_digest is None and call.is_wanted:
+        kind = CorruptStore if sealer.has_damage(now) else StatefsError
         why = sealer.why_not(now)
-        raise CorruptStore(f"the snapshot {now.name} is there but cannot be sealed: {why}")
+        raise kind(f"the snapshot {now.name} is there but cannot be sealed: {why}")
     return now
 
 

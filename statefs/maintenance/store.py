@@ -160,7 +160,7 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
     Args:
         follows_another: its mount goes on, which an earlier process has served until now.
 
-    On a read-only filesystem it can only be read: operations of `commands.READING`.
+    On a read-only filesystem it can only be read: operations of `READING` (control/kinds.py).
 
     Raises:
         NoSuchStore: nothing is there. NewerStore: it needs a newer statefs. CorruptStore: its
@@ -171,7 +171,7 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
     if not layout.meta_db.exists():
         if layout.objects.is_dir():
             raise CorruptStore(f"{layout.meta_db} is missing: 'statefs repair' makes another one")
-        raise NoSuchStore(f"no store at {root}: make one with `statefs init`")
+        raise NoSuchStore(f"no store at {root}: make one with 'statefs init'")
     refuse_planted(layout)
     return Store(layout, clock or SystemClock(), follows_another)
 

@@ -20,7 +20,7 @@ from urllib.parse import quote
 import apsw
 
 from statefs.durable import is_on_read_only, open_plain, sync_folder
-from statefs.errors import CorruptStore, NewerStore, NoSuchStore, PosixError
+from statefs.errors import CorruptStore, NewerStore, NoSuchStore, PosixError, typed
 from statefs.metadata import schema
 
 CACHE_KIB: Final = 32 * 1024
@@ -48,17 +48,48 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connecti
     would make a log.
 
     Raises:
-        apsw.Error: it cannot be opened.
+        apsw.Error: it cannot be opened. OSError: this process may not, or has no descriptor for it.
     """
-    name = str(path)
-    if is_on_read_only(path.parent) and not has_log(path):
+    name, is_read_only = str(path), is_on_read_only(path.parent)
+    if is_read_only and not has_log(path):
         name = f"file:{quote(name)}?immutable=1"
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
-    connection = apsw.Connection(name, flags=flags, vfs=VFS, statementcachesize=STATEMENTS_CACHED)
-    connection.set_busy_timeout(BUSY_MS)
-    connection.pragma("synchronous", "NORMAL")
-    connection.pragma("wal_autocheckpoint", 0)
+    try:
+        connection = apsw.Connection(
+            name, flags=flags, vfs=VFS, statementcachesize=STATEMENTS_CACHED
+        )
+        connection.set_busy_timeout(BUSY_MS)
+        connection.pragma("synchronous", "NORMAL")
+        connection.pragma("wal_autocheckpoint", 0)
+    except apsw.Error as error:
+        raise refused(path, error) or error from None
+    if flags & apsw.SQLITE_OPEN_READWRITE and not is_read_only and connection.readonly("main"):
+        connection.close()
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
     return connection
+
+
+def refused(path: Path, error: apsw.Error) -> OSError | None:
+    """Return what the machine has refused, where that, and no damage, made SQLite fail.
+
+    Args:
+        path: of the database.
+    """
+    if isinstance(error, apsw.NoMemError):
+        return OSError(errno.ENOMEM, os.strerror(errno.ENOMEM), str(path))
+    if not isinstance(error, apsw.CantOpenError | apsw.ReadOnlyError | apsw.PermissionsError):
+        return None
+    for file in (path, path.with_name(f"{path.name}-wal")):
+        try:
+            # To close any other descriptor of it would end SQLite's locks (fcntl(2)).
+            os.close(os.open(file, os.O_PATH | os.O_CLOEXEC))
+        except FileNotFoundError:
+            continue
+        except OSError as refusal:
+            return refusal
+        if not os.access(file, os.R_OK | os.W_OK, effective_ids=True):
+            return PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(file))
+    return None
 
 
 def has_log(path: Path) -> bool:
@@ -140,12 +171,12 @@ class Database(Queries):
     Raises:
         NoSuchStore: there is no database at `path`.
         NewerStore: its format is newer than this program's.
-        CorruptStore: it is not a statefs database.
+        CorruptStore: it is not a statefs database. OSError: see `connect`.
     """
 
     def __init__(self, path: Path, newest: int = schema.FORMAT_VERSION) -> None:
         if not path.exists():
-            raise NoSuchStore(f"no store at {path.parent}: make one with `statefs init`")
+            raise NoSuchStore(f"no store at {path.parent}: make one with 'statefs init'")
         self.path = path
         self.is_read_only = is_on_read_only(path.parent)
         try:
@@ -179,9 +210,13 @@ class Database(Queries):
         except (apsw.FullError, apsw.IOError) as error:
             raise PosixError(self.errno_of(error)) from error
         except apsw.Error as error:
-            raise CorruptStore(_unreadable(self.path, error)) from error
+            unreadable = CorruptStore(_unreadable(self.path, error))
+            raise refused(self.path, error) or unreadable from error
         if identity != schema.APPLICATION_ID:
-            raise CorruptStore(f"{self.path} is not the database of a statefs store")
+            raise CorruptStore(
+                f"{self.path} is not the database of a statefs store: name another one with "
+                "--store DIR; where it has been one, 'statefs repair' makes it sound again"
+            )
         if version > newest:
             raise NewerStore(
                 f"the store {self.path.parent} has format {version}, this statefs knows up to"
@@ -343,7 +378,11 @@ class Database(Queries):
 
 
 def _unreadable(path: Path, error: apsw.Error) -> str:
-    return f"{path} cannot be read as a database ({error}): 'statefs repair' makes it sound again"
+    cure = "'statefs repair' makes it sound again"
+    if is_on_read_only(path.parent):
+        copied = typed("cp", "-a", path.parent, "DIR")
+        cure = f"copy the store to another disk ('{copied}'), where {cure}"
+    return f"{path} cannot be read as a database ({error}): {cure}"
 
 
 def _errno_of(error: apsw.Error, connection: apsw.Connection) -> int:

@@ -9,6 +9,7 @@ import array
 import ctypes
 import errno
 import os
+import pwd
 import re
 import shutil
 import socket
@@ -88,7 +89,7 @@ def require_empty(mount_point: Path) -> None:
     if first is not None:
         raise MountPointNotEmpty(
             f"{mount_point} is not empty (there is {first.name}): move its files away, or import "
-            f"them with: {typed('statefs', 'mount', mount_point, '--adopt')}"
+            f"them with '{typed('statefs', 'mount', mount_point, '--adopt')}'"
         )
 
 
@@ -103,9 +104,11 @@ def require_mount_point(mount_point: Path) -> None:
     except OSError as error:
         raise UsageError(f"cannot mount on {mount_point}: {error.strerror}") from error
     if not stat.S_ISDIR(mode):
-        raise UsageError(f"cannot mount on {mount_point}: it is not a folder")
+        raise UsageError(f"{mount_point} is not a folder: name a folder to mount on")
     if os.geteuid() != 0 and not os.access(mount_point, os.W_OK):
-        raise UsageError(f"cannot mount on {mount_point}: this user may not write there")
+        raise UsageError(
+            f"this user may not write in {mount_point}: name a folder of yours, or mount as root"
+        )
 
 
 def require_fuse(options: MountOptions) -> None:
@@ -124,16 +127,30 @@ def require_fuse(options: MountOptions) -> None:
         raise FuseUnavailable(
             "fusermount3 is missing, and only root can mount without it: apt install fuse3"
         )
+    if not _has_name():
+        raise FuseUnavailable(
+            f"fusermount3 does not mount for uid {os.getuid()}, which has no line in /etc/passwd: "
+            "add one, or mount as root"
+        )
     if not os.access(FUSE_DEVICE, os.R_OK | os.W_OK):
         raise FuseUnavailable(
-            f"{FUSE_DEVICE} may not be opened by this user: run `chmod 666 {FUSE_DEVICE}` as root"
+            f"{FUSE_DEVICE} may not be opened by this user: run 'chmod 666 {FUSE_DEVICE}' as root"
         )
     os.close(_opened_device())
     if (options.allow_other or options.allow_root) and not _allow_other_is_permitted():
         raise FuseUnavailable(
             "allow_other is not permitted for ordinary users here: "
-            f"add the line `user_allow_other` to {FUSE_CONF}, or mount as root"
+            f"add the line 'user_allow_other' to {FUSE_CONF}, or mount as root"
         )
+
+
+def _has_name() -> bool:
+    """Return whether the user is known by name, which fusermount3 wants; not so in containers."""
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:
+        return False
+    return True
 
 
 def _require_device() -> None:
@@ -141,13 +158,13 @@ def _require_device() -> None:
         status = FUSE_DEVICE.stat()
     except FileNotFoundError:
         raise FuseUnavailable(
-            f"{FUSE_DEVICE} is missing: run `modprobe fuse` as root, or give the container the "
+            f"{FUSE_DEVICE} is missing: run 'modprobe fuse' as root, or give the container the "
             f"option --device {FUSE_DEVICE}"
         ) from None
     if not stat.S_ISCHR(status.st_mode) or status.st_rdev != FUSE_NUMBER:
         raise FuseUnavailable(
             f"{FUSE_DEVICE} is there and is not the device of FUSE: remove it, then, as root, "
-            f"`mknod -m 666 {FUSE_DEVICE} c 10 229`"
+            f"'mknod -m 666 {FUSE_DEVICE} c 10 229'"
         )
 
 
@@ -166,7 +183,7 @@ def _opened_device() -> int:
         return os.open(FUSE_DEVICE, os.O_RDWR | os.O_CLOEXEC)
     except OSError as error:
         raise FuseUnavailable(
-            f"{FUSE_DEVICE} cannot be opened ({error.strerror}): run `modprobe fuse`, or give the "
+            f"{FUSE_DEVICE} cannot be opened ({error.strerror}): run 'modprobe fuse', or give the "
             f"container the option --device {FUSE_DEVICE}"
         ) from error
 
@@ -204,7 +221,7 @@ def _mount_refused(mount_point: Path, error: OSError) -> StatefsError:
     if error.errno in (errno.EPERM, errno.EACCES):
         return FuseUnavailable(_NOT_PERMITTED)
     if error.errno == errno.ENODEV:
-        return FuseUnavailable("this kernel has no FUSE: run `modprobe fuse`")
+        return FuseUnavailable("this kernel has no FUSE: run 'modprobe fuse'")
     return FuseUnavailable(f"cannot mount on {mount_point}: {error.strerror}")
 
 
@@ -358,7 +375,7 @@ def _busy(mount_point: Path) -> MountBusy:
     processes = [each for each in processes_using(mount_point) if each.pid != os.getpid()]
     shells = [each for each in processes if each.only_stands and each.pid in callers_pids]
     others = [each for each in processes if each not in shells]
-    lazy = f"detach it all the same with: {typed('statefs', 'umount', '--lazy', mount_point)}"
+    lazy = f"detach it all the same with '{typed('statefs', 'umount', '--lazy', mount_point)}'"
     if shells and not inner and not others:
         pids = ", ".join(f"pid {each.pid}" for each in shells)
         return MountBusy(

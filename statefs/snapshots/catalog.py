@@ -222,7 +222,7 @@ class Catalog:
             UsageError: an unknown reason, an impossible label; SnapshotExists: a taken one.
         """
         if reason not in REASONS:
-            raise UsageError(f"unknown reason {reason!r}: use one of {', '.join(REASONS)}")
+            raise UsageError(f"unknown reason '{reason}': use one of {', '.join(REASONS)}")
         if len(message) > MESSAGE_CHARACTERS_MAX:
             raise UsageError(f"a message may have {MESSAGE_CHARACTERS_MAX} characters at most")
         if "" in labels:
@@ -232,7 +232,7 @@ class Catalog:
             naming.check_label(label)
             if self.by_folder(label) is not None:
                 raise SnapshotExists(
-                    f"a snapshot {label!r} exists: delete it or choose another name"
+                    f"a snapshot '{label}' exists: delete it or choose another name"
                 )
 
     def begin(

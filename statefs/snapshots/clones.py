@@ -66,7 +66,7 @@ def check_name(name: bytes) -> None:
     if not name or len(name) > NAME_MAX or b"/" in name or b"\0" in name:
         raise UsageError("the name of a clone must have 1 to 255 bytes and no slash")
     if name in (b".", b".."):
-        raise UsageError(f"a clone cannot be called {name.decode()!r}")
+        raise UsageError(f"a clone cannot be called '{name.decode()}': choose another name")
 
 
 class Clones:

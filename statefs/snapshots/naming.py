@@ -66,7 +66,7 @@ def check_label(label: str) -> str:
         raise UsageError("a label must have 1 to 255 bytes and no slash")
     is_selector = label.startswith("@") or _BACK.fullmatch(label) or _NAME.fullmatch(label)
     if is_selector or label in (".", "..", CURRENT):
-        raise UsageError(f"the label {label!r} means something else: choose another one")
+        raise UsageError(f"the label '{label}' means something else: choose another one")
     return label
 
 
@@ -84,7 +84,7 @@ def choose(selector: str, snapshots: Sequence[Named], now_ns: int) -> Named:
         steps = int(back[1] or 0)
         if steps >= len(snapshots):
             raise NoSuchSnapshot(
-                f"no snapshot {selector}: the state has {len(snapshots)} (see 'statefs list')"
+                f"no snapshot '{selector}', there are {len(snapshots)}: 'statefs list' shows them"
             )
         return snapshots[-1 - steps]
     if selector.startswith("@"):
@@ -95,11 +95,11 @@ def choose(selector: str, snapshots: Sequence[Named], now_ns: int) -> Named:
     fitting = [snapshot for snapshot in snapshots if snapshot.name.startswith(selector)]
     if selector and len(fitting) > 1:
         raise AmbiguousSnapshot(
-            f"{selector!r} fits {len(fitting)} snapshots, the first {fitting[0].name} and"
+            f"'{selector}' fits {len(fitting)} snapshots, the first {fitting[0].name} and"
             f" {fitting[1].name}: give more of the name"
         )
     if not fitting or not selector:
-        raise NoSuchSnapshot(f"no snapshot {selector!r}: `statefs list` shows them all")
+        raise NoSuchSnapshot(f"no snapshot '{selector}': 'statefs list' shows them all")
     return fitting[0]
 
 
@@ -111,7 +111,7 @@ def not_later(moment: str, snapshots: Sequence[Named], now_ns: int) -> Named:
     limit_ns = _moment_ns(moment, now_ns)
     fitting = [snapshot for snapshot in snapshots if snapshot.created_ns < limit_ns]
     if not fitting:
-        raise NoSuchSnapshot(f"no snapshot is as old as @{moment}: `statefs list` shows them all")
+        raise NoSuchSnapshot(f"no snapshot is as old as @{moment}: 'statefs list' shows them all")
     return fitting[-1]
 
 
@@ -135,10 +135,10 @@ def until_ns(text: str, now_ns: int) -> int:
         end_ns = _moment_ns(text, now_ns)
     except UsageError:
         raise UsageError(
-            f"cannot read the time {text!r}: write 12h, 7d, 2026-12-31 or 2026-12-31T12:00"
+            f"cannot read the time '{text}': write 12h, 7d, 2026-12-31 or 2026-12-31T12:00"
         ) from None
     if end_ns <= now_ns:
-        raise UsageError(f"the time {text!r} has passed")
+        raise UsageError(f"the time '{text}' has passed")
     return end_ns
 
 

@@ -55,6 +55,20 @@ def test_mounting_and_unmounting_twice(state: Path, statefs_cli: Cli) -> None:
     assert gone.stderr == f"statefs: error: {state} is not mounted\n"
 
 
+def test_two_mounts_of_a_state_at_once_are_one(tmp_path: Path, statefs_cli: Cli) -> None:
+    """Whoever comes second is told what a mount of a mounted state is told, when it is usable."""
+    state = tmp_path / "state"
+    command = [sys.executable, "-m", "statefs", "mount", str(state)]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate(timeout=COMMAND_SECONDS)[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0]
+    assert sorted(each.splitlines()[-1] for each in said) == sorted(
+        [f"mounted {state}", f"{state} is already mounted"]
+    )
+    assert len(mounts_below([tmp_path])) == 1
+    statefs_cli("save", state)
+
+
 def test_a_mounted_state_with_other_options_is_refused(state: Path, statefs_cli: Cli) -> None:
     """The line names each that differs and says what to do; the same ones are harmless."""
     same = ("rw", "durability=close,nosuid", "rw,defaults,nofail", "adopt")
@@ -191,14 +205,14 @@ def test_files_under_the_mount_point_are_not_hidden(tmp_path: Path, statefs_cli:
     adopted = statefs_cli("mount", "--adopt", state)
     holders = {each.pid for each in processes_using(state)}
     assert not holders, "the daemon itself keeps the mount busy"
-    assert adopted.stdout.endswith("brought into current/: current, note\n")
+    assert adopted.stdout.endswith(f"brought in: {state}/current/files, {state}/current/note\n")
     assert (state / "current" / "files" / "early").read_text() == "bird"
     assert (state / "current" / "note").read_text() == "hello"
     statefs_cli("umount", state)
     assert os.listdir(state) == []
     (state / "note").write_text("another")
     again = statefs_cli("mount", "--adopt", state)
-    assert "current/note as note.adopted-1" in again.stderr
+    assert f"as theirs was taken: {state}/current/note.adopted-1" in again.stderr
     assert (state / "current" / "note.adopted-1").read_text() == "another"
     assert (state / "current" / "note").read_text() == "hello"
 
@@ -225,6 +239,21 @@ def test_a_stopped_daemon_is_told_from_a_slow_one(own_state: MountedState) -> No
     assert refused.returncode == 16
     assert f"is stopped and does not answer: 'kill -CONT {pid}'" in refused.stderr
     assert f"Worker      pid {pid}\n" in own_state.command("status", own_state.state)
+
+
+def test_a_stopped_daemon_is_not_unmounted(own_state: MountedState) -> None:
+    """Unmounting would wait for it: its processes are named, and what has them go on."""
+    pids = sorted([own_state.worker_pid(), own_state.daemon_pid()])
+    for pid in pids:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        refused = own_state.run("umount", own_state.state)
+    finally:
+        for pid in pids:
+            os.kill(pid, signal.SIGCONT)
+    assert (refused.returncode, refused.stderr.count("\n")) == (16, 1)
+    assert f"'kill -CONT {pids[0]} {pids[1]}' has it go on" in refused.stderr
+    assert (own_state.files / "a").write_text("still mounted")
 
 
 def test_the_shell_completes_paths_and_clones(own_state: MountedState) -> None:

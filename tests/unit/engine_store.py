@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NoReturn
 
 from statefs.ids import TREE_ROOT, Epoch
 from statefs.layout import StoreLayout
@@ -22,6 +23,23 @@ FILE: Final = stat.S_IFREG | 0o644
 FOLDER: Final = stat.S_IFDIR | 0o755
 SECOND_NS: Final = 1_000_000_000
 FIRST_MOMENT_NS: Final = 1_700_000_000 * SECOND_NS
+
+
+def not_permitted(path: Path, *_: object) -> NoReturn:
+    """Refuse to open a file, or to look at it, as the host does who has no right to."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
+def stat_of_no_object(layout: StoreLayout) -> Callable[..., os.stat_result]:
+    """Return an os.stat() that a store's object files are refused to."""
+    stat = os.stat
+
+    def refusing(path: Any, *args: Any, **options: Any) -> os.stat_result:
+        if isinstance(path, Path) and path.parent.parent == layout.objects:
+            not_permitted(path)
+        return stat(path, *args, **options)
+
+    return refusing
 
 
 class SteppingClock:

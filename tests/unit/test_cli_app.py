@@ -126,8 +126,10 @@ def test_debug_shows_the_traceback(
     [
         (errno.ENOSPC, 11, "free some space"),
         (errno.EDQUOT, 11, "free some space"),
-        (errno.EACCES, 1, "as the user the store belongs to"),
-        (errno.EIO, 1, "Input/output error"),
+        (errno.EACCES, 1, "run this as the user it belongs to"),
+        (errno.EIO, 1, "Input/output error; the disk has failed"),
+        (errno.EMFILE, 1, "raise the limit of open files"),
+        (errno.ENXIO, 1, "No such device or address"),
     ],
 )
 def test_the_systems_refusals_are_explained(number: int, exit_code: int, advice: str) -> None:

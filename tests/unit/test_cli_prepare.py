@@ -10,7 +10,7 @@ from statefs.cli import prepare
 from statefs.cli.prepare import (
     choose_store,
     link_store,
-    make_mount_point,
+    mount_point_made,
     refuse_covered_files,
     refuse_foreign,
     refuse_overlap,
@@ -23,17 +23,40 @@ from tests.unit.cli_fakes import make_empty_store
 
 def test_a_missing_mount_point_is_made_with_its_parents(tmp_path: Path) -> None:
     """A second time changes nothing."""
-    make_mount_point(tmp_path / "a" / "b")
-    make_mount_point(tmp_path / "a" / "b")
+    for _ in range(2):
+        with mount_point_made(tmp_path / "a" / "b"):
+            pass
     assert (tmp_path / "a" / "b").is_dir()
+
+
+def test_what_was_made_for_a_mount_that_is_refused_is_gone(tmp_path: Path) -> None:
+    """The folder and the parents that were missing; one that was there, or has something, stays."""
+    (tmp_path / "a").mkdir()
+    with pytest.raises(NoSpace), mount_point_made(tmp_path / "a" / "b" / "c"):
+        raise NoSpace("full")
+    assert list((tmp_path / "a").iterdir()) == []
+    with pytest.raises(NoSpace), mount_point_made(tmp_path / "a"):
+        raise NoSpace("full")
+
+    def fail_with_a_file() -> None:
+        with mount_point_made(tmp_path / "a" / "b"):
+            (tmp_path / "a" / "b" / "precious").touch()
+            raise NoSpace("full")
+
+    with pytest.raises(NoSpace):
+        fail_with_a_file()
+    assert (tmp_path / "a" / "b" / "precious").exists()
 
 
 @pytest.mark.parametrize("state", ["file", "file/state"])
 def test_a_file_is_no_mount_point(tmp_path: Path, state: str) -> None:
     """Nor can there be one below a file."""
     (tmp_path / "file").touch()
-    with pytest.raises(UsageError, match="is not a folder"):
-        make_mount_point(tmp_path / state)
+    with (
+        pytest.raises(UsageError, match="is not a folder"),
+        mount_point_made(tmp_path / state),
+    ):
+        pass
 
 
 def test_the_store_is_beside_the_state_unless_named(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import select
@@ -14,12 +15,16 @@ from pathlib import Path
 import pytest
 
 from statefs import mounts
+from statefs.cli import prepare
+from statefs.errors import AlreadyMounted
 from statefs.layout import StoreLayout
 from statefs.locking import StoreLock
 from statefs.mounts import MountOptions, attach
-from tests.unit.cli_fakes import call
+from tests.unit.cli_fakes import FakeBackend, call, make_empty_store, pretend_mounts
 
 Capture = pytest.CaptureFixture[str]
+NAMELESS = 4_000_000_123
+"""The number of a user whom no machine knows by name."""
 
 
 @pytest.fixture
@@ -65,7 +70,7 @@ def test_init_elsewhere_leaves_a_link(tmp_path: Path, capsys: Capture) -> None:
     assert json.loads(call(capsys, "status", tmp_path / "state", "--json").out)["store"] == str(far)
 
 
-@pytest.mark.parametrize("trouble", ["no device", "a file", "no right", "allow_other"])
+@pytest.mark.parametrize("trouble", ["no device", "a file", "no right", "allow_other", "no name"])
 def test_a_machine_that_cannot_mount_gets_no_store(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, trouble: str
 ) -> None:
@@ -80,7 +85,10 @@ def test_a_machine_that_cannot_mount_gets_no_store(
     monkeypatch.setattr(attach, "FUSE_DEVICE", device)
     monkeypatch.setattr(attach, "PROCESS_STATUS", status)
     monkeypatch.setattr(attach, "FUSE_CONF", tmp_path / "fuse.conf")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000 if trouble == "allow_other" else 0)
+    is_user = trouble in ("allow_other", "no name")
+    monkeypatch.setattr(os, "geteuid", lambda: 1000 if is_user else 0)
+    if trouble == "no name":
+        monkeypatch.setattr(os, "getuid", lambda: NAMELESS)
     monkeypatch.setattr("shutil.which", str)
     (tmp_path / "place").mkdir()
     done = call(capsys, "mount", tmp_path / "place" / "state", "-o", "allow_other")
@@ -90,6 +98,7 @@ def test_a_machine_that_cannot_mount_gets_no_store(
         "a file": "mknod",
         "no right": "SYS_ADMIN",
         "allow_other": "user_allow_other",
+        "no name": f"uid {NAMELESS}, which has no line in /etc/passwd",
     }
     assert cure[trouble] in done.err
     assert os.listdir(tmp_path / "place") == []
@@ -123,6 +132,53 @@ def test_init_over_other_files_is_refused(tmp_path: Path, capsys: Capture) -> No
     assert done.exit_code == 2
     assert "is there and is no store" in done.err
     assert os.listdir(tmp_path) == ["precious"]
+    assert not (tmp_path.parent / "state").exists()
+
+
+@pytest.mark.parametrize("command", ["init", "mount"])
+@pytest.mark.parametrize("is_noticed_first", [True, False])
+def test_a_full_disk_gets_neither_folder_nor_store(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: Capture,
+    command: str,
+    is_noticed_first: bool,
+) -> None:
+    """Nothing is left of what was made, whether the disk was asked before or refused later."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(mounts, "require_fuse", lambda _: None)
+    if is_noticed_first:
+        monkeypatch.setattr(prepare, "NEW_STORE_FREE_BYTES", 1 << 62)
+    else:
+        monkeypatch.setattr("statefs.maintenance.store._fill", refused)
+    (tmp_path / "there").mkdir()
+    words = ("--store", tmp_path / "there" / "disk" / "store")
+    done = call(capsys, command, tmp_path / "new" / "state", *words)
+    assert (done.exit_code, done.out, done.err.count("\n")) == (11, "", 1)
+    assert "free some" in done.err
+    assert [path.name for path in tmp_path.rglob("*")] == ["there"]
+
+
+def test_a_mount_that_another_command_has_just_made_is_a_mounted_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """The answer is that of a second mount, when the first one is usable; nothing is refused."""
+    state, backend = tmp_path / "state", FakeBackend(mounted=True)
+    backend.install(monkeypatch)
+    monkeypatch.setattr(mounts, "is_stale", lambda _: False)
+
+    def too_late(*_: object) -> None:
+        make_empty_store(tmp_path / "state.store")
+        pretend_mounts(monkeypatch, tmp_path / "mounts", {state: tmp_path / "state.store"})
+        raise AlreadyMounted("another command was faster")
+
+    monkeypatch.setattr("statefs.cli.mount.prepare", too_late)
+    done = call(capsys, "mount", state)
+    assert (done.exit_code, done.out) == (0, f"{state} is already mounted\n"), done.err
+    assert backend.asked == ["status"]
 
 
 def test_a_snapshot_goes_through_its_life(state: Path, capsys: Capture) -> None:
@@ -222,8 +278,8 @@ def test_errors_name_what_the_user_named(state: Path, capsys: Capture) -> None:
         (("restore", state, "latest", "--to", "missing/x"), "missing/x"),
     ):
         done = call(capsys, *words)
-        assert (done.exit_code, done.out) == (1, "")
-        assert done.err == f"statefs: error: {named}: No such file or directory\n"
+        assert (done.exit_code, done.out, done.err.count("\n")) == (2, "", 1)
+        assert f"error: {named} cannot be made (No such file or directory): " in done.err
 
 
 def test_the_list_of_clones_is_for_people(state: Path, capsys: Capture) -> None:

@@ -199,7 +199,7 @@ async def test_a_silent_daemon_is_given_up(
     engine = FakeEngine()
 
     def silent() -> None:
-        with pytest.raises(DaemonUnreachable, match="silent"):
+        with pytest.raises(DaemonUnreachable, match="has not answered for"):
             call_once(layout, "wait")
 
     async with served(layout, engine):

@@ -264,7 +264,7 @@ def test_allow_other_needs_its_line_in_fuse_conf(
         conf.write_text(content)
     # With permission it gets as far as the fake, which sends no descriptor.
     expected = (
-        "sent no descriptor" if is_permitted else f"add the line `user_allow_other` to {conf}"
+        "sent no descriptor" if is_permitted else f"add the line 'user_allow_other' to {conf}"
     )
     with pytest.raises(FuseUnavailable, match=expected):
         mounts.mount_fuse(tmp_path / "store", tmp_path, MountOptions(allow_other=True))
@@ -375,7 +375,7 @@ def test_a_folder_of_another_user_is_no_mount_point(
     """As fusermount3 sees it: an ordinary user must be able to write there."""
     as_ordinary_user(monkeypatch)
     monkeypatch.setattr(os, "access", lambda *_: False)
-    with pytest.raises(UsageError, match="this user may not write there"):
+    with pytest.raises(UsageError, match="this user may not write in"):
         mounts.require_mount_point(tmp_path)
 
 

@@ -24,7 +24,7 @@ from statefs.maintenance.repair.salvage import TABLES
 from statefs.maintenance.verify import verify
 from statefs.metadata.schema import PAGE_BYTES
 from tests.fixtures.make_store import EXPECTED, encode, golden, shown
-from tests.unit.engine_store import EngineStore, mirror, tree_of
+from tests.unit.engine_store import EngineStore, mirror, stat_of_no_object, tree_of
 from tests.unit.test_content_checks import read
 from tests.unit.test_golden_stores import VERSIONS, unpacked
 from tests.unit.test_rereading import found as damage_found
@@ -275,6 +275,20 @@ def test_a_dry_run_changes_nothing(damage: Damage) -> None:  # noqa: F811
     done = repair(damage.layout, read_data=True)
     assert told.losses == done.losses
     assert (told.kept, bool(done.kept)) == (None, True)
+
+
+def test_what_this_user_may_not_look_at_is_not_lost(
+    damage: Damage,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A repair by somebody without the right ends, and replaces nothing."""
+    kept = damage.layout.meta_db.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat_of_no_object(damage.layout))
+        with pytest.raises(PermissionError):
+            repair(damage.layout)
+    assert damage.layout.meta_db.read_bytes() == kept
+    assert repair(damage.layout).losses == []
 
 
 def test_what_was_not_moved_into_the_database_is_not_lost(damage: Damage) -> None:  # noqa: F811

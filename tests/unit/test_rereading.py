@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from statefs.content import objects
 from statefs.content.blocks import BLOCK_BYTES
 from statefs.errors import StatefsError, UsageError
 from statefs.ids import TREE_ROOT, ObjectId
@@ -16,7 +21,9 @@ from statefs.maintenance import steps
 from statefs.maintenance.commands import Commands
 from statefs.maintenance.rereading import Rereading
 from statefs.maintenance.verify import CHECKS, Problem
-from tests.unit.engine_store import EngineStore
+from statefs.maintenance.verify import verify as verify_store
+from statefs.metadata.connection import Database
+from tests.unit.engine_store import EngineStore, not_permitted, stat_of_no_object
 from tests.unit.test_sealing import fill, seal
 
 BIG = 3 * BLOCK_BYTES + 5
@@ -158,6 +165,53 @@ def test_a_missing_or_short_object_is_damage(engine: EngineStore) -> None:
     assert list(found(engine)[0].ranges) == [(0, BIG)]
     engine.names.unlink(TREE_ROOT, b"f")
     engine.delete(1)
+
+
+def test_a_right_that_is_missing_is_no_damage(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is known of the bytes: reading and verifying end with the refusal, and no event."""
+    engine.file("f", b"a" * BIG)
+    engine.save()
+    seal(engine)
+    engine.store.objects.close()
+    verify = partial(Commands(engine.store).start, "verify", {"read_data": True}, Listener())
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "open_plain", not_permitted)
+        with pytest.raises(PermissionError):
+            found(engine)
+        with pytest.raises(PermissionError):
+            steps.run(verify())
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "stat", stat_of_no_object(engine.store.layout))
+        with pytest.raises(PermissionError):
+            verify_store(engine.store.layout)
+    assert engine.store.damages == set()
+    assert steps.run(verify())["problems"] == []
+
+
+def test_descriptors_that_are_missing_are_no_damage(engine: EngineStore) -> None:
+    """The database cannot be opened then, and that says nothing of it."""
+    engine.file("f", b"a" * BIG)
+    engine.save()
+    with no_descriptors_left():
+        with pytest.raises(OSError, match="Too many open files"):
+            verify_store(engine.store.layout)
+        with pytest.raises(OSError, match="Too many open files"):
+            Database(engine.store.layout.meta_db)
+
+
+@contextmanager
+def no_descriptors_left() -> Iterator[None]:
+    """Let this process open no more files inside the `with` block."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    free = os.dup(0)
+    os.close(free)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_a_snapshot_deleted_meanwhile_is_no_damage(engine: EngineStore) -> None:

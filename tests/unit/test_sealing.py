@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 from blake3 import blake3
 
+from statefs.content import objects
 from statefs.content.blocks import BLOCK_BYTES, BLOCKS_MAX, block_bytes, block_count
-from statefs.errors import PosixError
+from statefs.errors import CorruptStore, PosixError, StatefsError, refusal
 from statefs.ids import TREE_ROOT, ObjectId
 from statefs.maintenance import hashing, steps
 from statefs.maintenance.commands import Commands
@@ -35,7 +36,7 @@ from statefs.snapshots.digest import (
 from statefs.snapshots.documents import VolumeManifest
 from statefs.volume import acl
 from tests.crash.disk import Change, WatchedDisk
-from tests.unit.engine_store import ME, EngineStore
+from tests.unit.engine_store import ME, EngineStore, not_permitted
 
 BIG = 3 * BLOCK_BYTES + 5
 NULL = (1 << 8) | 3
@@ -446,10 +447,27 @@ def test_a_missing_object_leaves_its_snapshots_unsealed(
     engine.delete(broken)
 
 
-def lost(engine: EngineStore, number: int) -> FileNotFoundError:
-    """Return the error of who opens an object file that is not there."""
+def lost(engine: EngineStore, number: int) -> StatefsError:
+    """Return what is told of an object file that is not there."""
     path = engine.store.layout.object_path(ObjectId(number))
-    return FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path))
+    return refusal(FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)))
+
+
+def test_a_right_that_is_missing_is_no_damage_of_a_snapshot(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who waits for its digest is told what to do; it is sealed when the right is there."""
+    engine.file("f", os.urandom(BIG))
+    engine.save()
+    engine.store.objects.close()
+    commands = Commands(engine.store)
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "open_plain", not_permitted)
+        with pytest.raises(StatefsError, match="Permission denied; run this as") as caught:
+            steps.run(commands.start("seal", {"snapshot": "latest"}, Nobody()))
+        assert not isinstance(caught.value, CorruptStore)
+    steps.run(engine.store.sealer.try_again())
+    assert steps.run(commands.start("seal", {"snapshot": "latest"}, Nobody()))["sealed"]
 
 
 def not_sealed(engine: EngineStore) -> dict[int, str]:

@@ -63,7 +63,7 @@ def repair(
         OSError: the disk refused; nothing has been replaced.
     """
     if not layout.objects.is_dir() and not layout.meta_db.exists():
-        raise NoSuchStore(f"no store at {layout.root}")
+        raise NoSuchStore(f"there is no store at {layout.root}: name it with --store DIR")
     make_folder(layout.backups)
     work = layout.backups / ".repair"
     shutil.rmtree(work, ignore_errors=True)

@@ -6,6 +6,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 
+from statefs.content.checks import is_damage
 from statefs.content.extents import Extent, overlay
 from statefs.content.objects import Origin, object_number, read_origin
 from statefs.durable import open_plain
@@ -26,12 +27,20 @@ class Objects:
         self._present: set[int] | None = None
 
     def length(self, number: int) -> int:
-        """Return how many bytes an object file has, -1 when it is missing."""
+        """Return how many bytes an object file has, -1 when it is missing.
+
+        Raises:
+            OSError: it cannot be told, for want of a right: nothing of it is lost.
+        """
         found = self._lengths.get(number)
         if found is None:
             try:
                 found = os.stat(self._layout.object_path(ObjectId(number))).st_size
-            except (OSError, OverflowError):
+            except OverflowError:
+                found = -1
+            except OSError as error:
+                if not is_damage(error):
+                    raise
                 found = -1
             self._lengths[number] = found
         return found

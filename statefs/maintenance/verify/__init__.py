@@ -19,6 +19,7 @@ from statefs.errors import StatefsError
 from statefs.layout import StoreLayout
 from statefs.maintenance.verify import attributes, catalog, content, digests, history, tree
 from statefs.maintenance.verify.reading import Reading
+from statefs.metadata.connection import refused
 
 Check = Callable[[Reading], Iterator[str]]
 
@@ -89,6 +90,9 @@ def verify(
         totals: files and bytes as the process counts them that has the store open and changes
             nothing meanwhile; without it they are checked after a clean close only.
         on_rule: told before each rule how many of how many have been checked; may raise to give up.
+
+    Raises:
+        OSError: a right, a descriptor or memory is missing to look: no problem of the store's.
     """
     found = _look(layout, CHECKS, totals, on_rule)
     if not found:
@@ -122,11 +126,13 @@ def _look(
 
 
 def _messages(check: Check, reading: Reading) -> list[str]:
-    """Run one check; that it cannot be run is a problem, too."""
+    """Run one check; that the store does not let it run is a problem, too."""
     messages: list[str] = []
     try:
         messages.extend(islice(check(reading), SHOWN_MAX + 1))
     except (apsw.Error, LookupError, TypeError, ValueError) as error:
+        if isinstance(error, apsw.Error) and (why := refused(reading.layout.meta_db, error)):
+            raise why from error
         messages.append(f"could not be checked: {error!r}")
     if len(messages) > SHOWN_MAX:
         messages[SHOWN_MAX:] = [f"and more of that kind, not shown after {SHOWN_MAX}"]

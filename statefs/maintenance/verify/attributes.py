@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from statefs.errors import PosixError
-from statefs.maintenance.verify.reading import Reading, meet
+from statefs.maintenance.verify.reading import Reading, meet, shown
 from statefs.metadata.inodes import InodeFlag
 from statefs.volume import acl
 from statefs.volume.attributes import (
@@ -37,7 +37,7 @@ def check_flags(reading: Reading) -> Iterator[str]:
         f" AND {meet('x', 'i')} AND i.flags & {flags} = {flags}) ORDER BY x.ino, x.name"
     )
     for ino, name in reading.rows(query):
-        yield f"{reading.named(ino)} has {name!r}, but not always the flags for it"
+        yield f"{reading.named(ino)} has {shown(name)}, but not always the flags for it"
     for attribute, flag in ((None, InodeFlag.XATTRS), *FLAGS.items()):
         which = "" if attribute is None else f" AND x.name = x'{attribute.hex()}'"
         query = (
@@ -56,11 +56,11 @@ def check_values(reading: Reading) -> Iterator[str]:
         f" OR length(value) > {XATTR_SIZE_MAX} ORDER BY ino, name"
     )
     for ino, name in reading.rows(query):
-        yield f"{reading.named(ino)} has an attribute {name!r} beyond the limits"
+        yield f"{reading.named(ino)} has an attribute {shown(name)} beyond the limits"
     query = "SELECT ino, value FROM xattrs WHERE name = ? ORDER BY ino, valid_to"
     for ino, value in reading.rows(query, (DURABILITY,)):
         if value not in DURABILITY_MODES:
-            yield f"{reading.named(ino)} has a durability that does not exist: {value!r}"
+            yield f"{reading.named(ino)} has a durability that does not exist: {shown(value)}"
     query = (
         f"SELECT i.ino, i.mode, x.value, {reading.count('x', 'i')} FROM xattrs x CROSS JOIN"
         f" inodes i ON i.ino = x.ino AND {meet('x', 'i')} WHERE x.name = ?"

@@ -50,12 +50,12 @@ def _troubles(reading: Reading, snapshot: Snapshot) -> Iterator[str]:
     if not _NAME.fullmatch(snapshot.name):
         yield "its name is no time"
     if snapshot.reason not in REASONS:
-        yield f"there is no reason {snapshot.reason!r}"
+        yield f"there is no reason '{snapshot.reason}'"
     if snapshot.files < 0 or snapshot.bytes < 0:
         yield "its counts are negative"
     label = None if snapshot.state == DELETING else snapshot.labels.get("name")
     if snapshot.label != label:
-        yield f"its label is {snapshot.label!r}, in labels it is {label!r}"
+        yield f"its label is '{snapshot.label}', in labels it is '{label}'"
     if label is not None:
         try:
             naming.check_label(label)

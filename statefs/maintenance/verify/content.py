@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
+from statefs.content.checks import is_damage
 from statefs.content.objects import FOLDERS, object_number
 from statefs.ids import LIVING, ObjectId
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
@@ -119,8 +120,11 @@ def check_object_files(reading: Reading) -> Iterator[str]:
         trouble, length = None, 0
         try:
             length = os.stat(reading.layout.object_path(ObjectId(number))).st_size
-        except FileNotFoundError:
-            trouble = "is missing"
+        except OSError as error:
+            if not is_damage(error):
+                raise
+            is_missing = isinstance(error, FileNotFoundError)
+            trouble = "is missing" if is_missing else f"cannot be read ({error.strerror})"
         else:
             if is_current and is_dirty:
                 continue

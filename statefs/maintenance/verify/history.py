@@ -56,7 +56,7 @@ def check_store_keys(reading: Reading) -> Iterator[str]:
             yield f"the key {key} cannot be {store[key]!r}"
     current_as = store.get("current_as")
     if not (current_as is None or _is_uuid(current_as) or is_state_digest(current_as)):
-        yield f"the key current_as is no UUID and no state digest: {current_as!r}"
+        yield f"the key current_as is no UUID and no state digest: '{current_as}'"
     if store.get("clean", 0) not in (0, 1):
         yield f"the key clean cannot be {store['clean']!r}"
 

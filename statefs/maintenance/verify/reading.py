@@ -21,6 +21,7 @@ from statefs.layout import StoreLayout
 from statefs.metadata.connection import Queries, connect
 from statefs.metadata.schema import COMPLETE, DELETING
 from statefs.snapshots.catalog import Snapshot, snapshot_of
+from statefs.snapshots.reports import path_text
 from statefs.snapshots.views import PastTree
 
 FOLDERS_UP_MAX: Final = 100
@@ -35,6 +36,11 @@ ENTRY: Final = "e"
 """The alias of the table entries in every query of a rule."""
 CACHE_KIB: Final = 16 * 1024
 """SQLite's page cache of this connection; sorting beyond it goes to temporary files."""
+
+
+def shown(value: Any) -> str:
+    """Return a name, or whatever a damaged database has in its place, as messages show it."""
+    return f"'{path_text(value)}'" if isinstance(value, bytes) else repr(value)
 
 
 class Reading:

@@ -8,7 +8,7 @@ from typing import Final
 
 from statefs import ids
 from statefs.ids import LIVING
-from statefs.maintenance.verify.reading import ROOTS, Reading, meet
+from statefs.maintenance.verify.reading import ROOTS, Reading, meet, shown
 from statefs.volume.names import NAME_MAX
 
 FOLDER: Final = f"(i.mode & 0xF000 = {stat.S_IFDIR})"
@@ -31,7 +31,7 @@ def check_root(reading: Reading) -> Iterator[str]:
         if found != wanted:
             yield f"inode {root} is a root in {found} of {wanted} trees"
         for parent, name in reading.rows(f"SELECT parent, name FROM entries WHERE ino = {root}"):
-            yield f"the root has the name {name!r} in {reading.named(parent)}"
+            yield f"the root has the name {shown(name)} in {reading.named(parent)}"
 
 
 def check_entries(reading: Reading) -> Iterator[str]:
@@ -49,7 +49,7 @@ def check_entries(reading: Reading) -> Iterator[str]:
         for parent, name, ino, since, until in reading.rows(query):
             when = f"from {since}" if until == LIVING else f"from {since} until {until}"
             end = what.format(ino=ino, parent=parent)
-            yield f"{name!r} in {reading.named(parent)}, {when}, {end}"
+            yield f"{shown(name)} in {reading.named(parent)}, {when}, {end}"
 
 
 def check_names(reading: Reading) -> Iterator[str]:
@@ -60,7 +60,7 @@ def check_names(reading: Reading) -> Iterator[str]:
         " OR instr(name, x'2f') OR instr(name, x'00') ORDER BY parent, name"
     )
     for parent, name in reading.rows(query):
-        yield f"{reading.named(parent)} has an entry {name!r}, which cannot be a name"
+        yield f"{reading.named(parent)} has an entry {shown(name)}, which cannot be a name"
     query = (
         "SELECT parent, cookie FROM entries INDEXED BY entries_living"
         f" WHERE valid_to = {LIVING} GROUP BY parent, cookie HAVING count(*) > 1"

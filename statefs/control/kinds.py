@@ -1,4 +1,4 @@
-"""Which operations (commands.py) change a store, and which only read it. Light to import."""
+"""Which operations (maintenance/commands.py) change a store, and which only read it."""
 
 from __future__ import annotations
 

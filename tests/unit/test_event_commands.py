@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import errno
 import json
 import queue
+import subprocess
 import time
 from pathlib import Path
 
@@ -84,13 +86,33 @@ def test_a_late_command_is_ended_and_the_next_is_run(
 
 
 def test_nobody_waits_for_commands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where they do not end, more are dropped: telling never blocks."""
+    """Where they do not end, more are dropped: neither telling nor the end of a mount blocks."""
+    monkeypatch.setattr(events, "LEAVE_SECONDS", 0.01)
     monkeypatch.setattr(events.EventCommands, "_hand_over", lambda _: None)
     commands = EventCommands(tmp_path, lambda: settings(tmp_path / "out"))
     commands._jobs = queue.Queue(2)
     for _ in range(5):
         commands.note(RESTARTED)
     assert commands._jobs.qsize() == 2
+    commands.close()
+
+
+def test_a_process_that_cannot_be_started_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """And tried again with the next event."""
+    out, started = tmp_path / "out", events._started
+    failures = [OSError(errno.EAGAIN, "no room for a process")]
+
+    def start() -> subprocess.Popen[bytes]:
+        if failures:
+            raise failures.pop()
+        return started()
+
+    monkeypatch.setattr(events, "_started", start)
+    tell(settings(out), RESTARTED, AUTOSAVE)
+    assert "autosave:triggered" in lines_of(out, 1)[0]
+    assert "a command for worker:restarted is not run" in caplog.text
 
 
 def test_wrong_settings_run_nothing(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from statefs.errors import (
     MountBusy,
     MountPointNotEmpty,
     NewerStore,
+    NotMounted,
     StatefsError,
 )
 from statefs.fuse import session_loop
@@ -283,6 +284,37 @@ async def test_a_mount_ends_when_it_is_asked_to_stop(
     async with running(mount_point, layout, service):
         assert await trio.to_thread.run_sync(ask, layout, "stop") == {}
     assert service.was_cancelled and not layout.control_socket.exists()
+
+
+class Upgrading(FakeService):
+    """Tells when an operation has begun that runs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.has_begun = trio.Event()
+
+    async def run_alone(self, operation: Steps[Any]) -> Any:
+        """Run an operation; nothing else runs."""
+        self.has_begun.set()
+        return await super().run_alone(operation)
+
+
+async def test_a_mount_can_end_while_an_upgrade_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, mount_point: Path, layout: StoreLayout
+) -> None:
+    """Nobody will answer any more: who asked is told, and the process ends."""
+    monkeypatch.setattr(lifecycle, "unmount", unmount_by_stopping)
+    monkeypatch.setattr(Greeting, "can_ask_again", True)
+    service = Upgrading()
+
+    async def upgrade() -> None:
+        with pytest.raises(NotMounted, match="has ended meanwhile"):
+            await trio.to_thread.run_sync(ask, layout, "upgrade")
+
+    async with running(mount_point, layout, service), trio.open_nursery() as nursery:
+        nursery.start_soon(upgrade)
+        await service.has_begun.wait()
+        await trio.to_thread.run_sync(ask, layout, "stop")
 
 
 async def test_the_status_knows_the_process(

@@ -276,3 +276,30 @@ def test_what_lay_among_the_objects_is_told(damage: Damage) -> None:  # noqa: F8
     (damage.layout.objects / "ff" / "stray").write_bytes(b"?")
     report = repair(damage.layout)
     assert report.put_right == {"moved to backups/stray-ff-stray, as it is no object file": 1}
+
+
+@pytest.mark.parametrize("has_copy", [False, True])
+def test_a_page_that_tells_where_tables_begin(damage: Damage, has_copy: bool) -> None:  # noqa: F811
+    """It costs nothing: a sound copy, or a new database of the same format, tells the same."""
+    whole = trees(damage.layout)
+    if has_copy:
+        steps.run(copy_database(damage.layout))
+    zero(damage.layout, leaf(damage.layout, "sqlite_schema", 0.5))
+    report = repair(damage.layout, read_data=True)
+    assert report.source == "salvage" and report.losses == []
+    assert trees(damage.layout) == whole
+
+
+def test_snapshots_since_the_copy_are_told_of_what_is_older(grown: Grown, tmp_path: Path) -> None:
+    """What they show as the copy has it may have been another then: they are sealed anew."""
+    layout = StoreLayout(tmp_path / "store")
+    mirror(grown.root, layout.root)
+    zero(layout, leaf(layout, "inodes", 0.5))
+    report = repair(layout)
+    with EngineStore(layout.root) as engine:
+        before, since = [each.name for each in engine.store.catalog.snapshots]
+    told = [each for each in report.losses if "those of a copy" in each.what]
+    assert told and all(list(each.snapshots) == [since] for each in told)
+    assert {each.path for each in told} <= set(report.older)
+    assert before != since
+    shutil.rmtree(layout.root)

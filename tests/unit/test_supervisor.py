@@ -77,6 +77,23 @@ def test_a_dead_worker_is_followed_by_another(stage: Stage) -> None:
     assert stage.done == ["mounted", "unmounted"]
 
 
+def test_a_worker_that_says_what_nobody_understands_is_followed(
+    stage: Stage, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One of another version may: it ends neither the supervisor nor the mount."""
+
+    def babble(channel: Channel) -> None:
+        begun(channel)
+        served(channel)
+        os.write(channel.fileno(), b'{"type":"Joke"}')
+        channel.receive()
+
+    stage.lives += [babble, a_whole_life]
+    stage.run()
+    assert "what this version does not understand" in caplog.text
+    assert stage.done == ["mounted", "unmounted"]
+
+
 def test_the_page_of_changes_outlives_a_worker(stage: Stage) -> None:
     """What one notes, the next finds."""
 

@@ -206,7 +206,7 @@ class _Repair:
         return read._replace(troubles=[*troubles, *read.troubles])
 
     def _opened(self, path: Path) -> list[str]:
-        """Return what SQLite finds wrong with a database; give it a header where it has none."""
+        """Return what SQLite finds wrong with a database; have it tell of its tables at least."""
         identity, version = 0, 0
         try:
             connection = apsw.Connection(str(path))
@@ -223,18 +223,18 @@ class _Repair:
                 f"the store has format {version}, this statefs knows up to {FORMAT_VERSION}:"
                 " install a newer statefs"
             )
-        if (identity, version) == (0, 0) or "not a database" in found[0]:
-            self._put_header_back(path)
+        if (identity, version) == (0, 0) or not salvage.has_schema(path):
+            self._put_schema_back(path)
         return [] if found == ["ok"] else found
 
-    def _put_header_back(self, path: Path) -> None:
-        """Take the first page from a sound copy of this format, or from a new database."""
+    def _put_schema_back(self, path: Path) -> None:
+        """Take what tells of tables from a sound copy of this format, or from a new database."""
         if self._sound_copy is not None and self._sound_copy.is_of_this_format:
             good = self._sound_copy.database
         else:
             good = self._work / "empty.db"
             create_database(good)
-        salvage.put_header_back(path, good)
+        salvage.put_schema_back(path, good)
 
     @cached_property
     def _sound_copy(self) -> _SoundCopy | None:

@@ -110,10 +110,10 @@ class _Filling:
 
     def run(self, snapshots: Collection[str]) -> None:
         """Fill all gaps: inodes first, for what they say decides on the rest."""
-        self._note_older("inodes", str(self._epoch), "")
+        self._note_older("inodes", 1, "")
         self._take("inodes", "c.valid_to")
         note_unknown(self._plain, self._all_gaps)
-        self._note_older("entries", "NULL", f" AND {_NAMED}")
+        self._note_older("entries", 0, f" AND {_NAMED}")
         self._take("entries", self._until(f"CASE WHEN {_NAMED} THEN {LIVING} END"))
         self._drop_nameless()
         self._settle_unknown()
@@ -150,12 +150,13 @@ class _Filling:
             f" AND s.valid_to > c.valid_from AND s.valid_from < {until})",
         )
 
-    def _note_older(self, table: str, since: str, condition: str) -> None:
+    def _note_older(self, table: str, is_inode: int, condition: str) -> None:
         """Note the inodes of living rows that are about to be taken."""
         same = " AND ".join(f"s.{each} = c.{each}" for each in _KEYS[table])
         self._each_gap(
             table,
-            f"INSERT OR IGNORE INTO main.older SELECT c.ino, {since} FROM copy.{table} c"
+            f"INSERT OR IGNORE INTO main.older SELECT c.ino, {self._epoch}, {is_inode}"
+            f" FROM copy.{table} c"
             f" WHERE c.{TABLES[table].number} BETWEEN :first AND :last AND c.valid_to = {LIVING}"
             f" AND NOT EXISTS (SELECT 1 FROM main.{table} s WHERE {same}"
             f" AND s.valid_to = {LIVING}){condition}",
@@ -177,8 +178,9 @@ class _Filling:
     def _settle_unknown(self) -> None:
         """Find out since when rows may be missing, now that the copy has them as they were."""
         mixed = (
-            "c.kind = 'extents' AND c.ino IN (SELECT ino FROM main.older WHERE since) AND EXISTS"
-            f" (SELECT 1 FROM main.extents x WHERE x.ino = c.ino AND x.valid_to = {LIVING})"
+            "c.kind = 'extents' AND c.ino IN (SELECT ino FROM main.older WHERE is_sizeless)"
+            " AND EXISTS (SELECT 1 FROM main.extents x WHERE x.ino = c.ino"
+            f" AND x.valid_to = {LIVING})"
         )
         self._plain.execute(
             f"UPDATE main.unknown AS c SET since = CASE WHEN {mixed} THEN {self._epoch}"
@@ -197,7 +199,7 @@ class _Filling:
         )
         main, copy = extents.format("main"), extents.format("copy")
         self._plain.execute(
-            "UPDATE main.older SET since = NULL WHERE EXISTS (SELECT 1 FROM main.inodes i"
+            "UPDATE main.older SET is_sizeless = 0 WHERE EXISTS (SELECT 1 FROM main.inodes i"
             f" WHERE i.ino = older.ino AND i.valid_to = {LIVING}"
             f" AND i.flags & {InodeFlag.EXTENTS:d})"
             f" AND NOT EXISTS ({main} EXCEPT {copy}) AND NOT EXISTS ({copy} EXCEPT {main})"

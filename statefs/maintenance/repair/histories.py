@@ -151,7 +151,7 @@ class Histories:
         for kind, ino, since in plain.execute("SELECT kind, ino, since FROM unknown"):
             self._unknown[kind][ino] = since
         self._older: dict[int, int] = dict(
-            plain.execute("SELECT ino, since FROM older WHERE since IS NOT NULL")
+            plain.execute("SELECT ino, since FROM older WHERE is_sizeless")
         )
 
     def inos(self) -> Iterator[int]:

@@ -114,8 +114,8 @@ class Rebuilding:
                 self._write_inode(ino)
             self._separate()
             self._write_objects()
-            self._write_lists()
             self._tell_of_older()
+            self._write_lists()
         self._target.close()
 
     # Which inodes are there at which moments.
@@ -145,10 +145,16 @@ class Rebuilding:
                 self._lose(root, missing, "the attributes of a root are lost", None)
 
     def _tell_of_older(self) -> None:
-        """Tell of what is in current/ as a copy has it."""
-        for ino in self._numbers(f"SELECT ino FROM older LIMIT {TOLD_MAX}"):
-            if self._valid.get(ino, 0) & self._names_mask(ino) & self._moments.current:
+        """Tell of what is as a copy has it, and may have changed since."""
+        why = "its name or attributes are those of a copy, which is older"
+        rows: list[Values] = self._plain.execute("SELECT ino, since FROM older").fetchall()
+        for ino, since in rows:
+            mask = self._valid.get(ino, 0) & self._names_mask(ino)
+            if mask & self._moments.current and len(self._report.older) < TOLD_MAX:
                 self._report.older += map(path_text, self._paths(ino, LIVING))
+            past = mask & self._moments.seen(since, LIVING) & ~self._moments.current
+            if past:
+                self._lose(ino, past, why, None)
 
     def _has_name(self, ino: int) -> bool:
         query = "SELECT 1 FROM entries WHERE ino = ?"

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -24,6 +25,10 @@ PROBES_MAX: Final = 5_000_000
 """Numbers looked up one by one between two damaged places: some ten seconds."""
 _COUNTS: Final = slice(28, 40)
 """Of the first page: the number of pages, the first free one, the number of those."""
+_BTREE: Final = 100
+"""Where the tree begins on the first page, after the header of the file."""
+_INTERIOR: Final = 5
+"""The kind of a page that leads to others."""
 ROWS_TOGETHER: Final = 1000
 NUMBER_MIN: Final = -(1 << 63)
 NUMBER_MAX: Final = (1 << 63) - 1
@@ -127,9 +132,9 @@ def make_plain(path: Path) -> apsw.Connection:
     """Make a database with the tables and without any of their rules; return it open.
 
     In it, too, for filling.py: `older`, inodes that are there as a copy has them and may have
-    changed since (an epoch; null where their size is right); `stale`, small content of a copy that
-    has been replaced since; `unknown`, inodes that from an epoch on may have had more rows in a
-    table (`kind`) than could be read.
+    changed since (an epoch), in their size as well if they are `is_sizeless`; `stale`, small
+    content of a copy that has been replaced since; `unknown`, inodes that from an epoch on may have
+    had more rows in a table (`kind`) than could be read.
     """
     path.unlink(missing_ok=True)
     connection = apsw.Connection(str(path))
@@ -139,7 +144,7 @@ def make_plain(path: Path) -> apsw.Connection:
         connection.execute(f"CREATE TABLE {name} ({_listed(table.columns)})")
     connection.execute("CREATE TABLE store (key, value)")
     connection.execute(f"CREATE TABLE snapshots ({_listed(Snapshot._fields)})")
-    connection.execute("CREATE TABLE older (ino INTEGER PRIMARY KEY, since)")
+    connection.execute("CREATE TABLE older (ino INTEGER PRIMARY KEY, since, is_sizeless)")
     connection.execute("CREATE TABLE stale (ino INTEGER PRIMARY KEY, data)")
     connection.execute("CREATE TABLE unknown (kind, ino, since, PRIMARY KEY (kind, ino))")
     return connection
@@ -291,14 +296,45 @@ class _Reader:
         )
 
 
-def put_header_back(damaged: Path, good: Path) -> None:
-    """Give a database whose first page is damaged that of another one of the same format.
+def has_schema(path: Path) -> bool:
+    """Return whether a database tells of its tables."""
+    try:
+        connection = apsw.Connection(str(path))
+        try:
+            return bool(connection.execute("SELECT count(*) FROM sqlite_schema").get)
+        finally:
+            connection.close()
+    except apsw.Error:
+        return False
 
-    The page says where each table begins, which changes with the format only; and how many pages
-    there are and which of them are free, which SQLite finds out by itself where it is not said.
-    Source: sqlite.org/fileformat2.html, 1.3.7 and 1.5.
+
+def put_schema_back(damaged: Path, good: Path) -> None:
+    """Give a database that does not tell of its tables the pages that do of another one.
+
+    They say where each table begins, which changes with the format only. The first one also says
+    how many pages there are and which of them are free, which SQLite finds out by itself where it
+    is not said. Source: sqlite.org/fileformat2.html, 1.3.7 and 1.5.
+
+    Args:
+        good: of the same format.
     """
     with good.open("rb") as source, damaged.open("r+b") as target:
-        page = bytearray(source.read(PAGE_BYTES))
-        page[_COUNTS] = bytes(_COUNTS.stop - _COUNTS.start)
-        target.write(page)
+        for number in _schema_pages(source.read(PAGE_BYTES)):
+            source.seek((number - 1) * PAGE_BYTES)
+            page = bytearray(source.read(PAGE_BYTES))
+            if number == 1:
+                page[_COUNTS] = bytes(_COUNTS.stop - _COUNTS.start)
+            target.seek((number - 1) * PAGE_BYTES)
+            target.write(page)
+
+
+def _schema_pages(first: bytes) -> list[int]:
+    """Return the pages of the table of tables, which is small: the first, and leaves below it.
+
+    Source: sqlite.org/fileformat2.html, 1.6, "B-tree Pages".
+    """
+    if first[_BTREE] != _INTERIOR:
+        return [1]
+    cells, last = struct.unpack_from(">3xH3xI", first, _BTREE)
+    places = struct.unpack_from(f">{cells}H", first, _BTREE + 12)
+    return [1, *(struct.unpack_from(">I", first, place)[0] for place in places), last]

@@ -27,7 +27,7 @@ from statefs.daemon.tasks import Tasks, in_threads
 from statefs.daemon.watching import Watcher
 from statefs.errors import InvalidConfig, NoSuchSnapshot, PosixError
 from statefs.fuse.durability import Durability
-from statefs.fuse.invalidation import forget_attributes, visit
+from statefs.fuse.invalidation import Refresh, forget_attributes
 from statefs.fuse.operations import Operations
 from statefs.fuse.resent import Resent
 from statefs.fuse.session_loop import held
@@ -46,7 +46,8 @@ from statefs.mounts import (
     write_back,
     writers,
 )
-from statefs.snapshots.restore import Restored
+from statefs.snapshots.naming import CURRENT
+from statefs.snapshots.restore import Refreshing, refreshing_nothing
 from statefs.telemetry.events import StateLoaded, WorkerRestarted
 from statefs.telemetry.lines import TEXT, choose_format
 from statefs.telemetry.logged import log_event
@@ -109,13 +110,10 @@ class Service:
         mount = None if mount_point is None else find_mount(mount_point)
         return [] if mount is None else writers(mount.device)
 
-    def refresh(self, restored: Restored) -> None:
-        """Have the kernel ask anew for what a restore changed."""
-        for ino in restored.inodes:
-            forget_attributes(ino)
+    def refreshing(self) -> Refreshing:
+        """Return what has the kernel ask anew for what a restore changes."""
         mount_point = self.mount_point()
-        if mount_point is not None:
-            visit(mount_point / "current", restored.paths, self.operations.visitors)
+        return refreshing_nothing() if mount_point is None else Refresh(mount_point / CURRENT)
 
     def list_changed(self) -> None:
         """Have the kernel ask anew how many folders snapshots/ and clones/ have."""

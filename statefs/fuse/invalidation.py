@@ -3,69 +3,89 @@
 Attributes are called back by a notice that takes no lock. Names and cached pages are not: for those
 the kernel takes locks that a request may hold while it waits for us, and a daemon killed at that
 moment would leave the mount hanging. Names in snapshots/ are not cached at all. In current/ a
-thread of this process visits what a restore changed, as any program could:
-
-* mkdir(2) of a name makes the kernel look it up again (LOOKUP_EXCL), whatever it had cached; the
-  handler then refuses to make anything.
-* lstat(2) fetches attributes anew after a notice: a program that appends through an open
-  descriptor uses the size that the kernel knows.
-* open(2) answered without FOPEN_KEEP_CACHE drops all pages of a file, mapped ones too.
-
-The thread holds no file of this process (mounts/outside.py).
+process without any of our files visits what a restore changed (fuse/visitor.py), and of that only
+what the kernel may know: the notice for attributes says whether it knows an inode.
 """
 
 from __future__ import annotations
 
 import os
-import stat
-import threading
-from collections.abc import Iterable
-from contextlib import suppress
+import subprocess
+import sys
 from pathlib import Path
+from types import TracebackType
+from typing import Final, Self
 
 import pyfuse3
 
-from statefs.mounts import call_outside
+from statefs.fuse import visitor
+from statefs.snapshots.restore import Restored
+
+_COMMAND: Final = (sys.executable, "-I", "-S", os.path.abspath(visitor.__file__))
 
 
-def forget_attributes(node: int) -> None:
-    """Have the kernel ask for the attributes of a node anew; it may not know the node.
+def forget_attributes(node: int) -> bool:
+    """Have the kernel ask for the attributes of a node anew.
+
+    Returns:
+        Whether the kernel knows the node: if not, it knows none of its names and pages either.
 
     Raises:
         OSError: the kernel did not take the notice.
     """
-    with suppress(FileNotFoundError):
+    try:
         pyfuse3.invalidate_inode(pyfuse3.InodeT(node), attr_only=True)
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def visit(current: Path, paths: Iterable[bytes], visitors: set[int]) -> None:
-    """Have the kernel look at paths anew: names, attributes and content. Blocks.
+class Refresh:
+    """Has the kernel ask anew for what a restore changes; used by `with`.
+
+    The visiting process starts at once, before the restore, to be there when it is needed.
 
     Args:
         current: the folder current/ of the mount.
-        paths: relative to it; may lead to nothing.
-        visitors: the threads whose calls are visits (`Operations.visitors`).
 
     Raises:
-        OSError: the thread could not be made.
+        OSError: the process could not be started.
     """
 
-    def look() -> None:
-        number = threading.get_native_id()
-        visitors.add(number)
-        try:
-            for path in sorted(paths):
-                # What this user may not reach, no program of this user has cached.
-                with suppress(OSError):
-                    _look_at(os.path.join(os.fsencode(current), path) if path else current)
-        finally:
-            visitors.discard(number)
+    def __init__(self, current: Path) -> None:
+        self._visitor = subprocess.Popen(
+            [*_COMMAND, current],
+            cwd="/",
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+        )
 
-    call_outside(look)
+    def __enter__(self) -> Self:
+        return self
 
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Wait for the process, which ends: it has done all, or was told nothing."""
+        self._visitor.__exit__(kind, error, trace)
 
-def _look_at(path: bytes | Path) -> None:
-    with suppress(FileExistsError):
-        os.mkdir(path)
-    if stat.S_ISREG(os.lstat(path).st_mode):
-        os.close(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC))
+    def __call__(self, restored: Restored) -> None:
+        """Have the kernel look at all that was restored. Blocks until it has.
+
+        Raises:
+            OSError: the kernel did not take a notice, or the process has been killed.
+        """
+        known = {ino for ino in restored.inodes if forget_attributes(ino)}
+        visits = [(path, visitor.NAME) for folder, path in restored.names if folder in known]
+        contents = restored.contents.items()
+        visits += [(path, visitor.CONTENT) for ino, path in contents if ino in known]
+        self._visitor.communicate(b"".join(kind + path + b"\0" for path, kind in sorted(visits)))
+        if self._visitor.returncode:
+            raise ChildProcessError(
+                "it is restored, but who told the kernel has been killed: mount the state anew,"
+                " or programs may see what they saw before"
+            )

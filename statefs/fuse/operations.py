@@ -27,6 +27,7 @@ from statefs.fuse.attributes import absent, entry_attributes
 from statefs.fuse.durability import FSYNC, WRITE, Durability
 from statefs.fuse.errno_map import answers
 from statefs.fuse.handles import LISTING, LISTINGS_MAX, NODE_MASK, SYNCED, WRITABLE, handle
+from statefs.fuse.visitor import OPEN_FLAGS
 from statefs.ids import (
     CLONES_ROOT,
     INDEX_JSON,
@@ -104,9 +105,6 @@ class Operations(pyfuse3.Operations):
         durability: when replies may be sent.
         service: takes and deletes snapshots for mkdir and rmdir, and watches the space.
         store_root: a path on the filesystem whose free space statfs tells.
-
-    `visitors` are threads of this process whose calls only make the kernel look again
-    (fuse/invalidation.py): they change nothing.
     """
 
     supports_dot_lookup = False
@@ -130,7 +128,6 @@ class Operations(pyfuse3.Operations):
         self._durability = durability
         self._service = service
         self._store_root = store_root
-        self.visitors: set[int] = set()
         self._listings = 0
         self._bounds: dict[int, int] = {}
 
@@ -285,8 +282,6 @@ class Operations(pyfuse3.Operations):
     @answers
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Answer MKDIR; in snapshots/ it takes a snapshot with that label, in clones/ it clones."""
-        if ctx.pid in self.visitors:
-            raise PosixError(errno.EEXIST)  # it wanted the kernel to look the name up, no more
         if parent == SNAPSHOTS_DIR:
             await self._service.save_labelled(os.fsdecode(name))
             return self._found_reply(self._namespace.lookup(parent, name))
@@ -374,7 +369,7 @@ class Operations(pyfuse3.Operations):
             self._truncate(inode, 0)
         self._table.opened(inode)
         # Without keep_cache the kernel drops every page it has of the file.
-        is_visit = ctx.pid in self.visitors
+        is_visit = flags & (os.O_ACCMODE | os.O_APPEND) == OPEN_FLAGS
         return pyfuse3.FileInfo(fh=handle(inode, flags), keep_cache=not is_visit)
 
     @answers

@@ -5,7 +5,7 @@
 * held, from here on no request of the kernel is answered:
 
   * begin, sync, complete: the before-restore snapshot, durable;
-  * plan, restore: one critical section, one transaction.
+  * plan again if anything has changed since, restore: one critical section, one transaction.
 
 * refresh: the kernel asks anew for what it had cached.
 
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
@@ -43,6 +43,9 @@ from statefs.telemetry.events import StateLoaded
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
+
+SNAPSHOT_COMMITS: Final = 2
+"""What taking a snapshot adds to the count of commits: its begin and its end."""
 
 
 def bring_back(
@@ -72,6 +75,7 @@ def bring_back(
     """
     yield store.host.write_back
     store.settle()
+    known = store.database.commits
     plan: Plan = yield lambda: _planned_beside(store, snapshot, scope, on_progress)
     if dry_run or plan.is_empty:
         return _told(snapshot, None, plan)
@@ -81,16 +85,19 @@ def bring_back(
     store.reserve.require()
     yield store.sync
     began = time.monotonic()
-    with store.host.held():
-        pending = store.catalog.begin("before-restore", "", {}, operation)
-        saved = yield from make_durable(store, pending)
-        planner = _planner(store, snapshot, scope)
-        plan = planner.plan()
-        changed = _changed(planner, plan)
-        restored = store.freeing(partial(restore, store.volume.table, plan))
-        if scope.paths is None:
-            store.catalog.note_restored(snapshot)
-    yield lambda: store.host.refresh(restored)
+    with (yield store.host.refreshing) as refresh:
+        with store.host.held():
+            store.settle()
+            pending = store.catalog.begin("before-restore", "", {}, operation)
+            saved = yield from make_durable(store, pending)
+            planner = Planner(store.database, snapshot.epoch, NOW, scope)
+            if store.database.commits != known + SNAPSHOT_COMMITS:
+                plan = planner.plan()
+            changed = _changed(planner, plan)
+            restored = store.freeing(partial(restore, store.volume.table, plan))
+            if scope.paths is None:
+                store.catalog.note_restored(snapshot)
+        yield lambda: refresh(restored)
     yield lambda: store.write_changed(saved, _noted(changed))
     yield store.database.sync
     yield from publish(store)
@@ -109,11 +116,6 @@ def _planned_beside(
     """Return what would be done as of now, while programs go on."""
     with store.reader() as reader:
         return Planner(reader, snapshot.epoch, NOW, scope).plan(on_progress)
-
-
-def _planner(store: Store, snapshot: Snapshot, scope: Scope) -> Planner:
-    store.settle()
-    return Planner(store.database, snapshot.epoch, NOW, scope)
 
 
 def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, Any]:

@@ -48,7 +48,7 @@ from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.clones import Clones
 from statefs.snapshots.documents import ChangedPaths, decode, encode
 from statefs.snapshots.namespace import Namespace
-from statefs.snapshots.restore import Restored
+from statefs.snapshots.restore import Refreshing, refreshing_nothing
 from statefs.snapshots.runtime import NEW_DOCUMENTS
 from statefs.telemetry.events import CorruptionDetected, Events
 from statefs.telemetry.kept import KeptEvents
@@ -195,8 +195,8 @@ class Host(Protocol):
     def writers(self) -> list[Writer]:
         """Return who has files open for writing."""
 
-    def refresh(self, restored: Restored) -> None:
-        """Have the kernel ask anew for what a restore changed."""
+    def refreshing(self) -> Refreshing:
+        """Return what has the kernel ask anew for what a restore changes; called before it."""
 
     def list_changed(self) -> None:
         """The list of snapshots or clones changed: what is cached of it must go."""
@@ -234,8 +234,9 @@ class Unmounted:
         """Return nobody."""
         return []
 
-    def refresh(self, _restored: Restored) -> None:
-        """Do nothing: no kernel has names or attributes of this store."""
+    def refreshing(self) -> Refreshing:
+        """Return what does nothing: no kernel has names or attributes of this store."""
+        return refreshing_nothing()
 
     def list_changed(self) -> None:
         """Do nothing: no kernel has names of this store."""

@@ -6,12 +6,15 @@ snapshot, so every living row is pinned: what is replaced stays as a row of the 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 from statefs.ids import LIVING
 from statefs.metadata.entries import living_entry
-from statefs.metadata.inodes import Inode
-from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, XATTRS
+from statefs.metadata.inodes import Inode, InodeFlag
+from statefs.metadata.temporal import ENTRIES, EXTENTS, INLINE, XATTRS, RowLife
+from statefs.snapshots.changes import InodeChange
 from statefs.snapshots.copies import copy_shell, copy_tree
 from statefs.snapshots.restore_plan import Key, Plan
 from statefs.volume.table import InodeTable, Node
@@ -22,12 +25,24 @@ class Restored:
     """What the kernel may have cached and must ask for anew.
 
     Args:
-        inodes: whose attributes, or content, changed.
-        paths: what leads to something else now, relative to current/.
+        inodes: whose attributes, names or content changed.
+        names: paths that lead to something else now, relative to current/, each with the inode of
+            the folder that has the name.
+        contents: files whose bytes may be others now, with a path of each.
     """
 
     inodes: set[int] = field(default_factory=set)
-    paths: list[bytes] = field(default_factory=list)
+    names: set[tuple[int, bytes]] = field(default_factory=set)
+    contents: dict[int, bytes] = field(default_factory=dict)
+
+
+Refreshing = AbstractContextManager[Callable[[Restored], None]]
+"""What has the kernel ask anew for what a restore changes: made before it, called after it."""
+
+
+def refreshing_nothing() -> Refreshing:
+    """Return what does nothing: no kernel has names or attributes of the store."""
+    return nullcontext(lambda _restored: None)
 
 
 def restore(table: InodeTable, plan: Plan) -> Restored:
@@ -61,7 +76,7 @@ class _Restore:
         self._links: dict[int, int] = {}
         self._parents: dict[int, int] = {}
         self._touched: set[int] = set()
-        self._lost: list[Node] = []
+        self._ended: list[Node] = []
 
     def run(self) -> Restored:
         plan, table = self._plan, self._table
@@ -82,14 +97,14 @@ class _Restore:
             self._write_inodes(living)
         for node in living.values():
             node.reply = None
-        for node in self._lost:
+        for node in self._ended:
             table.drop(node.ino)
             if not table.is_open(node):
                 table.nodes.pop(node.ino, None)
         for ino in self._revived:
             table.nodes.pop(ino, None)  # one without a name, that the kernel has not forgotten yet
         table.durability_generation += 1
-        return Restored(numbers | set(self._copies.values()), sorted(plan.paths))
+        return Restored(numbers, plan.names, plan.rewritten)
 
     def _revive_orphans(self, living: dict[int, Node], orphans: set[int]) -> None:
         """Let inodes that have no name now, and will have one, begin anew."""
@@ -116,7 +131,7 @@ class _Restore:
             else:
                 self._table.resize(node, change.before.size)
                 _take(node, change.before)
-            for life in (XATTRS, EXTENTS, INLINE):
+            for life in _lives(change):
                 self._temporal.bring_back(life, ino, self._plan.epoch)
             self._database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
 
@@ -188,7 +203,7 @@ class _Restore:
             if has_lost_all:
                 node.nlink = 0
                 self._table.abandon(node)
-                self._lost.append(node)
+                self._ended.append(node)
             else:
                 self._table.store(node)
 
@@ -200,6 +215,17 @@ class _Restore:
             node.parent = self._parents[ino]
         if ino in self._touched and not (ino in self._plan.restored or ino in self._plan.kept):
             node.mtime_ns = self._now
+
+
+def _lives(change: InodeChange) -> Iterator[RowLife]:
+    """Yield where there are rows of an inode, besides its own, at one of two moments."""
+    flags = [each.flags for each in (change.before, change.after) if each is not None]
+    if any(each & InodeFlag.XATTRS for each in flags):
+        yield XATTRS
+    if any(each & InodeFlag.EXTENTS for each in flags):
+        yield EXTENTS
+    if not all(each & InodeFlag.EXTENTS for each in flags):
+        yield INLINE
 
 
 def _take(node: Node, before: Inode) -> None:

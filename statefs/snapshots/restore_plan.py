@@ -149,6 +149,9 @@ class Plan:
         kept: folders in which names change, and which are what they were all the same.
         paths: every path that leads to something else, or to something changed, afterwards, and
             what becomes of it: REMOVED, RETURNED or CHANGED.
+        names: the folder and the path of each name that leads to something else, but for those
+            below a folder that goes.
+        rewritten: files of `restored` whose bytes may be others, with a path of each.
     """
 
     epoch: Epoch
@@ -159,17 +162,25 @@ class Plan:
     shells: list[int] = field(default_factory=list)
     kept: set[int] = field(default_factory=set)
     paths: dict[bytes, str] = field(default_factory=dict)
+    names: set[tuple[int, bytes]] = field(default_factory=set)
+    rewritten: dict[int, bytes] = field(default_factory=dict)
 
     @property
     def is_empty(self) -> bool:
         """Whether the tree is as it is to be."""
         return not (self.gone or self.come or self.restored)
 
-    def note(self, path: bytes, what: str) -> None:
-        """Note what becomes of a path; one that goes and comes is changed."""
+    def note(self, path: bytes, what: str, folder: int | None = None) -> None:
+        """Note what becomes of a path; one that goes and comes is changed.
+
+        Args:
+            folder: where the name leads to something else: the folder that has it.
+        """
         before = self.paths.setdefault(path, what)
         if before != what:
             self.paths[path] = CHANGED
+        if folder is not None:
+            self.names.add((folder, path))
 
 
 class Planner:
@@ -252,7 +263,7 @@ class Planner:
             key = (self._folder_then(folder), name)
             plan.come[key] = (-ino, names_of(self._database, ino, self._snapshot)[key])
             plan.trees.append(ino)
-            plan.note(path, RETURNED)
+            plan.note(path, RETURNED, key[0])
 
     def _has_left(self, ino: int, now: dict[Key, tuple[int, bytes]]) -> bool:
         """Whether an inode has only names that have come to lie outside the scope since."""
@@ -322,6 +333,8 @@ class Planner:
             plan.restored[change.ino] = change
             for key in then.keys() & inside.keys():
                 plan.note(inside[key], CHANGED)
+            if self._is_rewritten(change):
+                plan.rewritten[change.ino] = min(path for _, path in then.values())
         elif change.before is not None and change.before.is_dir and not then:
             self._plan_removal(plan, change.ino)
 
@@ -351,11 +364,11 @@ class Planner:
         for key, path in inside.items():
             if copies or key not in then:
                 plan.gone[key] = ino
-                plan.note(path, REMOVED)
+                plan.note(path, REMOVED, key[0])
         for key, (cookie, path) in then.items():
             if copies or key not in inside:
                 plan.come[key] = (-ino if copies else ino, cookie)
-                plan.note(path, RETURNED)
+                plan.note(path, RETURNED, key[0])
 
     def _differs(self, change: InodeChange) -> bool:
         """Whether an inode is to be changed; its names and the time of the change apart."""
@@ -366,11 +379,23 @@ class Planner:
             return True
         if self._xattrs(before, self._snapshot) != self._xattrs(after, self._now):
             return True
-        if before.is_dir:
-            return False
+        return not before.is_dir and self._has_other_content(before, after)
+
+    def _has_other_content(self, before: Inode, after: Inode) -> bool:
         database = self._database
         return content_of(database, before, self._snapshot) != content_of(
             database, after, self._now
+        )
+
+    def _is_rewritten(self, change: InodeChange) -> bool:
+        """Whether an inode that differs is a file of which a program may have read other bytes."""
+        before, after = change.before, change.after
+        if before is None or not before.is_file:
+            return False
+        return (
+            after is None
+            or (before.size, before.mtime_ns) != (after.size, after.mtime_ns)
+            or self._has_other_content(before, after)
         )
 
     def _xattrs(self, inode: Inode, epoch: int) -> dict[bytes, bytes]:
@@ -386,9 +411,10 @@ class Planner:
         if coming is None and key in plan.gone:  # its folder lies in the scope now, and goes
             ino = plan.gone[key]
             coming = (ino, names_of(self._database, ino, self._snapshot)[key])
-            plan.note(path, RETURNED)
         if coming is not None:
-            plan.come[self._folder_now(plan, folder), name] = coming
+            key = (self._folder_now(plan, folder), name)
+            plan.come[key] = coming
+            plan.note(path, RETURNED, key[0])
 
     def _folder_now(self, plan: Plan, path: bytes) -> int:
         """Return the folder that has a path, negative when it is to be copied for that."""
@@ -416,5 +442,5 @@ class Planner:
             plan.restored[was.ino] = InodeChange(was.ino, was, None)
         else:
             plan.shells.append(was.ino)
-        plan.note(path, RETURNED)
+        plan.note(path, RETURNED, key[0])
         return int(number)

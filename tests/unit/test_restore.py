@@ -11,10 +11,13 @@ import pytest
 from statefs.errors import NoSuchPath, PosixError, UsageError
 from statefs.ids import NOW, TREE_ROOT
 from statefs.layout import RUNTIME
+from statefs.maintenance import steps
+from statefs.maintenance.commands import Commands
 from statefs.snapshots.restore import Restored, restore
-from statefs.snapshots.restore_plan import Planner, Scope, parsed_paths
+from statefs.snapshots.restore_plan import Plan, Planner, Scope, parsed_paths
 from statefs.volume.names import RENAME_EXCHANGE
 from tests.unit.engine_store import EngineStore, tree_of
+from tests.unit.test_sealing import Listener
 
 BIG = 20_000
 NOT_COMPARED = ("ino", "ctime_ns", "nlink")
@@ -339,6 +342,40 @@ def test_nothing_to_do_is_nothing_done(engine: EngineStore) -> None:
     engine.file("f", b"x" * BIG)
     epoch = engine.save()
     assert go_back(engine, epoch) is None
+
+
+def test_it_plans_again_where_something_has_changed(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What came meanwhile is saved and goes, too; where nothing did, one plan is enough."""
+    plans: list[Plan] = []
+
+    def counted(self: Planner, *args: Any) -> Plan:
+        plans.append(plan(self, *args))
+        return plans[-1]
+
+    plan = Planner.plan
+    monkeypatch.setattr(Planner, "plan", counted)
+    ino = engine.file("f", b"one")
+    engine.save(name="a")
+    arguments = {"snapshot": "a", "paths": [], "force": False, "dry_run": False}
+    sync, late = engine.store.sync, list[str]()
+
+    def change_and_sync() -> None:
+        while late:
+            engine.file(late.pop())
+        sync()
+
+    monkeypatch.setattr(engine.store, "sync", change_and_sync)
+    for wanted, names in ((1, []), (2, ["late"])):
+        plans.clear()
+        late += names
+        engine.data.write(ino, 0, b"two")
+        steps.run(Commands(engine.store).start("restore", arguments, Listener()))
+        assert len(plans) == wanted
+        assert engine.content(ino) == b"one"
+    assert "late" not in tree_of(engine)
+    assert "late" in tree_of(engine, engine.store.catalog.snapshots[-1].epoch)
 
 
 def test_an_open_file_goes_on(engine: EngineStore) -> None:

@@ -26,7 +26,7 @@ import msgspec
 
 from statefs.arguments import AnyPath, AnySnapshot, encoded_path, listed_paths, plain_arguments
 from statefs.doors import Document, Door, OfflineDoor, OnProgress, daemon_has, open_door
-from statefs.errors import AlreadyMounted
+from statefs.errors import AlreadyMounted, typed
 from statefs.snapshots.documents import ListedSnapshot, SnapshotDocument
 from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
@@ -586,7 +586,8 @@ def repair(target: Target, *, dry_run: bool = False, read_data: bool = False) ->
     from statefs.maintenance.repair import repair_store
 
     if daemon_has(target):
-        raise AlreadyMounted("the state is mounted: 'statefs umount' it, then repair it")
+        point = target.mount.mount_point if target.mount else target.state or "STATE"
+        raise AlreadyMounted(f"{point} is mounted: '{typed('statefs', 'umount', point)}' first")
     refuse_change(target.layout)
     lock = StoreLock(target.layout, role="command")
     lock.acquire(COMMAND_WAIT_SECONDS)

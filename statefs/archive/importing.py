@@ -86,7 +86,7 @@ def import_archive(
     assert mount is not None, "files are made through the mount"
     with ExitStack() as open_files:
         if isinstance(file, str | Path):
-            source: IO[bytes] = open_files.enter_context(open(file, "rb"))
+            source: IO[bytes] = open_files.enter_context(_opened(file))
             name = path_text(os.fsencode(os.path.basename(file)))
         else:
             source, name = file, "the archive"
@@ -109,6 +109,16 @@ def import_archive(
         "members": incoming.members,
         "left_out": incoming.left_out,
     }
+
+
+def _opened(file: Path | str) -> IO[bytes]:
+    """Open an archive. Raises UsageError: it cannot be read."""
+    try:
+        return open(file, "rb")
+    except OSError as error:
+        raise UsageError(
+            f"{file} cannot be read ({error.strerror}): name an archive that this user may read"
+        ) from error
 
 
 def _reporter(source: IO[bytes], on_progress: OnProgress | None) -> Callable[[int], None]:

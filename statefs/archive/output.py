@@ -39,7 +39,7 @@ POLL_MS: Final = 200
 
 def check_name(path: Path) -> None:
     """Refuse a name of a folder, or that says another format than is written. Raises UsageError."""
-    if path.is_dir():
+    if os.path.isdir(path):
         raise UsageError(f"{path} is a folder: name a file in it, such as {path / 'state.tar'}")
     if path.suffix in OTHER_COMPRESSIONS:
         raise UsageError(

@@ -203,7 +203,9 @@ def explain_usage(error: click.ClickException) -> str:
     message = " ".join(error.format_message().split()).rstrip(".")
     context = getattr(error, "ctx", None)
     command = context.command_path if context is not None else "statefs"
-    return f"{message[:1].lower()}{message[1:]}; see '{command} --help'"
+    message = message.replace(". Did you mean", ": did you mean")
+    rest = "" if message.endswith("?") else ";"
+    return f"{message[:1].lower()}{message[1:]}{rest} see '{command} --help'"
 
 
 def main() -> NoReturn:

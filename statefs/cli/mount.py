@@ -16,7 +16,7 @@ from statefs.cli.init import require_same_app
 from statefs.cli.options import TEXT, state_argument, store_option
 from statefs.cli.output import print_line, warn
 from statefs.cli.prepare import (
-    adopted_paths,
+    adopted_names,
     choose_store,
     ensure_store,
     link_store,
@@ -28,6 +28,7 @@ from statefs.cli.prepare import (
 from statefs.durable import is_on_read_only
 from statefs.errors import AlreadyMounted, MountPointNotEmpty, StaleMount, typed
 from statefs.layout import StoreLayout
+from statefs.snapshots.naming import CURRENT
 from statefs.target import find_target, mount_of_store, require_state, store_exists
 
 if TYPE_CHECKING:
@@ -116,11 +117,11 @@ def mount_in_background(mount_point: Path, store: Path, options: MountOptions) -
     """Mount `store`, return when it is usable, and tell what has been done."""
     from statefs.daemon.background import start_background
 
-    covered = adopted_paths(mount_point)
+    covered = adopted_names(mount_point)
     remark = start_background(mount_point, store, options)
     print_line(f"mounted {mount_point}")
     if covered:
-        print_line(f"brought in: {names_text(covered)}")
+        print_line(f"brought into {mount_point / CURRENT}: {names_text(covered)}")
     if remark:
         warn(remark)
 

@@ -60,6 +60,12 @@ def mount_point_made(state: Path) -> Iterator[None]:
             stack.enter_context(folder_made(state))
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"{state} is not a folder; name a folder to mount on") from None
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            raise UsageError(
+                f"{state} cannot be made ({error.strerror}): name a place this user may write to"
+            ) from None
         yield
 
 
@@ -186,15 +192,15 @@ def refuse_covered_files(state: Path) -> None:
         )
 
 
-def adopted_paths(state: Path) -> list[Path]:
-    """Return where what lies in the folder `state` will be when it has been brought in."""
+def adopted_names(state: Path) -> list[str]:
+    """Return the names in current/ of what lies in the folder `state`, in order."""
     current, names = state / CURRENT, set(covered_files(state))
     if CURRENT in names and current.is_dir() and not current.is_symlink():
         names = names - {CURRENT} | set(os.listdir(current))
-    return sorted(current / name for name in names)
+    return sorted(names)
 
 
-def names_text(names: Sequence[str | Path]) -> str:
+def names_text(names: Sequence[str]) -> str:
     """Return the first few of `names`, as a shell takes them, and how many more there are."""
     shown = ", ".join(map(typed, names[:_NAMED_FILES]))
     more = len(names) - _NAMED_FILES

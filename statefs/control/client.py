@@ -192,7 +192,10 @@ def refuse_stopped(layout: StoreLayout) -> None:
     Raises:
         DaemonUnreachable: the message names the processes.
     """
-    owner = read_owner(layout)
+    try:
+        owner = read_owner(layout)
+    except PermissionError:  # of another user: whoever unmounts it will say so
+        return
     if owner is None or not owner.alive or owner.role != "daemon":
         return
     pids = {owner.pid}

@@ -101,7 +101,7 @@ def log(store: Store, path: str) -> Steps[list[Document]]:
     with store.reader() as reader:
         versions = yield lambda: History(reader, epochs).versions(wanted)
     if not versions:
-        raise NoSuchPath(f"neither current nor any snapshot has {reports.path_text(wanted)!r}")
+        raise NoSuchPath(f"neither current nor any snapshot has '{reports.path_text(wanted)}'")
     found: list[Document] = msgspec.to_builtins(
         [_version_document(each, [*moments, (CURRENT, None)]) for each in versions]
     )
@@ -153,9 +153,11 @@ def _located(tree: PastTree, path: bytes, ino: int, span: tuple[int, int]) -> re
     try:
         inode = tree.inode(ino) if ino else tree.find(path)
     except PosixError as error:
-        raise NoSuchPath(f"there is no file or folder '{text}' then") from error
+        raise NoSuchPath(
+            f"there is no file or folder '{text}' then: name one relative to current/"
+        ) from error
     if not inode.is_file:
-        where = f" to {reports.path_text(tree.target(inode.ino))!r}" if inode.is_symlink else ""
+        where = f" to '{reports.path_text(tree.target(inode.ino))}'" if inode.is_symlink else ""
         raise UsageError(f"'{text}' is no file but a {type_of(inode)}{where}")
     location = reports.Location(snapshot="", ino=inode.ino, size=inode.size)
     offset, end = span

@@ -223,7 +223,7 @@ def pin(store: Store, snapshot: Snapshot, *, reason: str, by: str, until: str) -
         SnapshotPinned: it is pinned already. UsageError: no reason, or a time that cannot be read.
     """
     if not reason.strip() or len(reason) > REASON_CHARACTERS_MAX:
-        raise UsageError(f"a pin needs a reason of at most {REASON_CHARACTERS_MAX} characters")
+        raise UsageError(f"a pin needs a reason, of at most {REASON_CHARACTERS_MAX} characters")
     now_ns = store.clock.now_ns()
     end_ns = naming.until_ns(until, now_ns) if until else None
     if snapshot.pin is not None and snapshot.pin.holds(now_ns):

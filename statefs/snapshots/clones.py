@@ -9,7 +9,6 @@ finished.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator
 from typing import Final, NamedTuple
 
@@ -98,9 +97,7 @@ class Clones:
         """
         check_name(name)
         if living_entry(self._database, CLONES_ROOT, name) is not None:
-            raise CloneExists(
-                f"a clone {os.fsdecode(name)!r} exists: delete it or take another name"
-            )
+            raise CloneExists(f"a clone '{path_text(name)}' exists: delete it or take another name")
         return self._top(tree, path)
 
     def make(
@@ -168,7 +165,9 @@ class Clones:
         try:
             inode = tree.find(path)
         except PosixError:
-            raise NoSuchPath(f"the snapshot has no {path_text(path)!r}") from None
+            raise NoSuchPath(
+                f"the snapshot has no '{path_text(path)}': name a folder, relative to current/"
+            ) from None
         if not inode.is_dir:
             raise UsageError("only folders can be cloned: 'statefs cat' shows a file")
         return int(inode.ino)
@@ -197,7 +196,7 @@ class Clones:
         entry = living_entry(self._database, CLONES_ROOT, name)
         if entry is None:
             raise NoSuchClone(
-                f"there is no clone {os.fsdecode(name)!r}: see 'statefs clone --list'"
+                f"there is no clone '{path_text(name)}': 'statefs clone --list' shows them all"
             )
         self._names.rename(CLONES_ROOT, name, DELETED_CLONES, b"%d" % entry.ino)
 

@@ -79,6 +79,8 @@ def choose(selector: str, snapshots: Sequence[Named], now_ns: int) -> Named:
     Raises:
         NoSuchSnapshot: none fits; AmbiguousSnapshot: several do; UsageError: it cannot be read.
     """
+    if not snapshots:
+        raise NoSuchSnapshot(f"no snapshot '{selector}', there is none: 'statefs save' takes one")
     back = _BACK.fullmatch(selector)
     if back:
         steps = int(back[1] or 0)

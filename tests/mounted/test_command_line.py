@@ -205,7 +205,7 @@ def test_files_under_the_mount_point_are_not_hidden(tmp_path: Path, statefs_cli:
     adopted = statefs_cli("mount", "--adopt", state)
     holders = {each.pid for each in processes_using(state)}
     assert not holders, "the daemon itself keeps the mount busy"
-    assert adopted.stdout.endswith(f"brought in: {state}/current/files, {state}/current/note\n")
+    assert adopted.stdout.endswith(f"brought into {state}/current: files, note\n")
     assert (state / "current" / "files" / "early").read_text() == "bird"
     assert (state / "current" / "note").read_text() == "hello"
     statefs_cli("umount", state)

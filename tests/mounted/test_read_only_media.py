@@ -58,7 +58,7 @@ def test_what_only_reads_works(closed: MountedState, view: Path, tmp_path: Path)
     assert {path: path.read_bytes() for path in view.rglob("*") if path.is_file()} == before
 
 
-@pytest.mark.parametrize("words", ["save", "restore one", "prune", "scrub", "mount"])
+@pytest.mark.parametrize("words", ["save", "restore one", "prune", "scrub", "mount", "repair"])
 def test_what_has_to_write_is_refused(
     closed: MountedState, view: Path, tmp_path: Path, words: str
 ) -> None:
@@ -78,9 +78,10 @@ def test_a_store_that_must_be_recovered_is_not_read(
     own_state.kill_daemon()
     own_state.command("umount", own_state.state)
     with read_only_view(own_state.store, tmp_path / "view") as view:
-        refused = own_state.run("list", "--store", view)
-        assert (refused.returncode, refused.stderr.count("\n")) == (27, 1)
-        assert "not closed cleanly" in refused.stderr
+        for command in ("list", "verify"):
+            refused = own_state.run(command, "--store", view)
+            assert (refused.returncode, refused.stderr.count("\n")) == (27, 1)
+            assert "not closed cleanly" in refused.stderr and "repair" not in refused.stderr
     assert own_state.command("list", own_state.state) == ""
 
 

@@ -113,6 +113,19 @@ def test_names_of_modules_say_what_is_in_them() -> None:
     assert vague == []
 
 
+def test_messages_quote_in_one_way() -> None:
+    """What is to be typed stands in single quotes: in no message of an error are there others."""
+    odd = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in modules("statefs")
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call)
+        for text in ast.walk(node.exc)
+        if isinstance(text, ast.Constant) and "`" in str(text.value)
+    ]
+    assert odd == []
+
+
 def test_every_test_says_what_it_shows() -> None:
     """Each test function has a docstring whose first paragraph is one sentence."""
     silent = [

@@ -83,7 +83,7 @@ def test_each_error_gives_one_line_and_its_exit_code(
     [
         (["lisst"], "there is no command 'lisst'; did you mean 'statefs list'?"),
         (["frobnicate"], "there is no command 'frobnicate'; see 'statefs --help'"),
-        (["list", "--jsn"], "no such option '--jsn'"),
+        (["list", "--jsn"], "no such option '--jsn': did you mean '--json'? see 'statefs list"),
         (["list", "a", "b"], "got unexpected extra argument (b); see 'statefs list --help'"),
         (["mount", "-o"], "option '-o' requires an argument; see 'statefs mount --help'"),
         (["umount", ""], "a path cannot be empty; see 'statefs umount --help'"),

@@ -282,6 +282,25 @@ def test_errors_name_what_the_user_named(state: Path, capsys: Capture) -> None:
         assert f"error: {named} cannot be made (No such file or directory): " in done.err
 
 
+def test_a_place_that_cannot_be_made_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """What to name instead, for a state as for an archive; a folder is no archive."""
+
+    def refuse(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    call(capsys, "init", tmp_path / "state")
+    call(capsys, "save", tmp_path / "state")
+    done = call(capsys, "export", tmp_path / "state", "latest", tmp_path)
+    assert (done.exit_code, done.out) == (2, "")
+    assert f"{tmp_path} is a folder: name a file in it" in done.err
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    done = call(capsys, "init", tmp_path / "new")
+    assert (done.exit_code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "new cannot be made (Permission denied): name a place" in done.err
+
+
 def test_the_list_of_clones_is_for_people(state: Path, capsys: Capture) -> None:
     """Local times and ages; --json has the time as it is."""
     call(capsys, "save", state)

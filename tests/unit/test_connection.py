@@ -50,6 +50,16 @@ def test_another_programs_database_is_refused(tmp_path: Path) -> None:
         Database(path)
 
 
+def test_nothing_is_repaired_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The cure of a damaged database is to copy the store first."""
+    (tmp_path / "meta.db").write_bytes(b"no database at all" * 500)
+    monkeypatch.setattr("statefs.metadata.connection.is_on_read_only", lambda _: True)
+    with pytest.raises(CorruptStore, match=f"'cp -a {tmp_path} DIR'.*where 'statefs repair'"):
+        Database(tmp_path / "meta.db")
+
+
 def test_a_newer_format_is_refused(tmp_path: Path) -> None:
     """What it means is not known; the message says what to do."""
     create_database(tmp_path / "meta.db")

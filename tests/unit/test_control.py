@@ -207,6 +207,36 @@ async def test_a_silent_daemon_is_given_up(
         engine.go_on.set()
 
 
+async def test_a_question_is_given_up_sooner_than_a_change(
+    layout: StoreLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ask again costs nothing; what a change has done has to be looked at."""
+    monkeypatch.setattr(client_module, "READING_SECONDS", 0.05)
+    monkeypatch.setattr(client_module, "READING", {"wait"})
+    engine = FakeEngine()
+
+    def silent() -> None:
+        with pytest.raises(DaemonUnreachable, match=rf"pid {os.getpid()}\) has not answered") as it:
+            call_once(layout, "wait")
+        assert "what it has done" not in str(it.value)
+
+    async with served(layout, engine):
+        await in_thread(silent)
+        engine.go_on.set()
+
+
+def test_another_users_daemon_is_not_looked_at(
+    layout: StoreLayout, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever unmounts it is told whose mount it is, by who knows that."""
+
+    def refuse(_: StoreLayout) -> None:
+        raise PermissionError
+
+    monkeypatch.setattr(client_module, "read_owner", refuse)
+    client_module.refuse_stopped(layout)
+
+
 async def test_what_a_client_asked_for_is_done_though_it_went_away(layout: StoreLayout) -> None:
     """Ctrl-C in a terminal does not leave half a save."""
     engine = FakeEngine()

@@ -113,6 +113,13 @@ def test_nothing_that_fits_is_no_such_snapshot(selector: str) -> None:
         chosen(selector)
 
 
+@pytest.mark.parametrize("selector", ["latest", "@-1h", "2026", "clean"])
+def test_where_there_is_no_snapshot_it_is_said_how_to_take_one(selector: str) -> None:
+    """To look at an empty list would help nobody."""
+    with pytest.raises(NoSuchSnapshot, match="'statefs save' takes one"):
+        choose(selector, [], 0)
+
+
 def test_a_prefix_of_several_is_ambiguous() -> None:
     """The message names two of them."""
     with pytest.raises(AmbiguousSnapshot, match="2026-03-13T12-00-00Z and"):

@@ -59,7 +59,8 @@ _DIGEST: Final = (
 _INLINE_DIGEST: Final = (
     "SELECT s.epoch, d.sha256 FROM snapshots s CROSS JOIN digests d ON d.ino = ?1"
     " AND d.valid_to > s.epoch AND d.valid_from <= s.epoch"
-    f" WHERE s.epoch >= ?2 AND s.epoch <= ?3 AND {_SEALED} ORDER BY s.epoch DESC LIMIT 1"
+    " WHERE s.epoch >= ?2 AND s.epoch <= ?3 AND s.state_digest IS NOT NULL"
+    " ORDER BY s.epoch DESC LIMIT 1"
 )
 
 

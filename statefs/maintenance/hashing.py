@@ -284,13 +284,13 @@ class Files:
         return None
 
     def _check_inline(self, reader: Reader, inode: Inode, content: bytes) -> None:
-        if len(content) != inode.size:
-            raise CorruptStore(f"inode {inode.ino} has {len(content)} of {inode.size} bytes")
         try:
             inline(reader, inode.ino, self._epoch)
+            if len(content) != inode.size:
+                raise DamagedBytes(inode.ino, self._epoch, 0, inode.size)
         except DamagedBytes as error:
             path = self._path(reader, inode.ino)
-            raise CorruptStore(f"{path} is damaged since it was hashed") from error
+            raise CorruptStore(f"{path} is damaged: write it anew, or remove it") from error
 
     def _path(self, reader: Reader, ino: int) -> str:
         paths = PastTree(reader, self._epoch).paths(ino)

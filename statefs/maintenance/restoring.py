@@ -18,6 +18,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
+from statefs.content.checks import DamagedBytes
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
 from statefs.maintenance.progress import OnProgress
@@ -98,6 +99,9 @@ def bring_back(
             if scope.paths is None:
                 store.catalog.note_restored(snapshot)
         yield lambda: refresh(restored)
+    for ino in restored.lost:
+        size = store.volume.table.node(ino).size
+        yield partial(store.tell_damage, DamagedBytes(ino, NOW, 0, size))
     yield lambda: store.write_changed(saved, _noted(changed))
     yield store.database.sync
     yield from publish(store)

@@ -10,6 +10,7 @@ Nothing here opens a transaction; the caller's does.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Final
@@ -50,6 +51,10 @@ class RowLife:
         self.next_end_sql = (
             f"SELECT min(valid_to) FROM {table}"
             f" WHERE valid_to > ? AND valid_to <= ? AND valid_to < {LIVING}"
+        )
+        self.seen_sql = (
+            f"SELECT valid_from, {names} FROM {table}"
+            f" WHERE {key[0]} = ?1 AND valid_to > ?2 AND valid_from <= ?2"
         )
         picked = "id" if table == "inline" else ", ".join(key)
         told = {"extents": "object", "inodes": "ino"}.get(table, "0")
@@ -109,10 +114,21 @@ _SHARE: Final = (
     f" CROSS JOIN inodes i ON i.ino = c.new AND i.valid_to = {LIVING}"
     f" WHERE i.size > 0 AND NOT i.flags & {InodeFlag.EXTENTS:d}"
 )
+_SOUND: Final = (
+    "coalesce((SELECT g.sha256 FROM snapshots n CROSS JOIN digests g ON g.ino = {0}.ino"
+    " AND g.valid_to > n.epoch AND g.valid_from <= n.epoch WHERE n.epoch >= {0}.valid_from"
+    " AND n.epoch < {0}.valid_to AND n.state_digest IS NOT NULL LIMIT 1) = sha256({0}.data), 1)"
+)
+"""Whether a row of `inline` is what a sealed snapshot has seen; true where none has."""
+_SOUND_INLINE: Final = (
+    f"SELECT {_SOUND.format('r')}, ino, data FROM inline r"
+    " WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2"
+)
 _COPY_SHARED: Final = (
     "INSERT INTO inline (valid_to, valid_from, ino, data)"
     f" SELECT {LIVING}, ?, s.ino, d.data FROM json_each(?) j CROSS JOIN shared s ON s.ino = j.value"
     " CROSS JOIN inline d ON d.ino = s.source AND d.valid_to > s.epoch AND d.valid_from <= s.epoch"
+    f" WHERE {_SOUND.format('d')}"
 )
 _UNSHARE: Final = "DELETE FROM shared WHERE ino IN (SELECT value FROM json_each(?))"
 _DROP_ALL_DIGESTS: Final = (
@@ -131,6 +147,7 @@ class Temporal:
     """
 
     def __init__(self, database: Database, epoch: Epoch, pinned: Epoch) -> None:
+        database.connection.create_scalar_function("sha256", _sha256, 1, deterministic=True)
         self._execute = database.execute
         self.epoch = epoch
         self.pinned = pinned
@@ -237,23 +254,27 @@ class Temporal:
             self._execute(f"DELETE FROM {table} WHERE ino = ?", (ino,))
         return objects
 
-    def bring_back(self, life: RowLife, ino: int, epoch: Epoch) -> None:
+    def bring_back(self, life: RowLife, ino: int, epoch: Epoch) -> bool:
         """Make the living rows of an inode in one table those that a past epoch saw.
+
+        Small content that is damaged does not come back: as a new row it would be taken for good.
 
         Args:
             epoch: of a snapshot; one taken now pins every living row, so none is lost.
+
+        Returns:
+            Whether all of them came back.
         """
-        names = ", ".join(f'"{name}"' for name in (*life.key, *life.columns))
-        cut = len(life.key)
-        rows = (
-            f"SELECT valid_from, {names} FROM {life.table}"
-            " WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2"
-        )
-        now = {
-            row[1 : 1 + cut]: (row[0], row[1 + cut :])
-            for row in self._execute(rows, (ino, LIVING - 1))
+        cut = 1 + len(life.key)
+        found = self._execute(life.seen_sql, (ino, LIVING - 1)).fetchall()
+        now = {row[1:cut]: (row[0], row[cut:]) for row in found}
+        query = _SOUND_INLINE if life is INLINE else life.seen_sql
+        found = self._execute(query, (ino, epoch)).fetchall()
+        then = {
+            row[1:cut]: row[cut:]
+            for row in found
+            if row[0] or now.get(row[1:cut], (0, None))[1] == row[cut:]
         }
-        then = {row[1 : 1 + cut]: row[1 + cut :] for row in self._execute(rows, (ino, epoch))}
         for key, (born, columns) in now.items():
             if key not in then:
                 self.end(life, born, *key)
@@ -262,11 +283,13 @@ class Temporal:
         for key, columns in then.items():
             if key not in now:
                 self.born(life, *key, *columns)
+        return len(then) == len(found)
 
     def copy(self, life: RowLife, epoch: Epoch) -> None:
         """Give every inode in the temporary table `copied` (new, old) the rows of its original.
 
-        What is not in `copied_folders` (old, new) holds no copy.
+        What is not in `copied_folders` (old, new) holds no copy. Small content that is damaged is
+        not copied (`bring_back`).
 
         Args:
             epoch: as which the originals are seen.
@@ -274,6 +297,7 @@ class Temporal:
         names = [f'"{name}"' for name in (*life.key, *life.columns)]
         values = ["c.new" if name == '"ino"' else f"r.{name}" for name in names]
         joined = f"copied c CROSS JOIN {life.table} r ON r.ino = c.old"
+        is_sound = _SOUND.format("r") if life is INLINE else "1"
         if life is INODES:
             values[names.index('"parent"')] = (
                 "coalesce((SELECT new FROM copied_folders WHERE old = r.parent), 0)"
@@ -287,7 +311,7 @@ class Temporal:
         self._execute(
             f"INSERT INTO {life.table} (valid_to, valid_from, {', '.join(names)})"
             f" SELECT {LIVING}, ?2, {', '.join(values)} FROM {joined}"
-            " WHERE r.valid_to > ?1 AND r.valid_from <= ?1",
+            f" WHERE r.valid_to > ?1 AND r.valid_from <= ?1 AND {is_sound}",
             (epoch, self.epoch),
         )
 
@@ -300,7 +324,7 @@ class Temporal:
         self._execute(_SHARE, (epoch,))
 
     def copy_shared(self, epoch: Epoch, limit: int) -> int:
-        """Give inodes rows of their own of what they share with a snapshot.
+        """Give inodes rows of their own of what they share with a snapshot, if it is not damaged.
 
         Args:
             limit: how many inodes.
@@ -404,3 +428,7 @@ class Temporal:
                 deleted, ends, most = [], 0, limit()
         if deleted:
             yield deleted
+
+
+def _sha256(*data: Any) -> bytes:
+    return hashlib.sha256(*data).digest()

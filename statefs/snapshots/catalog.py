@@ -443,7 +443,8 @@ class Catalog:
         """Delete what only the snapshot of `epoch` saw, step by step.
 
         At its end the snapshot's own row is gone too. It may be given up and begun anew. While
-        clones share small content with the snapshot (`is_shared`), that and its row stay.
+        clones share small content with the snapshot (`is_shared`), that, its row and the digests
+        stay, which tell whether the content is what it was.
 
         Args:
             limit: says how many rows at most the next step is to delete.
@@ -458,7 +459,7 @@ class Catalog:
         span = (before, epoch, table.epoch if after is None else after)
         # A digest goes before its inode: verify knows of none without one, also half-way.
         for life in (DIGESTS, *(each for each in VERSIONED if each is not DIGESTS)):
-            if life is INLINE and is_shared:
+            if is_shared and life in (INLINE, INODES, DIGESTS):
                 continue
             forgetting = table.temporal.forget(life, span, limit)
             while True:

@@ -56,6 +56,11 @@ _TOTALS: Final = (
     "SELECT count(*), CAST(total(size) AS INTEGER) FROM copied c CROSS JOIN inodes i"
     f" ON i.ino = c.new AND i.valid_to = {LIVING} WHERE mode & 0xF000 = {stat.S_IFREG}"
 )
+_LOST: Final = (
+    "SELECT c.new FROM copied c CROSS JOIN inodes i ON i.ino = c.new"
+    f" AND i.valid_to = {LIVING} WHERE i.size > 0 AND NOT i.flags & {InodeFlag.EXTENTS:d}"
+    " AND NOT EXISTS (SELECT 1 FROM inline d WHERE d.ino = i.ino)"
+)
 
 
 class Listed(NamedTuple):
@@ -123,7 +128,8 @@ class TreeCopy:
 
     Bytes are shared: they lie in objects that are never written again. Small content, which lies in
     rows, is shared by clones; current/ gets rows of its own. The copy of the top has no name; `top`
-    is its number once a step was done.
+    is its number once a step was done. `lost` has copies without their small content: it is
+    damaged.
 
     Args:
         table: the living tree.
@@ -141,6 +147,7 @@ class TreeCopy:
         self._is_clone = is_clone
         self._folders = self._files = 0
         self.top = 0
+        self.lost: list[int] = []
 
     @property
     def is_done(self) -> bool:
@@ -195,6 +202,7 @@ class TreeCopy:
                 temporal.share(self._epoch)
             else:
                 temporal.copy(INLINE, self._epoch)
+                self.lost += [row[0] for row in execute(_LOST)]
             if self._what.linked or not self._what.folders:
                 execute(_LINKS_OF_FILES)
         if not self._is_clone:
@@ -202,21 +210,21 @@ class TreeCopy:
         self.top = self.top or first
 
 
-def copy_tree(table: InodeTable, top: int, epoch: Epoch) -> int:
+def copy_tree(table: InodeTable, top: int, epoch: Epoch) -> TreeCopy:
     """Copy what a past tree held at and below an inode into current/, inside a `Change`.
 
     Returns:
-        The copy's inode number; it has no name yet.
+        The copy, which is done.
     """
     with temporary_tables(table.database):
         copy = TreeCopy(table, listed(table.database, top, epoch), epoch)
         while not copy.is_done:
             copy.step(EVERYTHING)
-        return copy.top
+        return copy
 
 
 def copy_shell(table: InodeTable, ino: int, epoch: Epoch) -> int:
-    """Copy a folder as a past tree had it, without what it held; as `copy_tree`."""
+    """Copy a folder as a past tree had it, without what it held; return the copy's number."""
     with temporary_tables(table.database):
         copy = TreeCopy(table, Listed(array("q", [ino]), array("q"), set(), {}), epoch)
         copy.step(1)

@@ -29,11 +29,13 @@ class Restored:
         names: paths that lead to something else now, relative to current/, each with the inode of
             the folder that has the name.
         contents: files whose bytes may be others now, with a path of each.
+        lost: files whose small content is damaged in the snapshot, and so is not there.
     """
 
     inodes: set[int] = field(default_factory=set)
     names: set[tuple[int, bytes]] = field(default_factory=set)
     contents: dict[int, bytes] = field(default_factory=dict)
+    lost: list[int] = field(default_factory=list)
 
 
 Refreshing = AbstractContextManager[Callable[[Restored], None]]
@@ -77,6 +79,7 @@ class _Restore:
         self._parents: dict[int, int] = {}
         self._touched: set[int] = set()
         self._ended: list[Node] = []
+        self._lost: list[int] = []
 
     def run(self) -> Restored:
         plan, table = self._plan, self._table
@@ -104,7 +107,7 @@ class _Restore:
         for ino in self._revived:
             table.nodes.pop(ino, None)  # one without a name, that the kernel has not forgotten yet
         table.durability_generation += 1
-        return Restored(numbers, plan.names, plan.rewritten)
+        return Restored(numbers, plan.names, plan.rewritten, self._lost)
 
     def _revive_orphans(self, living: dict[int, Node], orphans: set[int]) -> None:
         """Let inodes that have no name now, and will have one, begin anew."""
@@ -116,7 +119,9 @@ class _Restore:
 
     def _make_copies(self) -> None:
         for ino in self._plan.trees:
-            self._copies[-ino] = copy_tree(self._table, ino, self._plan.epoch)
+            copy = copy_tree(self._table, ino, self._plan.epoch)
+            self._copies[-ino] = copy.top
+            self._lost += copy.lost
         for ino in self._plan.shells:
             self._copies[-ino] = copy_shell(self._table, ino, self._plan.epoch)
 
@@ -132,7 +137,8 @@ class _Restore:
                 self._table.resize(node, change.before.size)
                 _take(node, change.before)
             for life in _lives(change):
-                self._temporal.bring_back(life, ino, self._plan.epoch)
+                if not self._temporal.bring_back(life, ino, self._plan.epoch):
+                    self._lost.append(ino)
             self._database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
 
     # Names.

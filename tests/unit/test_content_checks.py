@@ -12,7 +12,7 @@ import pytest
 from statefs.content.blocks import BLOCK_BYTES
 from statefs.content.checks import ContentChecks, DamagedBytes, _Ranges
 from statefs.errors import CorruptStore
-from statefs.ids import NOW, ObjectId, in_clones
+from statefs.ids import NOW, TREE_ROOT, ObjectId, in_clones
 from statefs.maintenance import exporting, steps
 from statefs.maintenance.commands import Commands
 from statefs.maintenance.merging import merge_all
@@ -22,6 +22,7 @@ from tests.unit.test_rereading import BIG, Listener, damage, found
 from tests.unit.test_sealing import seal, sealed
 
 BLOCK = 4096
+RESTORE: dict[str, Any] = {"force": False, "dry_run": False}
 
 
 def read(
@@ -238,6 +239,77 @@ def test_small_content_in_the_database_is_checked(engine: EngineStore) -> None:
     assert [each.state_digest is None for each in engine.store.catalog.snapshots] == [False, False]
     engine.data.write(ino, 0, b"quite new content")
     assert read(engine, ino) == b"quite new content"
+
+
+def flip_small(engine: EngineStore, ino: int) -> None:
+    """Change a byte of the oldest small content of a file, as a bad disk might."""
+    engine.forget_memory()
+    engine.database.execute(
+        "UPDATE inline SET data = CAST('x' || substr(data, 2) AS BLOB) WHERE ino = ?1"
+        " AND valid_from = (SELECT min(valid_from) FROM inline WHERE ino = ?1)",
+        (ino,),
+    )
+
+
+def problems_of(engine: EngineStore, rule: str) -> list[str]:
+    """Return what breaks one rule."""
+    return [each for each in engine.problems() if each.startswith(rule)]
+
+
+def test_a_restore_does_not_make_damage_good(engine: EngineStore) -> None:
+    """A small file that is damaged in a snapshot is damaged after it, and is told and named."""
+    bad, good = engine.file("bad", b"small content"), engine.file("good", b"small content")
+    epoch = engine.save()
+    seal(engine)
+    for ino in (bad, good):
+        engine.data.write(ino, 0, b"other content")
+    flip_small(engine, bad)
+    commands = Commands(engine.store)
+    steps.run(commands.start("restore", RESTORE | {"snapshot": "latest", "paths": []}, Listener()))
+    engine.forget_memory()
+    assert damages_told(engine) == ["bad: bytes 0 to 13 are damaged, in current"]
+    assert read(engine, good) == b"small content"
+    with pytest.raises(DamagedBytes):
+        read(engine, bad)
+    assert len(problems_of(engine, "R16")) == 1
+    unsealed = engine.save()
+    seal(engine)
+    assert sealed(engine, unsealed) is None
+    assert "bad is damaged" in str(engine.store.sealer.why_not(engine.store.catalog.snapshots[-1]))
+    assert [each.path for each in found(engine)] == ["bad"]
+    steps.run(commands.start("undo", RESTORE, Listener()))
+    assert read(engine, bad) == b"other content"
+    for snapshot in engine.store.catalog.snapshots[1:]:
+        engine.delete(snapshot.epoch)
+    assert sealed(engine, epoch) is not None and engine.problems() == []
+
+
+def test_a_copy_of_damage_is_not_good(engine: EngineStore) -> None:
+    """Neither one that a restore makes of what moved away, nor a clone whose snapshot goes."""
+    folder = engine.folder("folder")
+    bad = engine.file("bad", b"small content", folder)
+    engine.save()
+    seal(engine)
+    cloned = clone_of(engine, bad)
+    flip_small(engine, bad)
+    engine.names.rename(TREE_ROOT, b"folder", TREE_ROOT, b"elsewhere")
+    arguments = RESTORE | {"snapshot": "latest", "paths": ["folder"]}
+    steps.run(Commands(engine.store).start("restore", arguments, Listener()))
+    copied = engine.names.lookup(engine.names.lookup(TREE_ROOT, b"folder").ino, b"bad").ino
+    assert copied != bad
+    assert damages_told(engine) == ["folder/bad: bytes 0 to 13 are damaged, in current"]
+    for snapshot in list(engine.store.catalog.snapshots):
+        engine.hide(snapshot.epoch)
+    for ino in (copied, cloned):
+        with pytest.raises(DamagedBytes):
+            read(engine, ino)
+    engine.store.collect()
+    assert engine.rows("shared") == 0
+    for ino in (copied, cloned):
+        with pytest.raises(DamagedBytes):
+            read(engine, ino)
+        engine.data.write(ino, 0, b"small content")
+        assert read(engine, ino) == b"small content"
 
 
 def test_small_content_that_is_lost_is_damage(engine: EngineStore) -> None:

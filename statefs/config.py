@@ -19,7 +19,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_ori
 import msgspec
 from msgspec import Meta, Struct, field
 
-from statefs.errors import InvalidConfig
+from statefs.errors import InvalidConfig, refusal
 from statefs.layout import RUNTIME
 
 _DURATION_UNITS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 7 * 86400}
@@ -248,7 +248,7 @@ def read_config(path: Path) -> Config:
     except FileNotFoundError:
         return Config()
     except OSError as error:
-        raise InvalidConfig(f"{path}: {error.strerror}") from error
+        raise InvalidConfig(str(refusal(error, path))) from error
     except UnicodeDecodeError as error:
         raise InvalidConfig(f"{path}: not UTF-8 at byte {error.start}") from error
 

@@ -53,7 +53,7 @@ def complete_options(
         "statefs mount state",
         "statefs mount state -o allow_other",
         "statefs mount /srv/app/state --store /data/app.store",
-        "statefs mount state --adopt      import files written there while it was not mounted",
+        "statefs mount state --adopt      bring in files written there meanwhile",
         "statefs mount state --repair     after a crash",
     ],
 )
@@ -86,7 +86,8 @@ def command(
     Returns when the mount is usable; a daemon goes on serving it. Makes the folder and the store
     where they are missing. Harmless where STATE is mounted already.
     """
-    from statefs.mounts import MountOptions
+    from statefs.control.client import refuse_stopped
+    from statefs.mounts import MountOptions, find_mount
 
     text = ",".join(option_words)
     options = MountOptions.parse(text)
@@ -109,6 +110,9 @@ def command(
         # Another command has mounted it meanwhile, and it may not be usable yet.
         with api.open_target(find_target(mount_point, None)) as opened:
             opened.status()
+    mounted = find_mount(mount_point)
+    if mounted is not None:
+        refuse_stopped(StoreLayout(Path(mounted.source)))
     refuse_changes(mount_point, options, MountOptions.named(text) - {"adopt"}, app_id)
     print_line(f"{mount_point} is already mounted")
 

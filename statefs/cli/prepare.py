@@ -21,6 +21,7 @@ from statefs.units import size_text
 NEW_STORE_FREE_BYTES: Final = 16 << 20
 """A new store needs about 1 MiB; with less than this around it, it would be full at once."""
 
+_NOT_WRITABLE: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 _NAMED_FILES: Final = 3
 """How many of the files under a mount point a message names."""
 
@@ -61,7 +62,7 @@ def mount_point_made(state: Path) -> Iterator[None]:
         except (FileExistsError, NotADirectoryError):
             raise UsageError(f"{state} is not a folder; name a folder to mount on") from None
         except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            if error.errno not in _NOT_WRITABLE:
                 raise
             raise UsageError(
                 f"{state} cannot be made ({error.strerror}): name a place this user may write to"
@@ -116,11 +117,11 @@ def make_store(store: Path, app_id: str | None) -> bool:
     try:
         with folder_made(store.parent):
             init_store(store, app_id)
-    except PermissionError:  # its path is that of a store in the making, which nobody knows
-        raise UsageError(
-            f"this user may not write in {store.parent}: name another place with --store DIR"
-        ) from None
     except OSError as error:
+        if error.errno in _NOT_WRITABLE:  # the path is that of a store in the making
+            raise UsageError(
+                f"{store} cannot be made ({error.strerror}): name another place with --store DIR"
+            ) from None
         if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not store_exists(store):
             raise
         return False

@@ -23,7 +23,7 @@ from statefs.durable import make_folder, open_plain, sync_folder
 from statefs.errors import CorruptStore, InvalidConfig
 from statefs.layout import StoreLayout
 from statefs.maintenance.steps import Steps
-from statefs.metadata.connection import connect
+from statefs.metadata.connection import connect, refused
 
 if TYPE_CHECKING:
     from statefs.maintenance.store import Store
@@ -109,7 +109,11 @@ def _copy_pages(backup: apsw.Backup, pause_seconds: float) -> None:
 
 
 def problems_of(path: Path) -> list[str]:
-    """Return what SQLite finds wrong with a database that nobody writes; none when it is sound."""
+    """Return what SQLite finds wrong with a database that nobody writes; none when it is sound.
+
+    Raises:
+        OSError: a right, a descriptor or memory is missing to look.
+    """
     try:
         uri = f"{path.absolute().as_uri()}?immutable=1"
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
@@ -119,6 +123,8 @@ def problems_of(path: Path) -> list[str]:
         finally:
             connection.close()
     except apsw.Error as error:
+        if why := refused(path, error):
+            raise why from error
         return [str(error)]
     return [] if found == ["ok"] else found
 

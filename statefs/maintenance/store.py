@@ -338,7 +338,7 @@ class Store:
         try:
             with self.reader() as reader:
                 text = describe(reader, damage)
-        except apsw.Error:  # the database is damaged, too
+        except (apsw.Error, OSError):  # the database is damaged, too, or cannot be opened now
             text = str(damage)
         self.tell_damages("read", [text])
         return text

@@ -241,18 +241,21 @@ def test_a_stopped_daemon_is_told_from_a_slow_one(own_state: MountedState) -> No
     assert f"Worker      pid {pid}\n" in own_state.command("status", own_state.state)
 
 
-def test_a_stopped_daemon_is_not_unmounted(own_state: MountedState) -> None:
-    """Unmounting would wait for it: its processes are named, and what has them go on."""
+def test_a_stopped_daemon_is_neither_unmounted_nor_mounted_already(
+    own_state: MountedState,
+) -> None:
+    """It could not be used, or waited for: its processes are named, and what has them go on."""
     pids = sorted([own_state.worker_pid(), own_state.daemon_pid()])
     for pid in pids:
         os.kill(pid, signal.SIGSTOP)
     try:
-        refused = own_state.run("umount", own_state.state)
+        refusals = [own_state.run(word, own_state.state) for word in ("umount", "mount")]
     finally:
         for pid in pids:
             os.kill(pid, signal.SIGCONT)
-    assert (refused.returncode, refused.stderr.count("\n")) == (16, 1)
-    assert f"'kill -CONT {pids[0]} {pids[1]}' has it go on" in refused.stderr
+    for refused in refusals:
+        assert (refused.returncode, refused.stderr.count("\n")) == (16, 1)
+        assert f"'kill -CONT {pids[0]} {pids[1]}' has it go on" in refused.stderr
     assert (own_state.files / "a").write_text("still mounted")
 
 

@@ -18,6 +18,7 @@ from statefs.content.blocks import BLOCK_BYTES
 from statefs.errors import StatefsError, UsageError
 from statefs.ids import TREE_ROOT, ObjectId
 from statefs.maintenance import steps
+from statefs.maintenance.backups import problems_of
 from statefs.maintenance.commands import Commands
 from statefs.maintenance.rereading import Rereading
 from statefs.maintenance.verify import CHECKS, Problem
@@ -199,6 +200,8 @@ def test_descriptors_that_are_missing_are_no_damage(engine: EngineStore) -> None
             verify_store(engine.store.layout)
         with pytest.raises(OSError, match="Too many open files"):
             Database(engine.store.layout.meta_db)
+        with pytest.raises(OSError, match="Too many open files"):
+            problems_of(engine.store.layout.meta_db)
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from statefs.content.checks import DamagedBytes
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
 from statefs.maintenance.progress import OnProgress
-from statefs.maintenance.saving import make_durable, publish, tell_saved
+from statefs.maintenance.saving import make_durable, owing_index, publish, tell_saved
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
 from statefs.snapshots.catalog import Snapshot
@@ -86,7 +86,7 @@ def bring_back(
     store.reserve.require()
     yield store.sync
     began = time.monotonic()
-    with (yield store.host.refreshing) as refresh:
+    with owing_index(store), (yield store.host.refreshing) as refresh:
         with store.host.held():
             store.settle()
             pending = store.catalog.begin("before-restore", "", {}, operation)

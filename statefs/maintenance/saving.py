@@ -7,8 +7,8 @@ only then shows the snapshot; a crash before that drops it (maintenance/recovery
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,14 +54,25 @@ def save(
         store.events.tell(SaveError, reason=reason, error=str(error))
         raise
     tell_saved(store, snapshot, time.monotonic() - began)
-    before = _begun(store, operation)
-    if operation is None or before is None:
-        yield from publish(store)
-    else:
-        begun = before.operation or Operation(kind=operation.kind, phase="before")
-        linked = msgspec.structs.replace(begun, other=snapshot.uuid)
-        yield from amend(store, before, operation=linked)
+    with owing_index(store):
+        before = _begun(store, operation)
+        if operation is None or before is None:
+            yield from publish(store)
+        else:
+            begun = before.operation or Operation(kind=operation.kind, phase="before")
+            linked = msgspec.structs.replace(begun, other=snapshot.uuid)
+            yield from amend(store, before, operation=linked)
     return snapshot
+
+
+@contextmanager
+def owing_index(store: Store) -> Iterator[None]:
+    """Have index.json be written later if what is done before that fails in the `with` block."""
+    try:
+        yield
+    except BaseException:
+        store.owes_index = True
+        raise
 
 
 def tell_saved(store: Store, snapshot: Snapshot, seconds: float) -> None:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
 
-from statefs.maintenance import store
+from statefs.errors import PosixError
+from statefs.maintenance import restoring, steps, store
+from statefs.maintenance.commands import Commands
 from statefs.maintenance.store import Store
 from tests.unit.engine_store import EngineStore
+from tests.unit.test_rereading import Listener
 
 
 def refused(*_: object) -> None:
@@ -36,5 +41,26 @@ def test_a_save_that_failed_late_is_told_of_in_the_index(
         broken.setattr(Store, "write_document", refused)
         with pytest.raises(OSError, match="Input/output"):
             engine.save()
+    engine.store.pay_index()
+    assert engine.problems() == []
+
+
+def test_a_restore_that_failed_leaves_its_safety_snapshot_in_the_index(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was taken before anything could fail, so it is listed, in the plain file, too."""
+
+    def refuse(*_: object) -> None:
+        raise PosixError(errno.EIO)
+
+    engine.file("one", b"1")
+    engine.save()
+    engine.file("two", b"2")
+    arguments = {"snapshot": "latest", "paths": [], "force": False, "dry_run": False}
+    with monkeypatch.context() as broken:
+        broken.setattr(restoring, "restore", refuse)
+        with pytest.raises(PosixError):
+            steps.run(Commands(engine.store).start("restore", arguments, Listener()))
+    assert [each.reason for each in engine.store.catalog.snapshots] == ["manual", "before-restore"]
     engine.store.pay_index()
     assert engine.problems() == []

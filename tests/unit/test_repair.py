@@ -272,6 +272,7 @@ def test_a_dry_run_changes_nothing(damage: Damage) -> None:  # noqa: F811
     told = repair(damage.layout, dry_run=True, read_data=True)
     kept = {path: path.read_bytes() for path in damage.layout.root.rglob("*") if path.is_file()}
     assert kept == files
+    assert not damage.layout.backups.exists()
     done = repair(damage.layout, read_data=True)
     assert told.losses == done.losses
     assert (told.kept, bool(done.kept)) == (None, True)

@@ -64,6 +64,7 @@ def repair(
     """
     if not layout.objects.is_dir() and not layout.meta_db.exists():
         raise NoSuchStore(f"there is no store at {layout.root}: name it with --store DIR")
+    is_new = not layout.backups.exists()
     make_folder(layout.backups)
     work = layout.backups / ".repair"
     shutil.rmtree(work, ignore_errors=True)
@@ -72,6 +73,8 @@ def repair(
         return _Repair(layout, work, clock or SystemClock(), dry_run, read_data).run()
     finally:
         shutil.rmtree(work, ignore_errors=True)
+        if dry_run and is_new:
+            layout.backups.rmdir()
 
 
 def repair_store(

@@ -28,6 +28,8 @@
     ├── OlderStore                  exit 26  EPROTO   the store has an older format: mount it once
     ├── ReadOnlyStore               exit 27  EROFS    the store lies where nothing can be written
     ├── Unhealthy                   exit 28  EIO      `statefs health` has found something wrong
+    ├── StateDamaged                exit 29  EIO      a file of a state store is broken
+    ├── NotInStore                  exit 30  ENOENT   a state store has nothing of that name
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -252,6 +254,19 @@ class Unhealthy(StatefsError):
     """Something that `statefs health` looks at is not well; its lines say what."""
 
     exit_code = 28
+
+
+class StateDamaged(StatefsError):
+    """A file of a state store cannot be understood; the message names the file and the line."""
+
+    exit_code = 29
+
+
+class NotInStore(StatefsError):
+    """A state store has no document of that name."""
+
+    exit_code = 30
+    errno = _errno.ENOENT
 
 
 def refusal(error: OSError, place: object = None) -> StatefsError:

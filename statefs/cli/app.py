@@ -49,6 +49,7 @@ COMMANDS: Final = {
     "export": "statefs.cli.export",
     "import": "statefs.cli.import_",
     "check": "statefs.cli.check",
+    "state": "statefs.cli.state",
     "completion": "statefs.cli.completion",
 }
 """Each subcommand and the module whose `command` it is, in the order --help shows them."""

@@ -38,10 +38,23 @@ def section(title: str) -> str:
 
 
 def command_named(name: str) -> click.Command:
-    """Return one subcommand."""
-    command = statefs.get_command(click.Context(statefs), name)
-    assert isinstance(command, click.Command)
+    """Return one subcommand, `state list` for one of a group."""
+    command: click.Command = statefs
+    for word in name.split():
+        assert isinstance(command, click.Group)
+        found = command.get_command(click.Context(command), word)
+        assert found is not None
+        command = found
     return command
+
+
+def all_commands() -> list[str]:
+    """Return the names of all subcommands, those of groups in place of the group."""
+    return [
+        f"{name} {part}".rstrip()
+        for name in COMMANDS
+        for part in getattr(command_named(name), "commands", [""])
+    ]
 
 
 def example_document(name: str) -> Any:
@@ -60,7 +73,7 @@ def shape(document: Any) -> Any:
     return None
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", all_commands())
 def test_each_command_is_described(name: str) -> None:
     """In the list at the top, and in a section that begins with its usage."""
     assert f"| [`statefs {name} " in PAGE
@@ -68,7 +81,7 @@ def test_each_command_is_described(name: str) -> None:
     assert usage.startswith(f"statefs {name} ")
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", all_commands())
 def test_each_option_is_described(name: str) -> None:
     """In the usage, and in the table of the command's section, under each of its spellings."""
     text = section(f"statefs {name}")
@@ -81,7 +94,7 @@ def test_each_option_is_described(name: str) -> None:
     assert all(any(each in usage for each in option.opts) for option in options)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("name", all_commands())
 def test_no_option_is_described_that_is_not_there(name: str) -> None:
     """The usage has the options of --help and no others."""
     usage = section(f"statefs {name}").strip().splitlines()[0]

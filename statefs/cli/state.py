@@ -1,0 +1,169 @@
+"""`statefs state`: look after the folders of `statefs.state` stores, mounted or not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from statefs.cli.explained import ExplainedCommand
+from statefs.cli.options import FOLDER, TEXT, json_option
+from statefs.cli.output import Column, print_json, print_line, print_table
+from statefs.clock import iso_time
+from statefs.errors import StateDamaged
+from statefs.units import count_text, local_text, size_text
+
+if TYPE_CHECKING:
+    from statefs.state import checking
+
+folder_argument = click.argument("folder", type=FOLDER, metavar="FOLDER")
+
+
+@click.group(
+    short_help="List, show, check and repair the documents that programs keep in a folder.",
+    no_args_is_help=False,
+)
+def command() -> None:
+    """Look after FOLDER, where a program keeps documents with statefs.state.
+
+    FOLDER is any folder, in a mounted state or not.
+    """
+
+
+@command.command(
+    "list",
+    cls=ExplainedCommand,
+    short_help="List the documents.",
+    examples=["statefs state list ~/.config/shop", "statefs state list app --json"],
+)
+@folder_argument
+@json_option
+def list_(folder: Path, as_json: bool) -> None:
+    """List the documents in FOLDER, broken ones too."""
+    from statefs.state import checking
+
+    entries = checking.list_documents(folder)
+    if as_json:
+        print_json({"folder": str(folder), "documents": [entry_document(each) for each in entries]})
+        return
+    columns = [
+        Column("name", style="bold", may_shorten=True),
+        Column("keys", align_right=True),
+        Column("size", align_right=True),
+        Column("copies", align_right=True, drop_rank=1),
+        Column("changed", drop_rank=2),
+        Column("damage", style="red", may_shorten=True),
+    ]
+    print_table(columns, [entry_cells(each) for each in entries])
+
+
+def entry_document(entry: checking.Entry) -> dict[str, Any]:
+    """Return one document of the list as JSON shows it."""
+    return {
+        "name": entry.name,
+        "keys": entry.keys,
+        "bytes": entry.bytes,
+        "changed": iso_time(entry.changed_ns),
+        "copies": entry.copies,
+        "damage": entry.damage,
+    }
+
+
+def entry_cells(entry: checking.Entry) -> list[str]:
+    """Return one document of the list as cells of the table."""
+    return [
+        entry.name,
+        "" if entry.keys is None else count_text(entry.keys),
+        size_text(entry.bytes),
+        str(entry.copies),
+        local_text(iso_time(entry.changed_ns)),
+        entry.damage or "",
+    ]
+
+
+@command.command(
+    cls=ExplainedCommand,
+    short_help="Print one document.",
+    examples=[
+        "statefs state show ~/.config/shop settings",
+        "statefs state show app settings theme",
+    ],
+)
+@folder_argument
+@click.argument("document", type=TEXT)
+@click.argument("key", type=TEXT, required=False, metavar="[KEY]")
+def show(folder: Path, document: str, key: str | None) -> None:
+    """Print the values of DOCUMENT in FOLDER as JSON, or the value of KEY alone."""
+    from statefs.state import checking
+
+    print_json(checking.show_document(folder, document, key))
+
+
+@command.command(
+    cls=ExplainedCommand,
+    short_help="Read every document and name what is wrong.",
+    examples=["statefs state check ~/.config/shop", "statefs state check app --json"],
+)
+@folder_argument
+@json_option
+def check(folder: Path, as_json: bool) -> int:
+    """Read every document in FOLDER and print each problem, with file and line.
+
+    Changes nothing. Exits with 29 when something was found. Works while a program has it open.
+    """
+    from statefs.state import checking
+
+    problems = checking.check_documents(folder)
+    if as_json:
+        shown = [{"path": str(each.path), "message": each.message} for each in problems]
+        print_json({"folder": str(folder), "ok": not problems, "problems": shown})
+        return StateDamaged.exit_code if problems else 0
+    for each in problems:
+        print_line(each.message)
+    if not problems:
+        print_line(f"{folder}: no problems found")
+        return 0
+    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
+    click.echo(f"statefs: error: {folder}: {count} found, see above", err=True)
+    return StateDamaged.exit_code
+
+
+@command.command(
+    cls=ExplainedCommand,
+    short_help="Put the newest good copy in place of a broken document.",
+    examples=["statefs state repair ~/.config/shop", "statefs state repair app --json"],
+)
+@folder_argument
+@json_option
+def repair(folder: Path, as_json: bool) -> int:
+    """Move broken documents in FOLDER aside, and bring back the newest good copy of each.
+
+    In a mounted state, the snapshots that have a good one are named. No program may have FOLDER
+    open. Exits with 29 when a document is left without a good copy.
+    """
+    from statefs.state import checking
+
+    repairs = checking.repair_documents(folder)
+    is_lost = any(each.aside is not None and each.source is None for each in repairs)
+    if as_json:
+        print_json({"folder": str(folder), "repairs": [repair_document(each) for each in repairs]})
+        return StateDamaged.exit_code if is_lost else 0
+    for each in repairs:
+        print_line(each.done)
+        for path in each.snapshots:
+            print_line(f"{each.path}: a good one is {path}")
+    if not repairs:
+        print_line(f"{folder}: nothing to repair")
+    return StateDamaged.exit_code if is_lost else 0
+
+
+def repair_document(done: checking.Repair) -> dict[str, Any]:
+    """Return one repair as JSON shows it."""
+    return {
+        "path": str(done.path),
+        "done": done.done,
+        "aside": None if done.aside is None else str(done.aside),
+        "source": None if done.source is None else str(done.source),
+        "snapshots": [str(each) for each in done.snapshots],
+    }

@@ -1,0 +1,228 @@
+"""A folder of documents seen from outside: what is in it, what is broken, and putting it right.
+
+Works on any folder of a `JsonStore`, without knowing what its program means by the documents.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+from statefs.clock import Clock, SystemClock
+from statefs.durable import sync_folder, write_file
+from statefs.errors import NotInStore, StateDamaged
+from statefs.state.audit import AuditLog
+from statefs.state.copies import copies_of, place_aside
+from statefs.state.documents import Form, current_text, decoded, read_bytes
+from statefs.state.identifiers import file_name_of, name_of_file
+from statefs.state.json_store import LOCK, SUFFIX, Envelope, document_names
+from statefs.state.locks import ProcessLock
+from statefs.state.snapshots import mounted_folder
+
+AUDIT: Final = ".audit.log"
+"""The journal of repairs."""
+FILE_MODE: Final = 0o600
+FOLDER_MODE: Final = 0o700
+SNAPSHOTS_NAMED_MAX: Final = 5
+"""Of those that have a good version of a broken document: enough to choose from."""
+
+_ANY_DOCUMENT: Final = Form(Envelope[dict[str, Any]], version=None)
+
+
+class Entry(NamedTuple):
+    """A document in a list.
+
+    Args:
+        name: of the document.
+        bytes: of its file.
+        changed_ns: when its file was last replaced, since 1970.
+        copies: kept in `backups/`.
+        keys: it has; None where it is broken.
+        damage: what is wrong with it; None for a sound one.
+    """
+
+    name: str
+    bytes: int
+    changed_ns: int
+    copies: int
+    keys: int | None
+    damage: str | None
+
+
+class Problem(NamedTuple):
+    """Something in a folder that should not be so.
+
+    Args:
+        path: of the file or folder.
+        message: on one line, with file and line.
+        lost: whether a document cannot be read; else others can read it.
+    """
+
+    path: Path
+    message: str
+    lost: bool
+
+
+class Repair(NamedTuple):
+    """What was done about one problem.
+
+    Args:
+        path: of the file or folder.
+        done: on one line.
+        aside: where the broken file is now; None where nothing was moved.
+        source: the copy that took its place; None where there was none.
+        snapshots: paths of good versions in the snapshots of the mounted state, the newest first.
+    """
+
+    path: Path
+    done: str
+    aside: Path | None = None
+    source: Path | None = None
+    snapshots: tuple[Path, ...] = ()
+
+
+def list_documents(folder: Path) -> list[Entry]:
+    """Return what documents a folder has, broken ones too, in the order of the alphabet.
+
+    Raises:
+        NotInStore: there is no such folder.
+    """
+    _require_folder(folder)
+    return [_entry(folder, name) for name in document_names(folder)]
+
+
+def _entry(folder: Path, name: str) -> Entry:
+    path = folder / file_name_of(name, SUFFIX)
+    status, keys, damage = path.stat(), None, None
+    try:
+        keys = len(read_values(path))
+    except StateDamaged as error:
+        damage = str(error)
+    copies = len(copies_of(path))
+    return Entry(name, status.st_size, status.st_mtime_ns, copies, keys, damage)
+
+
+def show_document(folder: Path, name: str, key: str | None = None) -> Any:
+    """Return the keys and values of a document, or the value of one key.
+
+    Raises:
+        NotInStore: there is no such folder, document or key.
+        StateDamaged: it is broken; the message names file and line.
+    """
+    _require_folder(folder)
+    try:
+        values = read_values(folder / file_name_of(name, SUFFIX, "document"))
+    except FileNotFoundError:
+        known = ", ".join(document_names(folder)) or "none"
+        raise NotInStore(f"{folder} has no document '{name}'; there are: {known}") from None
+    if key is not None and key not in values:
+        raise NotInStore(f"the document '{name}' in {folder} has no key '{key}'")
+    return values if key is None else values[key]
+
+
+def read_values(path: Path) -> dict[str, Any]:
+    """Return the values in the file of a document, of whatever version.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StateDamaged: it is broken.
+    """
+    text = current_text(read_bytes(path), path, _ANY_DOCUMENT).text
+    return decoded(text, path, _ANY_DOCUMENT.type).values
+
+
+def check_documents(folder: Path) -> list[Problem]:
+    """Return everything that is wrong in a folder; nothing is changed.
+
+    Raises:
+        NotInStore: there is no such folder.
+    """
+    _require_folder(folder)
+    found = [*_mode_problems(folder, FOLDER_MODE)]
+    for name in document_names(folder):
+        path = folder / file_name_of(name, SUFFIX)
+        found += _mode_problems(path, FILE_MODE)
+        try:
+            read_values(path)
+        except StateDamaged as error:
+            found.append(Problem(path, str(error), lost=True))
+    return found + [
+        Problem(path, f"{path}: no document is called so", lost=False)
+        for path in sorted(folder.glob(f"*{SUFFIX}"))
+        if name_of_file(path.name, SUFFIX) is None and not path.name.startswith(".")
+    ]
+
+
+def _mode_problems(path: Path, mode: int) -> Iterator[Problem]:
+    found = stat.S_IMODE(path.stat().st_mode)
+    if found & ~mode & 0o077:
+        message = f"{path}: its mode is {found:04o}, so that others get at it; {mode:04o} is right"
+        yield Problem(path, message, lost=False)
+
+
+def repair_documents(folder: Path, clock: Clock | None = None) -> list[Repair]:
+    """Put right what `check_documents` finds: modes, and broken documents.
+
+    A broken document is moved aside. The newest good copy takes its place; in a mounted state,
+    where snapshots stand for copies, those that have it are named instead.
+
+    Raises:
+        StoreLocked: a program has the store open.
+        NotInStore: there is no such folder.
+    """
+    _require_folder(folder)
+    clock = clock or SystemClock()
+    with ProcessLock(folder / LOCK):
+        problems = check_documents(folder)
+        if not problems:
+            return []
+        with AuditLog(folder / AUDIT, clock) as audit:
+            return [_repaired(problem, audit, clock) for problem in problems]
+
+
+def _repaired(problem: Problem, audit: AuditLog, clock: Clock) -> Repair:
+    path = problem.path
+    with audit.action("repair", path=path.name, problem=problem.message):
+        if problem.lost:
+            return _replaced(path, clock)
+        mode = FOLDER_MODE if path.is_dir() else FILE_MODE
+        if stat.S_IMODE(path.stat().st_mode) & ~mode & 0o077:
+            os.chmod(path, mode)
+            return Repair(path, f"{path}: its mode is {mode:04o} now")
+        return Repair(path, f"{path}: left as it is; rename it or move it away")
+
+
+def _replaced(path: Path, clock: Clock) -> Repair:
+    """Put a copy in place of a broken document, which is never gone before it lies elsewhere."""
+    aside = place_aside(path, clock)
+    write_file(aside, read_bytes(path))
+    mounted = mounted_folder(path.parent)
+    past = mounted.past_of(path.name) if mounted is not None else iter(())
+    snapshots = tuple(islice(_good_ones(past), SNAPSHOTS_NAMED_MAX))
+    moved = f"{path}: moved to {aside.name}"
+    copy = next(_good_ones(copies_of(path)), None)
+    if copy is None:
+        path.unlink()
+        sync_folder(path.parent)
+        return Repair(path, f"{moved}; there is no good copy", aside, None, snapshots)
+    write_file(path, read_bytes(copy))
+    done = f"{moved}; {copy.parent.name}/{copy.name} has taken its place"
+    return Repair(path, done, aside, copy, snapshots)
+
+
+def _good_ones(paths: Iterable[Path]) -> Iterator[Path]:
+    for path in paths:
+        try:
+            read_values(path)
+        except (StateDamaged, FileNotFoundError):
+            continue
+        yield path
+
+
+def _require_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise NotInStore(f"there is no folder {folder}")

@@ -1,0 +1,213 @@
+"""JSON documents with a version: read strictly, brought up to date, written durably.
+
+Whatever is wrong with one is told with its file and line. Knows nothing of what documents mean.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from json.decoder import JSONDecoder
+from pathlib import Path
+from typing import Any, Final, Generic, NamedTuple, TypeVar
+
+import msgspec
+
+from statefs.durable import open_plain, write_file
+from statefs.errors import NewerStore, StateDamaged
+
+T = TypeVar("T")
+Migration = Callable[[dict[str, Any]], dict[str, Any]]
+"""Makes the document of one version into that of the next; changes nothing else."""
+
+_BLANKS: Final = re.compile(r"[ \t\r\n]*")
+_BYTE: Final = re.compile(r" \(byte (\d+)\)$")
+_AT: Final = re.compile(r" - at `\$(.*)`$")
+_STEP: Final = re.compile(r"\[(\d+)\]|(\[\.\.\.\])|\.([^.\[]+)")
+_UNKNOWN: Final = re.compile(r"unknown field `(.*)`$")
+_ANY: Final = "[...]"
+"""How msgspec names a member of a dict: it does not say which."""
+
+
+@dataclass(frozen=True)
+class Form(Generic[T]):
+    """What a kind of document looks like, and how older ones become that.
+
+    Args:
+        type: of the whole document, a msgspec type whose JSON has the field `version`.
+        version: the newest; None takes any version as it is.
+        migrations: by the version that each takes; without gaps up to `version`.
+    """
+
+    type: type[T]
+    version: int | None = 1
+    migrations: Mapping[int, Migration] = field(default_factory=dict)
+
+
+class Current(NamedTuple):
+    """A document's text, in the newest version.
+
+    Args:
+        text: JSON.
+        was_version: what it was migrated from; None where it was not.
+    """
+
+    text: str
+    was_version: int | None
+
+
+class _Head(msgspec.Struct):
+    version: int
+
+
+def read_document(path: Path, form: Form[T]) -> T:
+    """Return a document, migrated in memory where it is older; the file stays as it is.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StateDamaged: it breaks its form; the message names file and line.
+        NewerStore: a newer program has written it.
+    """
+    current = current_text(read_bytes(path), path, form)
+    return decoded(current.text, path, form.type)
+
+
+def write_document(path: Path, document: msgspec.Struct) -> None:
+    """Put a document in place of a file, whole or not at all, durable when this returns."""
+    write_file(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return the bytes of a file; no link is followed, no pipe waited for.
+
+    Raises:
+        OSError: it cannot be read, FileNotFoundError among them.
+    """
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        return file.read()
+
+
+def current_text(data: bytes, path: Path, form: Form[Any]) -> Current:
+    """Return the text of a document in the version of its form.
+
+    Args:
+        data: the file's bytes.
+        path: of the file, for messages.
+        form: whose version and migrations are used; its type is not looked at.
+
+    Raises:
+        StateDamaged: no JSON object with a version, or a version that nothing leads from.
+        NewerStore: the version is beyond the form's.
+    """
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise StateDamaged(f"{path}, line {line}: not UTF-8") from None
+    version = decoded(text, path, _Head).version
+    if form.version is None or version == form.version:
+        return Current(text, None)
+    if version > form.version:
+        raise NewerStore(
+            f"{path} has version {version} and this program knows {form.version}: use a newer one"
+        )
+    document = json.loads(text)
+    for step in range(version, form.version):
+        migration = form.migrations.get(step)
+        if migration is None:
+            raise StateDamaged(f"{path} has version {step}, from which nothing leads on")
+        document = migration(document) | {"version": step + 1}
+    return Current(json.dumps(document, ensure_ascii=False), version)
+
+
+def decoded(text: str, path: Path, type_: type[T]) -> T:
+    """Return what a text says, strictly.
+
+    Raises:
+        StateDamaged: it is no JSON, or not of that type; the message names file and line.
+    """
+    try:
+        return msgspec.json.decode(text, type=type_)
+    except msgspec.DecodeError as error:
+        message, offset = _explained(text, type_, error)
+    line = text.count("\n", 0, offset) + 1
+    if not message.startswith("JSON"):
+        message = f"{message[:1].lower()}{message[1:]}"
+    raise StateDamaged(f"{path}, line {line}: {message}")
+
+
+def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, int]:
+    """Return what is wrong and where in the text, counted in characters."""
+    message = str(error)
+    if not isinstance(error, msgspec.ValidationError):
+        hit = _BYTE.search(message)
+        if hit is None:
+            return message, len(text.rstrip())
+        return message[: hit.start()], len(text.encode()[: int(hit[1])].decode(errors="ignore"))
+    hit = _AT.search(message)
+    steps: list[str | int] = []
+    if hit is not None:
+        message = message[: hit.start()] + f" at {hit[1].lstrip('.')}"
+        steps = [int(one) if one else each or key for one, each, key in _STEP.findall(hit[1])]
+    unknown = _UNKNOWN.search(str(error)[: hit.start()] if hit is not None else message)
+    if unknown is not None:
+        steps.append(unknown[1])
+    return message, _offset_of(text, steps, type_)
+
+
+def _offset_of(text: str, steps: Sequence[str | int], type_: Any) -> int:
+    """Return where the value at a path begins; where a step leads nowhere, the one around it."""
+    at = _after_blanks(text, 0)
+    for step in steps:
+        for member in _members(text, at):
+            is_it = _is_guilty(text, at, member, type_) if step == _ANY else member.key == step
+            if is_it:
+                at = member.begin
+                break
+        else:
+            return at
+    return at
+
+
+class _Member(NamedTuple):
+    key: str | int
+    begin: int
+    end: int
+
+
+def _members(text: str, at: int) -> Iterator[_Member]:
+    """Return the members of the array or object that begins at `at`; of anything else, none."""
+    if text[at : at + 1] not in ("[", "{"):
+        return
+    is_object, decoder, count = text[at] == "{", JSONDecoder(), 0
+    at = _after_blanks(text, at + 1)
+    while text[at] not in "]}":
+        key: str | int = count
+        if is_object:
+            key, at = decoder.raw_decode(text, at)
+            at = _after_blanks(text, _after_blanks(text, at) + 1)
+        _, end = decoder.raw_decode(text, at)
+        yield _Member(key, at, end)
+        at, count = _after_blanks(text, end), count + 1
+        if text[at] == ",":
+            at = _after_blanks(text, at + 1)
+
+
+def _is_guilty(text: str, at: int, member: _Member, type_: Any) -> bool:
+    """Return whether the document is wrong with this member alone in the object at `at`."""
+    _, end = JSONDecoder().raw_decode(text, at)
+    alone = f"{{{json.dumps(member.key)}: {text[member.begin : member.end]}}}"
+    try:
+        msgspec.json.decode(text[:at] + alone + text[end:], type=type_)
+    except msgspec.DecodeError:
+        return True
+    return False
+
+
+def _after_blanks(text: str, at: int) -> int:
+    found = _BLANKS.match(text, at)
+    assert found is not None
+    return found.end()

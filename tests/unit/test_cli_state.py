@@ -1,0 +1,158 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from statefs.state import JsonStore
+from statefs.state.checking import check_documents, repair_documents
+from statefs.state.copies import copies_of
+from tests.harness.killed_calls import Acknowledge, each_kill
+from tests.unit.cli_fakes import call
+from tests.unit.test_cli_documentation import example_document, shape
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder with two documents, of which `settings` has a copy."""
+    folder = tmp_path / "shop"
+    for number in (1, 2):
+        with JsonStore(folder) as store:
+            store.save("settings", {"theme": "dark", "number": number})
+    with JsonStore(folder) as store:
+        store.set("mcp-servers", "a/b", {"port": 1})
+    return folder
+
+
+def break_settings(folder: Path) -> None:
+    """Do what an editor may do."""
+    path = folder / "settings.json"
+    path.write_text(path.read_text().replace('"dark"', "dark"))
+
+
+def test_documents_are_listed_and_shown(folder: Path, capsys: Capture) -> None:
+    """Names, keys and copies; a document, and one of its keys."""
+    rows = call(capsys, "state", "list", folder).out.splitlines()
+    assert [row.split()[:2] for row in rows] == [
+        ["NAME", "KEYS"], ["mcp-servers", "1"], ["settings", "2"]]  # fmt: skip
+    shown = json.loads(call(capsys, "state", "show", folder, "settings").out)
+    assert shown == {"theme": "dark", "number": 2}
+    assert call(capsys, "state", "show", folder, "mcp-servers", "a/b").out.split() == [
+        "{", '"port":', "1", "}"]  # fmt: skip
+
+
+def test_what_is_not_there_is_named(folder: Path, capsys: Capture) -> None:
+    """A folder, a document, a key: exit code 30, and what there is."""
+    for words, said in (
+        (("list", folder / "no"), "there is no folder"),
+        (("check", folder / "no"), "there is no folder"),
+        (("repair", folder / "no"), "there is no folder"),
+        (("show", folder, "setings"), "there are: mcp-servers, settings"),
+        (("show", folder, "settings", "x"), "has no key 'x'"),
+    ):
+        done = call(capsys, "state", *words)
+        assert done.exit_code == 30 and said in done.err
+    assert call(capsys, "state").exit_code == 2
+    assert call(capsys, "state", "lits", folder).exit_code == 2
+
+
+def test_a_sound_folder_is_told_so_while_a_program_has_it_open(
+    folder: Path, capsys: Capture
+) -> None:
+    """And a repair is refused then, with the pid."""
+    with JsonStore(folder):
+        assert call(capsys, "state", "check", folder).out == f"{folder}: no problems found\n"
+        assert call(capsys, "state", "repair", folder).exit_code == 6
+    done = call(capsys, "state", "repair", folder)
+    assert (done.exit_code, done.out) == (0, f"{folder}: nothing to repair\n")
+
+
+def test_a_broken_document_is_named_then_the_newest_good_copy_takes_its_place(
+    folder: Path, capsys: Capture
+) -> None:
+    """What was broken stays beside it, a copy that is broken too is passed over."""
+    with JsonStore(folder) as store:
+        store.set("settings", "number", 3)
+    newest, older = copies_of(folder / "settings.json")
+    newest.write_text("{")
+    break_settings(folder)
+    broken = (folder / "settings.json").read_bytes()
+    done = call(capsys, "state", "check", folder)
+    assert done.exit_code == 29
+    assert f"{folder}/settings.json, line 4: JSON is malformed" in done.out
+    assert "settings.json, line 4" in call(capsys, "state", "list", folder).out
+    assert call(capsys, "state", "show", folder, "settings").exit_code == 29
+    done = call(capsys, "state", "repair", folder)
+    assert done.exit_code == 0 and f"backups/{older.name} has taken its place" in done.out
+    assert call(capsys, "state", "check", folder).exit_code == 0
+    with JsonStore(folder) as store:
+        assert store.all("settings") == {"theme": "dark", "number": 1}
+        assert store.names() == ["mcp-servers", "settings"]
+    [aside] = folder.glob("settings.json.broken-*")
+    assert aside.read_bytes() == broken
+    lines = (folder / ".audit.log").read_text().splitlines()
+    records = [json.loads(line.split(" ", 2)[2]) for line in lines]
+    assert [(each["event"], each.get("what")) for each in records] == [
+        ("begun", "repair"), ("done", None)]  # fmt: skip
+
+
+def test_a_document_without_a_good_copy_is_moved_aside_and_told_as_lost(
+    folder: Path, capsys: Capture
+) -> None:
+    """Exit code 29; the program starts with an empty one."""
+    (folder / "mcp-servers.json").write_bytes(b"\xff")
+    done = call(capsys, "state", "repair", folder)
+    assert done.exit_code == 29 and "there is no good copy" in done.out
+    assert call(capsys, "state", "check", folder).exit_code == 0
+    with JsonStore(folder) as store:
+        assert store.all("mcp-servers") == {}
+
+
+def test_modes_that_let_others_in_are_named_and_put_right(folder: Path, capsys: Capture) -> None:
+    """And a file that no document is called by is left as it is."""
+    folder.chmod(0o755)
+    (folder / "settings.json").chmod(0o644)
+    (folder / "a:b.json").write_text("{}")
+    done = call(capsys, "state", "check", folder)
+    assert done.exit_code == 29 and len(done.out.splitlines()) == 3
+    assert "0755, so that others get at it; 0700 is right" in done.out
+    assert call(capsys, "state", "repair", folder).exit_code == 0
+    done = call(capsys, "state", "check", folder)
+    assert done.out == f"{folder}/a:b.json: no document is called so\n"
+    assert folder.stat().st_mode & 0o777 == 0o700
+
+
+def test_the_json_shown_of_a_folder_is_what_is_printed(folder: Path, capsys: Capture) -> None:
+    """Same keys in the same order, of a list and of a check that found something."""
+    printed = json.loads(call(capsys, "state", "list", folder, "--json").out)
+    assert shape(printed) == shape(example_document("state list"))
+    break_settings(folder)
+    printed = json.loads(call(capsys, "state", "check", folder, "--json").out)
+    assert shape(printed) == shape(example_document("state check"))
+    assert re.search("line 4", printed["problems"][0]["message"])
+    [repair] = json.loads(call(capsys, "state", "repair", folder, "--json").out)["repairs"]
+    assert list(repair) == ["path", "done", "aside", "source", "snapshots"]
+
+
+@pytest.mark.usefixtures("no_waiting_for_disks")
+def test_a_kill_at_every_write_of_a_repair_loses_no_document(folder: Path) -> None:
+    """The broken file is there until it lies elsewhere, and the next repair comes to the end."""
+    path = folder / "settings.json"
+    break_settings(folder)
+    broken = path.read_bytes()
+
+    def work(_acknowledge: Acknowledge) -> None:
+        repair_documents(folder)
+
+    for killed in each_kill(work):
+        kept = [each.read_bytes() for each in folder.glob("settings.json*")]
+        assert broken in kept, killed
+        repair_documents(folder)
+        assert check_documents(folder) == []
+        for each in folder.glob("settings.json.broken-*"):
+            each.unlink()
+        path.write_bytes(broken)

@@ -30,6 +30,7 @@
     ├── Unhealthy                   exit 28  EIO      `statefs health` has found something wrong
     ├── StateDamaged                exit 29  EIO      a file of a state store is broken
     ├── NotInStore                  exit 30  ENOENT   a state store has nothing of that name
+    ├── WrongKey                    exit 31  EACCES   the key does not open a state store
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -267,6 +268,13 @@ class NotInStore(StatefsError):
 
     exit_code = 30
     errno = _errno.ENOENT
+
+
+class WrongKey(StatefsError):
+    """An encrypted state store was made with another key than the one given."""
+
+    exit_code = 31
+    errno = _errno.EACCES
 
 
 def refusal(error: OSError, place: object = None) -> StatefsError:

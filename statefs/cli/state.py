@@ -62,6 +62,7 @@ def entry_document(entry: checking.Entry) -> dict[str, Any]:
     """Return one document of the list as JSON shows it."""
     return {
         "name": entry.name,
+        "encrypted": entry.encrypted,
         "keys": entry.keys,
         "bytes": entry.bytes,
         "changed": iso_time(entry.changed_ns),
@@ -74,12 +75,19 @@ def entry_cells(entry: checking.Entry) -> list[str]:
     """Return one document of the list as cells of the table."""
     return [
         entry.name,
-        "" if entry.keys is None else count_text(entry.keys),
+        keys_text(entry),
         size_text(entry.bytes),
         str(entry.copies),
         local_text(iso_time(entry.changed_ns)),
         entry.damage or "",
     ]
+
+
+def keys_text(entry: checking.Entry) -> str:
+    """Return how many keys a document has, or why nobody can say."""
+    if entry.keys is not None:
+        return count_text(entry.keys)
+    return "encrypted" if entry.encrypted else ""
 
 
 @command.command(

@@ -14,17 +14,16 @@ from typing import Any, Final, NamedTuple
 
 from statefs.clock import Clock, SystemClock
 from statefs.durable import sync_folder, write_file
-from statefs.errors import NotInStore, StateDamaged
+from statefs.errors import NotInStore, StateDamaged, UsageError
 from statefs.state.audit import AuditLog
 from statefs.state.copies import copies_of, place_aside
-from statefs.state.documents import Form, current_text, decoded, read_bytes
+from statefs.state.documents import Form, current_text, decoded, read_bytes, read_document
 from statefs.state.identifiers import file_name_of, name_of_file
-from statefs.state.json_store import LOCK, SUFFIX, Envelope, document_names
+from statefs.state.json_store import AUDIT, LOCK, SUFFIX, Envelope, document_names
+from statefs.state.keyring import ENCRYPTED_FORM, KEYRING, KEYRING_FORM
 from statefs.state.locks import ProcessLock
 from statefs.state.snapshots import mounted_folder
 
-AUDIT: Final = ".audit.log"
-"""The journal of repairs."""
 FILE_MODE: Final = 0o600
 FOLDER_MODE: Final = 0o700
 SNAPSHOTS_NAMED_MAX: Final = 5
@@ -38,14 +37,16 @@ class Entry(NamedTuple):
 
     Args:
         name: of the document.
+        encrypted: so that nobody knows its keys here.
         bytes: of its file.
         changed_ns: when its file was last replaced, since 1970.
         copies: kept in `backups/`.
-        keys: it has; None where it is broken.
+        keys: it has; None where it is broken or encrypted.
         damage: what is wrong with it; None for a sound one.
     """
 
     name: str
+    encrypted: bool
     bytes: int
     changed_ns: int
     copies: int
@@ -99,11 +100,14 @@ def _entry(folder: Path, name: str) -> Entry:
     path = folder / file_name_of(name, SUFFIX)
     status, keys, damage = path.stat(), None, None
     try:
-        keys = len(read_values(path))
+        values = read_values(path)
+        keys = None if values is None else len(values)
     except StateDamaged as error:
         damage = str(error)
     copies = len(copies_of(path))
-    return Entry(name, status.st_size, status.st_mtime_ns, copies, keys, damage)
+    return Entry(
+        name, is_encrypted(folder), status.st_size, status.st_mtime_ns, copies, keys, damage
+    )
 
 
 def show_document(folder: Path, name: str, key: str | None = None) -> Any:
@@ -111,6 +115,7 @@ def show_document(folder: Path, name: str, key: str | None = None) -> Any:
 
     Raises:
         NotInStore: there is no such folder, document or key.
+        UsageError: it is encrypted.
         StateDamaged: it is broken; the message names file and line.
     """
     _require_folder(folder)
@@ -119,18 +124,32 @@ def show_document(folder: Path, name: str, key: str | None = None) -> Any:
     except FileNotFoundError:
         known = ", ".join(document_names(folder)) or "none"
         raise NotInStore(f"{folder} has no document '{name}'; there are: {known}") from None
+    if values is None:
+        raise UsageError(f"{folder} is encrypted: only a program that has its key can show it")
     if key is not None and key not in values:
         raise NotInStore(f"the document '{name}' in {folder} has no key '{key}'")
     return values if key is None else values[key]
 
 
-def read_values(path: Path) -> dict[str, Any]:
-    """Return the values in the file of a document, of whatever version.
+def is_encrypted(folder: Path) -> bool:
+    """Return whether a folder is one of an `EncryptedJsonStore`."""
+    return (folder / KEYRING).exists()
+
+
+def read_values(path: Path, encrypted: bool | None = None) -> dict[str, Any] | None:
+    """Return the values in the file of a document, of whatever version; None of an encrypted one.
+
+    Args:
+        path: of the file.
+        encrypted: whether it has to be; None looks at the folder it lies in.
 
     Raises:
         FileNotFoundError: there is none.
         StateDamaged: it is broken.
     """
+    if is_encrypted(path.parent) if encrypted is None else encrypted:
+        read_document(path, ENCRYPTED_FORM)
+        return None
     text = current_text(read_bytes(path), path, _ANY_DOCUMENT).text
     return decoded(text, path, _ANY_DOCUMENT.type).values
 
@@ -143,6 +162,8 @@ def check_documents(folder: Path) -> list[Problem]:
     """
     _require_folder(folder)
     found = [*_mode_problems(folder, FOLDER_MODE)]
+    if is_encrypted(folder):
+        found += _keyring_problems(folder / KEYRING)
     for name in document_names(folder):
         path = folder / file_name_of(name, SUFFIX)
         found += _mode_problems(path, FILE_MODE)
@@ -155,6 +176,14 @@ def check_documents(folder: Path) -> list[Problem]:
         for path in sorted(folder.glob(f"*{SUFFIX}"))
         if name_of_file(path.name, SUFFIX) is None and not path.name.startswith(".")
     ]
+
+
+def _keyring_problems(path: Path) -> Iterator[Problem]:
+    yield from _mode_problems(path, FILE_MODE)
+    try:
+        read_document(path, KEYRING_FORM)
+    except StateDamaged as error:
+        yield Problem(path, str(error), lost=False)
 
 
 def _mode_problems(path: Path, mode: int) -> Iterator[Problem]:
@@ -193,7 +222,7 @@ def _repaired(problem: Problem, audit: AuditLog, clock: Clock) -> Repair:
         if stat.S_IMODE(path.stat().st_mode) & ~mode & 0o077:
             os.chmod(path, mode)
             return Repair(path, f"{path}: its mode is {mode:04o} now")
-        return Repair(path, f"{path}: left as it is; rename it or move it away")
+        return Repair(path, f"{path}: left as it is; move it away, or put back what it was")
 
 
 def _replaced(path: Path, clock: Clock) -> Repair:
@@ -202,9 +231,10 @@ def _replaced(path: Path, clock: Clock) -> Repair:
     write_file(aside, read_bytes(path))
     mounted = mounted_folder(path.parent)
     past = mounted.past_of(path.name) if mounted is not None else iter(())
-    snapshots = tuple(islice(_good_ones(past), SNAPSHOTS_NAMED_MAX))
+    encrypted = is_encrypted(path.parent)
+    snapshots = tuple(islice(_good_ones(past, encrypted), SNAPSHOTS_NAMED_MAX))
     moved = f"{path}: moved to {aside.name}"
-    copy = next(_good_ones(copies_of(path)), None)
+    copy = next(_good_ones(copies_of(path), encrypted), None)
     if copy is None:
         path.unlink()
         sync_folder(path.parent)
@@ -214,10 +244,10 @@ def _replaced(path: Path, clock: Clock) -> Repair:
     return Repair(path, done, aside, copy, snapshots)
 
 
-def _good_ones(paths: Iterable[Path]) -> Iterator[Path]:
+def _good_ones(paths: Iterable[Path], encrypted: bool) -> Iterator[Path]:
     for path in paths:
         try:
-            read_values(path)
+            read_values(path, encrypted)
         except (StateDamaged, FileNotFoundError):
             continue
         yield path

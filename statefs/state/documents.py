@@ -27,6 +27,8 @@ _BLANKS: Final = re.compile(r"[ \t\r\n]*")
 _BYTE: Final = re.compile(r" \(byte (\d+)\)$")
 _AT: Final = re.compile(r" - at `\$(.*)`$")
 _STEP: Final = re.compile(r"\[(\d+)\]|(\[\.\.\.\])|\.([^.\[]+)")
+_QUOTED: Final = re.compile(r"(?<=alue) '.*'(?=$| - at `)", re.DOTALL)
+"""What msgspec quotes of the content, which may be a secret: "Invalid enum value '...'"."""
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`$")
 _ANY: Final = "[...]"
 """How msgspec names a member of a dict: it does not say which."""
@@ -105,8 +107,12 @@ def current_text(data: bytes, path: Path, form: Form[Any]) -> Current:
     try:
         text = data.decode()
     except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise StateDamaged(f"{path}, line {line}: not UTF-8") from None
+        wrong_at = error.start
+    else:
+        wrong_at = -1
+    # Raised here, so that no error is carried along that has the content in it.
+    if wrong_at >= 0:
+        raise StateDamaged(f"{path}, line {data.count(10, 0, wrong_at) + 1}: not UTF-8")
     version = decoded(text, path, _Head).version
     if form.version is None or version == form.version:
         return Current(text, None)
@@ -141,7 +147,7 @@ def decoded(text: str, path: Path, type_: type[T]) -> T:
 
 def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, int]:
     """Return what is wrong and where in the text, counted in characters."""
-    message = str(error)
+    message = _QUOTED.sub("", str(error))
     if not isinstance(error, msgspec.ValidationError):
         hit = _BYTE.search(message)
         if hit is None:
@@ -152,7 +158,7 @@ def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, 
     if hit is not None:
         message = message[: hit.start()] + f" at {hit[1].lstrip('.')}"
         steps = [int(one) if one else each or key for one, each, key in _STEP.findall(hit[1])]
-    unknown = _UNKNOWN.search(str(error)[: hit.start()] if hit is not None else message)
+    unknown = _UNKNOWN.search(message.partition(" at ")[0])
     if unknown is not None:
         steps.append(unknown[1])
     return message, _offset_of(text, steps, type_)

@@ -33,6 +33,8 @@ V = TypeVar("V")
 SUFFIX: Final = ".json"
 LOCK: Final = ".lock"
 """Of a store; no document's file begins with a dot."""
+AUDIT: Final = ".audit.log"
+"""The journal of what was done to a store as a whole."""
 
 SETTLED_NS: Final = 50_000_000
 """A file that is younger may be followed by one with the same stamp: file times advance in steps of

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from statefs.state import JsonStore
+from statefs.state import EncryptedJsonStore, JsonStore, make_key_file
 from statefs.state.checking import check_documents, repair_documents
 from statefs.state.copies import copies_of
 from tests.harness.killed_calls import Acknowledge, each_kill
@@ -136,6 +136,27 @@ def test_the_json_shown_of_a_folder_is_what_is_printed(folder: Path, capsys: Cap
     assert re.search("line 4", printed["problems"][0]["message"])
     [repair] = json.loads(call(capsys, "state", "repair", folder, "--json").out)["repairs"]
     assert list(repair) == ["path", "done", "aside", "source", "snapshots"]
+
+
+def test_encrypted_documents_are_listed_and_not_shown(tmp_path: Path, capsys: Capture) -> None:
+    """Their form is checked, a broken one gets its copy back, and it opens."""
+    folder, key = tmp_path / "credentials", make_key_file(tmp_path / "key")
+    for number in range(2):
+        with EncryptedJsonStore(folder, key) as store:
+            store.set("tokens", "a", number)
+    assert "encrypted" in call(capsys, "state", "list", folder).out
+    [listed] = json.loads(call(capsys, "state", "list", folder, "--json").out)["documents"]
+    assert (listed["encrypted"], listed["keys"], listed["damage"]) == (True, None, None)
+    done = call(capsys, "state", "show", folder, "tokens")
+    assert done.exit_code == 2 and "is encrypted" in done.err
+    assert call(capsys, "state", "check", folder).exit_code == 0
+    (folder / "tokens.json").write_text('{"version": 1, "values": {}}')
+    assert "tokens.json, line 1" in call(capsys, "state", "check", folder).out
+    assert call(capsys, "state", "repair", folder).exit_code == 0
+    with EncryptedJsonStore(folder, key) as store:
+        assert store.get("tokens", "a") == 0
+    (folder / "keyring").write_text("{")
+    assert "keyring, line 1" in call(capsys, "state", "check", folder).out
 
 
 @pytest.mark.usefixtures("no_waiting_for_disks")

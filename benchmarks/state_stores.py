@@ -1,0 +1,85 @@
+"""What the state stores cost, beside the calls they cannot do without, in one run.
+
+    python -m benchmarks.state_stores [FOLDER]
+
+Each `set` of a store is followed at once by the bare calls on the same bytes in the same folder, so
+that whatever else the machine does slows both. A ratio of 1.3 is the goal of issue 5.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from statefs.state import EncryptedJsonStore, JsonStore, Key
+
+VALUE: Final = "x" * 2048
+SETS: Final = 1000
+KEYS: Final = 100
+"""Different ones in the growing document, whose file is 2 KB to 200 KB."""
+
+
+def bare(path: Path, data: bytes, sync_folder: bool) -> None:
+    """Replace a file: write, fsync and rename, and with `sync_folder` make the name durable."""
+    temporary = path.with_name("bare.new")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    os.write(fd, data)
+    os.fsync(fd)
+    os.close(fd)
+    os.rename(temporary, path)
+    if sync_folder:
+        fd = os.open(path.parent, os.O_RDONLY)
+        os.fsync(fd)
+        os.close(fd)
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Return how long something took."""
+    began = time.perf_counter()
+    action()
+    return time.perf_counter() - began
+
+
+def measure(store: JsonStore, document: str, keys: int) -> tuple[list[float], ...]:
+    """Return the seconds of each set, of the bare calls, and of those with the folder's sync."""
+    path = store.folder / f"{document}.json"
+    took: tuple[list[float], ...] = ([], [], [])
+    for number in range(SETS):
+        key = f"key-{number % keys}"
+        took[0].append(seconds(lambda key=key: store.set(document, key, VALUE)))  # type: ignore[misc]
+        data = path.read_bytes()
+        for times, with_folder in ((took[1], False), (took[2], True)):
+            other = store.folder / "bare"
+            times.append(
+                seconds(lambda data=data, w=with_folder, other=other: bare(other, data, w))  # type: ignore[misc]
+            )
+    return took
+
+
+def main() -> None:
+    """Print a table."""
+    place = sys.argv[1] if len(sys.argv) > 1 else None
+    print(f"{SETS} sets of a 2 KB value; medians in ms, and ratios of the sums")
+    print(f"{'':34}{'set':>8}{'bare':>8}{'durable':>8}{'/bare':>8}{'/durable':>9}")
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        key = Key(bytes(32), False, "a benchmark")
+        for name, store in (
+            ("JsonStore", JsonStore(Path(folder) / "plain")),
+            ("EncryptedJsonStore", EncryptedJsonStore(Path(folder) / "encrypted", key)),
+        ):
+            with store:
+                for what, keys in (("one key", 1), (f"{KEYS} keys", KEYS)):
+                    took = measure(store, f"d{keys}", keys)
+                    medians = "".join(f"{statistics.median(each) * 1e3:8.2f}" for each in took)
+                    ratios = [sum(took[0]) / sum(each) for each in took[1:]]
+                    print(f"{name + ', ' + what:34}{medians}{ratios[0]:8.2f}{ratios[1]:9.2f}")
+
+
+if __name__ == "__main__":
+    main()

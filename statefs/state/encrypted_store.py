@@ -169,7 +169,7 @@ def _parsed_file(path: Path, data: bytes) -> Encrypted:
 
 def _encrypted_file(key: FileKey, document: str, plain: bytes) -> bytes:
     file = Encrypted(1, key.id, *encrypted(key, plain, _about(document)))
-    return msgspec.json.format(msgspec.json.encode(file)) + b"\n"
+    return msgspec.json.encode(file) + b"\n"
 
 
 def _about(document: str) -> bytes:

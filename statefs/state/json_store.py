@@ -84,11 +84,12 @@ class _Loaded(NamedTuple):
 
     Args:
         stamp: of the file it was read from; None where there is none.
-        values: JSON texts by key, so that nobody can change what he was given a part of.
+        lines: of the file, by key: nobody can change what he was given a part of, and a change
+            of one key encodes no other one.
     """
 
     stamp: _Stamp | None
-    values: Mapping[str, str]
+    lines: Mapping[str, bytes]
 
 
 _NOTHING: Final = _Loaded(None, MappingProxyType({}))
@@ -141,13 +142,12 @@ class JsonStore:
         Raises:
             StateDamaged, NewerStore: see `load`.
         """
-        text = self._current(document).values.get(key)
-        return default if text is None else msgspec.json.decode(text)
+        line = self._current(document).lines.get(key)
+        return default if line is None else _value_of(key, line)
 
     def all(self, document: str) -> dict[str, Any]:
         """Return all keys and values of a document, in the order they were first set."""
-        values = self._current(document).values
-        return {key: msgspec.json.decode(text) for key, text in values.items()}
+        return _values_of(self._current(document))
 
     def names(self) -> list[str]:
         """Return the names of the documents there are, in the order of the alphabet."""
@@ -160,18 +160,18 @@ class JsonStore:
             UsageError: JSON does not hold such a key or value, or the document's type does not.
             OSError: the disk refused; the document is as it was.
         """
-        text = _json_text(_checked_key(key), value)
+        line = _line_of(key, value)
         with self._mutex:
-            self._write(document, {**self._current(document).values, key: text})
+            self._write(document, {**self._current(document).lines, key: line})
 
     def delete(self, document: str, key: str) -> bool:
         """Remove a key; return whether it was there."""
         with self._mutex:
-            values = self._current(document).values
-            if key not in values:
+            lines = self._current(document).lines
+            if key not in lines:
                 self._require_writable()
                 return False
-            self._write(document, {each: text for each, text in values.items() if each != key})
+            self._write(document, {each: line for each, line in lines.items() if each != key})
             return True
 
     def load(self, document: str) -> dict[str, Any]:
@@ -183,9 +183,11 @@ class JsonStore:
             NewerStore: a newer program has written it.
         """
         with self._mutex:
-            if self._read(document).stamp is None:
-                raise NotInStore(f"{self.folder} has no document '{document}'")
-            return self.all(document)
+            self._require_open()
+            loaded = self._read(document)
+        if loaded.stamp is None:
+            raise NotInStore(f"{self.folder} has no document '{document}'")
+        return _values_of(loaded)
 
     def save(self, document: str, values: Mapping[str, Any] | None = None) -> None:
         """Write a document out; with `values`, they replace all it had, in one step.
@@ -194,11 +196,10 @@ class JsonStore:
             UsageError, OSError: see `set`.
         """
         with self._mutex:
-            if values is None:
-                texts = self._current(document).values
-            else:
-                texts = {key: _json_text(_checked_key(key), each) for key, each in values.items()}
-            self._write(document, texts)
+            lines = self._current(document).lines
+            if values is not None:
+                lines = {key: _line_of(key, each) for key, each in values.items()}
+            self._write(document, lines)
 
     def remove(self, document: str) -> None:
         """Remove a document; its copies stay.
@@ -240,8 +241,7 @@ class JsonStore:
 
     def _current(self, document: str) -> _Loaded:
         """Return a document as it is in memory, read anew where its file is another one now."""
-        if not self._is_open:
-            raise UsageError(f"the store {self.folder} has been closed")
+        self._require_open()
         loaded = self._documents.get(document)
         if loaded is not None and loaded.stamp == _stamp_of(self._path(document)):
             return loaded
@@ -268,25 +268,25 @@ class JsonStore:
         form = self._types.get(document, DocumentType()).form()
         plain = self._opened(document, path, data)
         text, was_version = current_text(plain, path, form)
-        values = checked_texts(text, path, form)
+        lines = _checked_lines(text, path, form)
         if was_version is not None and self._lock is not None:
             keep_before_migration(path, data, self._clock)
             self._copied.add(document)
-            write_file(path, self._sealed(document, _document_text(form, values)))
+            write_file(path, self._sealed(document, _document_text(form, lines)))
             _log.info("%s: brought from version %d to %s", path, was_version, form.version)
             stamp = _stamp_of(path) or stamp
-        return _Loaded(stamp, MappingProxyType(values))
+        return _Loaded(stamp, MappingProxyType(lines))
 
-    def _write(self, document: str, values: Mapping[str, str]) -> None:
+    def _write(self, document: str, lines: Mapping[str, bytes]) -> None:
         self._require_writable()
         path, described = self._path(document), self._types.get(document)
         form = (described or DocumentType()).form()
-        data = _document_text(form, values)
+        data = _document_text(form, lines)
         if described is not None:
             _require_type(document, data, form)
         self._copy_once(document, path)
         write_file(path, self._sealed(document, data))
-        self._documents[document] = _Loaded(_stamp_of(path), MappingProxyType(dict(values)))
+        self._documents[document] = _Loaded(_stamp_of(path), MappingProxyType(dict(lines)))
 
     def _copy_once(self, document: str, path: Path) -> None:
         """Keep what a document was before this process first changed it; or snapshots do."""
@@ -296,9 +296,12 @@ class JsonStore:
             keep_copy(path, read_bytes(path), self._clock)
         self._copied.add(document)
 
-    def _require_writable(self) -> None:
+    def _require_open(self) -> None:
         if not self._is_open:
             raise UsageError(f"the store {self.folder} has been closed")
+
+    def _require_writable(self) -> None:
+        self._require_open()
         if self._lock is None:
             raise UsageError(f"the store {self.folder} was opened to be read only")
 
@@ -317,15 +320,15 @@ def document_names(folder: Path) -> list[str]:
     return sorted(name for name in names if name is not None)
 
 
-def checked_texts(text: str, path: Path, form: Form[Any]) -> dict[str, str]:
-    """Return the values of a document as JSON texts, after a look at each of them.
+def _checked_lines(text: str, path: Path, form: Form[Any]) -> dict[str, bytes]:
+    """Return the values of a document as lines of its file, after a look at each of them.
 
     Raises:
         StateDamaged: the document breaks its form; the message names file and line.
     """
     decoded(text, path, form.type)
     raw = decoded(text, path, Envelope[dict[str, msgspec.Raw]])
-    return {key: bytes(each).decode() for key, each in raw.values.items()}
+    return {key: _head_of(key) + bytes(each) for key, each in raw.values.items()}
 
 
 def made_folder(folder: Path) -> None:
@@ -344,21 +347,30 @@ def _stamp_of(path: Path) -> _Stamp | None:
     return _Stamp(found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
 
 
-def _checked_key(key: object) -> str:
-    if not isinstance(key, str):
-        raise UsageError(f"a key is a text, not of type {type(key).__name__}")
-    return key
+def _head_of(key: str) -> bytes:
+    """Return how the line of a key begins."""
+    return b"    " + msgspec.json.encode(key) + b": "
 
 
-def _json_text(key: str, value: Any) -> str:
-    """Return a value as JSON.
+def _value_of(key: str, line: bytes) -> Any:
+    return msgspec.json.decode(memoryview(line)[len(_head_of(key)) :])
+
+
+def _values_of(loaded: _Loaded) -> dict[str, Any]:
+    return {key: _value_of(key, line) for key, line in loaded.lines.items()}
+
+
+def _line_of(key: object, value: Any) -> bytes:
+    """Return the line of a key in the file.
 
     Raises:
         UsageError: JSON does not hold it; the message does not quote it, for it may be a secret.
     """
+    if not isinstance(key, str):
+        raise UsageError(f"a key is a text, not of type {type(key).__name__}")
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=msgspec.to_builtins)
-        f"{key}{text}".encode()
+        return _head_of(key) + text.encode()
     except RecursionError:
         problem = "it contains itself"
     except TypeError:
@@ -367,19 +379,19 @@ def _json_text(key: str, value: Any) -> str:
         problem = "there is text in it that is not UTF-8"
     except ValueError:
         problem = "JSON has no NaN or infinity, and nothing may contain itself"
-    else:
-        return text
     # Raised here, so that the error does not carry the one that has the value in it.
     raise UsageError(f"the value of a key cannot be stored: {problem}")
 
 
-def _document_text(form: Form[Any], values: Mapping[str, str]) -> bytes:
+def _document_text(form: Form[Any], lines: Mapping[str, bytes]) -> bytes:
     """Return the file of a document: one key to a line, so that people can read and compare it."""
-    lines = ",\n".join(
-        f"    {json.dumps(key, ensure_ascii=False)}: {text}" for key, text in values.items()
-    )
-    body = f"{{\n{lines}\n  }}" if lines else "{}"
-    return f'{{\n  "version": {form.version},\n  "values": {body}\n}}\n'.encode()
+    head, end = f'{{\n  "version": {form.version},\n  "values": {{'.encode(), b"}\n}\n"
+    if not lines:
+        return head + end
+    parts = list(lines.values())
+    parts[0] = head + b"\n" + parts[0]
+    parts[-1] += b"\n  " + end
+    return b",\n".join(parts)  # the one copy that is made of all of it
 
 
 def _require_type(document: str, data: bytes, form: Form[Any]) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.apps.postgres_cluster import DATABASE, Cluster
+from tests.apps.postgres_cluster import Cluster
+from tests.apps.programs import run
 from tests.harness.accounts import make_private_folder, postgres_account
 from tests.harness.mounted_state import MountedState, mounted, open_folder
 
@@ -30,15 +31,33 @@ def app_state(disk: Path) -> Iterator[MountedState]:
 
 
 @pytest.fixture
-def cluster(app_state: MountedState, disk: Path) -> Cluster:
+def new_cluster(app_state: MountedState, disk: Path) -> Cluster:
     """A new cluster in volumes/dbdata of a mounted state, with pgbench's tables; stopped."""
-    account = postgres_account()
-    made = Cluster(app_state.current / "volumes" / "dbdata", disk / "s", account)
-    for folder in (made.data, made.disk):
-        make_private_folder(folder, account)
-    made.initialise()
-    with made.serving():
-        made.run("createdb", *made.server_options(), DATABASE)
-        made.run("pgbench", *made.server_options(), "-i", "-s", "1", "-q", DATABASE)
-        made.psql("CREATE TABLE acknowledged (n integer PRIMARY KEY, at timestamptz)")
+    made = cluster_in(app_state.current / "volumes" / "dbdata", disk / "s")
+    made.fill()
     return made
+
+
+@pytest.fixture(scope="session")
+def cluster_on_disk() -> Iterator[Cluster]:
+    """What `new_cluster` is, on the disk, for copying: making one takes most of a test's time."""
+    with open_folder("cluster") as folder:
+        made = cluster_in(folder / "dbdata", folder / "s")
+        made.fill()
+        yield made
+
+
+@pytest.fixture
+def cluster(app_state: MountedState, disk: Path, cluster_on_disk: Cluster) -> Cluster:
+    """What `new_cluster` is, copied into the mounted state."""
+    made = cluster_in(app_state.current / "volumes" / "dbdata", disk / "s")
+    run("cp", "-a", f"{cluster_on_disk.data}/.", made.data)
+    return made
+
+
+def cluster_in(data: Path, disk: Path) -> Cluster:
+    """Return a cluster to be, with its folders."""
+    account = postgres_account()
+    for folder in (data, disk):
+        make_private_folder(folder, account)
+    return Cluster(data, disk, account)

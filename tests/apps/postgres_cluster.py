@@ -64,6 +64,14 @@ class Cluster:
         options = ["-U", "postgres", "-A", "trust", "--data-checksums", "-E", "UTF8"]
         self.run("initdb", "-D", self.data, *options)
 
+    def fill(self) -> None:
+        """Make the data folder, pgbench's tables and one for what was acknowledged."""
+        self.initialise()
+        with self.serving():
+            self.run("createdb", *self.server_options(), DATABASE)
+            self.run("pgbench", *self.server_options(), "-i", "-s", "1", "-q", DATABASE)
+            self.psql("CREATE TABLE acknowledged (n integer PRIMARY KEY, at timestamptz)")
+
     @contextmanager
     def serving(self, *settings: str, ends_well: bool = True) -> Iterator[None]:
         """Run the server until the end of the block.

@@ -91,9 +91,10 @@ def check_copy(cluster: Cluster, snapshot: Path, last_known: int) -> int:
 
 
 def test_acknowledged_transactions_are_in_snapshots_taken_under_load(
-    app_state: MountedState, cluster: Cluster
+    app_state: MountedState, new_cluster: Cluster
 ) -> None:
     """A second server on a copy of each snapshot's volume recovers to all that was committed."""
+    cluster = new_cluster
     with cluster.serving():
         known = save_under_load(cluster, app_state)
         final = check_rows(cluster, max(known.values()))

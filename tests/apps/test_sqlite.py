@@ -153,7 +153,10 @@ def overwrite_by_map(path: Path) -> None:
 def test_a_large_database_overwritten_right_after_a_save(
     app_state: MountedState, disk: Path, overwrite: Callable[[Path], None]
 ) -> None:
-    """Current and snapshot equal, byte for byte, copies that never were in the mount."""
+    """Current and snapshot equal, byte for byte, copies that never were in the mount.
+
+    The case that corrupted fuse-overlayfs silently (its issue 475).
+    """
     before, after = disk / "before.db", disk / "after.db"
     make_large_database(before)
     shutil.copyfile(before, after)

@@ -194,11 +194,9 @@ def test_a_rewound_listing_sees_new_names(place: Path) -> None:
     os.close(descriptor)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(300)
-def test_a_directory_of_a_hundred_thousand(place: Path) -> None:
-    """All names are listed once, found by name, and go away again."""
-    total = 100_000
+def test_a_large_directory(place: Path) -> None:
+    """All names are listed once, found by name, and go away again (more: test_listing_large)."""
+    total = 10_000
     folder = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
     for number in range(total):
         os.mknod(f"{number:06}", 0o100644, dir_fd=folder)
@@ -206,7 +204,7 @@ def test_a_directory_of_a_hundred_thousand(place: Path) -> None:
     assert len(listed) == total and max(listed.values()) == 1
     for number in range(0, total, 997):
         assert os.stat(f"{number:06}", dir_fd=folder).st_size == 0
-    assert errno_of(lambda: os.stat("100000", dir_fd=folder)) == errno.ENOENT
+    assert errno_of(lambda: os.stat("010000", dir_fd=folder)) == errno.ENOENT
     for number in range(0, total, 10):
         os.unlink(f"{number:06}", dir_fd=folder)
     os.lseek(folder, 0, os.SEEK_SET)

@@ -4,14 +4,13 @@ import mmap
 import os
 import random
 import shutil
-import sqlite3
 from pathlib import Path
 
 import pytest
 
 from tests.harness.mounted_state import MountedState
 from tests.harness.sample_tree import change_everything, make_sample_tree
-from tests.harness.trees import capture, differences, digest_of
+from tests.harness.trees import capture, differences
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -207,38 +206,6 @@ def test_a_file_open_over_a_save_goes_on(shared_state: MountedState, folder: Pat
     assert first.read_bytes() == b"one "
     assert second.read_bytes() == b"one two "
     assert (folder / "f").read_bytes() == b"one two three"
-
-
-def test_a_large_database_overwritten_right_after_a_save(
-    shared_state: MountedState, folder: Path
-) -> None:
-    """90 MB of SQLite, partly updated at once, equal byte for byte in the snapshot and in current.
-
-    The case that corrupted fuse-overlayfs silently (its issue 475).
-    """
-    path = folder / "big.db"
-    database = sqlite3.connect(path)
-    database.execute("CREATE TABLE t (id INTEGER PRIMARY KEY, body BLOB)")
-    database.executemany(
-        "INSERT INTO t VALUES (?, ?)", ((n, os.urandom(9_000)) for n in range(10_000))
-    )
-    database.commit()
-    assert os.stat(path).st_size > 90_000_000
-    before = digest_of(path)
-    past = frozen(shared_state, folder) / "big.db"
-    database.execute("UPDATE t SET body = randomblob(9000) WHERE id % 7 = 3")
-    database.commit()
-    database.execute("DELETE FROM t WHERE id > 9000")
-    database.commit()
-    assert digest_of(past) == before
-    assert database.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    database.close()
-    again = sqlite3.connect(f"file:{past}?immutable=1", uri=True)
-    assert again.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
-    assert again.execute("SELECT count(*) FROM t").fetchone() == (10_000,)
-    again.close()
-    shutil.rmtree(folder)
-    assert digest_of(past) == before
 
 
 def test_runtime_is_left_out(shared_state: MountedState) -> None:

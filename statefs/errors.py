@@ -291,6 +291,13 @@ def refusal(error: OSError, place: object = None) -> StatefsError:
     return kind(f"{where}{error.strerror or error}{advice}")
 
 
+def unforeseen(error: BaseException) -> StatefsError:
+    """Return what to tell of an exception that nobody raised on purpose."""
+    if isinstance(error, OSError):
+        return refusal(error)
+    return StatefsError(f"internal error: {type(error).__name__}: {error}")
+
+
 class PosixError(StatefsError):
     """An operation on the tree failed in the way POSIX names; carries that errno.
 

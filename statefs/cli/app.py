@@ -18,7 +18,7 @@ import click
 from statefs import __version__
 from statefs.cli.explained import write_examples
 from statefs.cli.output import one_line
-from statefs.errors import PosixError, StatefsError, UsageError, refusal
+from statefs.errors import PosixError, StatefsError, UsageError, refusal, unforeseen
 
 COMMANDS: Final = {
     "init": "statefs.cli.init",
@@ -193,10 +193,9 @@ def explain(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if isinstance(error, click.ClickException):
         return explain_usage(error), UsageError.exit_code
-    if isinstance(error, OSError):
-        return explain(refusal(error))
-    hint = "" if os.environ.get("STATEFS_DEBUG") else "; STATEFS_DEBUG=1 shows where"
-    return f"internal error: {type(error).__name__}: {error}{hint}", StatefsError.exit_code
+    told, is_refusal = unforeseen(error), isinstance(error, OSError)
+    hint = "" if is_refusal or os.environ.get("STATEFS_DEBUG") else "; STATEFS_DEBUG=1 shows where"
+    return f"{told}{hint}", told.exit_code
 
 
 def explain_usage(error: click.ClickException) -> str:

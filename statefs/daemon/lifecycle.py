@@ -26,7 +26,7 @@ from statefs.control.server import Call, ControlServer
 from statefs.daemon.adopt import CoveredFiles
 from statefs.daemon.handover import Begin, Channel, Opened, Ready, Refused, Serve, Upgrade
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, undisturbed
-from statefs.errors import MountBusy, NotMounted, StatefsError
+from statefs.errors import MountBusy, NotMounted, StatefsError, unforeseen
 from statefs.fuse import session_loop
 from statefs.fuse.handshake import Greeting
 from statefs.layout import StoreLayout
@@ -140,7 +140,7 @@ def _raise_cause(group: BaseExceptionGroup[BaseException]) -> NoReturn:
     if isinstance(chosen, StatefsError) or not isinstance(chosen, Exception):
         raise chosen from None
     log.error("the mount ends because of an internal error", exc_info=group)
-    raise StatefsError(f"internal error: {type(chosen).__name__}: {chosen}") from None
+    raise unforeseen(chosen) from None
 
 
 async def _in_thread(call: Callable[[], T], keep: Collection[int] = ()) -> T:

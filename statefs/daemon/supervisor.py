@@ -52,6 +52,7 @@ from statefs.errors import (
     StaleMount,
     StatefsError,
     typed,
+    unforeseen,
 )
 from statefs.fuse.handshake import Greeting, ask_again, is_connected, read_init_request
 from statefs.layout import StoreLayout
@@ -129,7 +130,7 @@ def run_foreground(
         notice.fail(error)
         raise
     except BaseException as error:
-        notice.fail(StatefsError(f"internal error: {type(error).__name__}: {error}"))
+        notice.fail(unforeseen(error))
         raise
 
 

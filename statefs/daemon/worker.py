@@ -22,7 +22,7 @@ from statefs.daemon import lifecycle
 from statefs.daemon.handover import Begin, Channel, Ended, Failed, Loaded
 from statefs.daemon.process import prepare_process
 from statefs.daemon.service import Service as _Service  # noqa: F401 - loaded while nobody waits
-from statefs.errors import StatefsError
+from statefs.errors import StatefsError, unforeseen
 from statefs.fuse.handshake import WANTED
 from statefs.metadata.schema import FORMAT_VERSION
 
@@ -57,7 +57,7 @@ def main(end: socket.socket) -> int:
         _tell(channel, error)
         return error.exit_code
     except Exception as error:
-        _tell(channel, StatefsError(f"internal error: {type(error).__name__}: {error}"))
+        _tell(channel, unforeseen(error))
         raise
     with suppress(BrokenPipeError):  # the supervisor has gone before
         channel.send(Ended())

@@ -166,7 +166,7 @@ def scrub(store: Store, call: Call, *, start: bool) -> Steps[dict[str, Any]]:
     store.host.scrub_now()
     while scrubber.runs < wanted and call.is_wanted:
         if scrubber.failures > failures:
-            raise StatefsError("the scrub could not come to its end: see the daemon's log")
+            raise StatefsError(f"the scrub could not come to its end: see {store.layout.log}")
         call.report(scrubber.progress)
         yield partial(time.sleep, POLL_SECONDS)
     return scrubber.document()

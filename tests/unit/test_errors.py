@@ -6,7 +6,7 @@ import re
 from collections import Counter
 
 import statefs.errors
-from statefs.errors import PosixError, StatefsError
+from statefs.errors import NoSpace, PosixError, StatefsError, refusal, unforeseen
 
 _LINE = re.compile(
     r"^ {4}(?:[├└]── )?(?P<name>[A-Z]\w+) +exit (?P<exit>\d+) +(?P<errno>its own|\w+)"
@@ -62,6 +62,17 @@ def test_exit_codes_are_none_of_the_shells_own() -> None:
 def test_each_error_says_when_it_is_raised() -> None:
     """Each class has a docstring of its own."""
     assert all(each.__doc__ and each.__doc__ != Exception.__doc__ for each in error_classes())
+
+
+def test_what_the_host_refuses_is_no_internal_error() -> None:
+    """It is told with its place and what to do, wherever it comes out; all else as what it is."""
+    error = OSError(errno.EACCES, "Permission denied", "/srv/state.store/meta.db")
+    told = str(unforeseen(error))
+    assert told.startswith("/srv/state.store/meta.db: Permission denied; run this as")
+    assert str(unforeseen(KeyError("x"))) == "internal error: KeyError: 'x'"
+    full = refusal(OSError(errno.ENOSPC, "No space left on device"), "/srv/state.store")
+    assert (type(full), str(full)[:40]) == (NoSpace, "/srv/state.store: No space left on devic")
+    assert str(refusal(OSError(errno.EBADF, "Bad file descriptor", 7))) == "Bad file descriptor"
 
 
 def test_a_posix_error_carries_the_errno_it_is_given() -> None:

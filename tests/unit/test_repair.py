@@ -13,6 +13,7 @@ from typing import Any, Final
 import apsw
 import pytest
 
+from statefs.content import objects
 from statefs.errors import CorruptStore, NewerStore, PosixError
 from statefs.ids import NOW, TREE_ROOT, ObjectId
 from statefs.layout import StoreLayout
@@ -24,7 +25,7 @@ from statefs.maintenance.repair.salvage import TABLES
 from statefs.maintenance.verify import verify
 from statefs.metadata.schema import PAGE_BYTES
 from tests.fixtures.make_store import EXPECTED, encode, golden, shown
-from tests.unit.engine_store import EngineStore, mirror, stat_of_no_object, tree_of
+from tests.unit.engine_store import EngineStore, mirror, not_permitted, stat_of_no_object, tree_of
 from tests.unit.test_content_checks import read
 from tests.unit.test_golden_stores import VERSIONS, unpacked
 from tests.unit.test_rereading import found as damage_found
@@ -288,6 +289,11 @@ def test_what_this_user_may_not_look_at_is_not_lost(
         patch.setattr(os, "stat", stat_of_no_object(damage.layout))
         with pytest.raises(PermissionError):
             repair(damage.layout)
+    with monkeypatch.context() as patch:
+        patch.setattr(objects, "open_plain", not_permitted)
+        with pytest.raises(PermissionError) as caught:
+            repair(damage.layout, read_data=True)
+    assert Path(caught.value.filename).exists(), "it is the store's file that is named"
     assert damage.layout.meta_db.read_bytes() == kept
     assert repair(damage.layout).losses == []
 

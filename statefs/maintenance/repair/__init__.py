@@ -39,6 +39,8 @@ from statefs.metadata.connection import create_database
 from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
 from statefs.snapshots.documents import ChangedPaths, decode
 
+MADE: Final = "made"
+"""The store, in the folder of a repair, that the new database lies in."""
 ROUNDS_MAX: Final = 4
 """Each round leaves out what the one before has found damaged."""
 _MOMENT: Final = "%Y-%m-%dT%H-%M-%SZ"
@@ -71,6 +73,11 @@ def repair(
     make_folder(work)
     try:
         return _Repair(layout, work, clock or SystemClock(), dry_run, read_data).run()
+    except OSError as error:
+        if isinstance(error.filename, str):  # reached by a link of the repair's own
+            made = str(StoreLayout(work / MADE).objects)
+            error.filename = error.filename.replace(made, str(layout.objects))
+        raise
     finally:
         shutil.rmtree(work, ignore_errors=True)
         if dry_run and is_new:
@@ -276,7 +283,7 @@ class _Repair:
 
     def _rebuild(self, plain: apsw.Connection, damaged: Damaged) -> StoreLayout:
         """Make a database; return the store in which it can be looked at."""
-        made = StoreLayout(self._work / "made")
+        made = StoreLayout(self._work / MADE)
         shutil.rmtree(made.root, ignore_errors=True)
         make_folder(made.root)
         made.objects.symlink_to(self._layout.objects.absolute())

@@ -117,13 +117,23 @@ def mounted_meanwhile(store: Path) -> Iterator[Path]:
         finally:
             os.close(leash)
             leash = -1
-            process.wait(CLOSE_SECONDS)
+            _wait_until_closed(process, StoreLayout(store))
     finally:
         os.close(reader)
         if leash >= 0:
             os.close(leash)
-        with suppress(FileNotFoundError):  # the daemon has removed it
-            mount_point.rmdir()  # refused as long as it is mounted
+        with suppress(OSError):  # the daemon has removed it, or will when it has unmounted it
+            mount_point.rmdir()
+
+
+def _wait_until_closed(process: subprocess.Popen[bytes], layout: StoreLayout) -> None:
+    try:
+        process.wait(CLOSE_SECONDS)
+    except subprocess.TimeoutExpired:
+        raise StatefsError(
+            f"the daemon {process.pid} has not closed {layout.root} within {CLOSE_SECONDS:.0f} s:"
+            f" see {layout.log}"
+        ) from None
 
 
 def obey_leash() -> bool:

@@ -43,6 +43,7 @@ READ_BYTES_PER_STEP: Final = 8 << 20
 ENTRIES_PER_STEP: Final = 500
 """Entries of folders hashed in a step."""
 CONTENT_BYTES: Final = 16
+"""Of `content` in a row of `digests`."""
 
 Values = tuple[bytes | None, bytes, bytes | None]
 """content, sha256 and blocks of a row of `digests`."""

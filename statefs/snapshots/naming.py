@@ -18,7 +18,7 @@ LATEST: Final = "latest"
 CURRENT: Final = "current"
 """Stands for the living tree where a snapshot could be named too; no snapshot is called so."""
 LABEL_BYTES_MAX: Final = 255
-_AGO: Final = re.compile(r"-(?:(\d+)([smhdw]))")
+_AGO: Final = re.compile(r"-(?:(\d{1,18})([smhdw]))")
 _AHEAD: Final = re.compile(r"\+?(\d{1,6})([smhdw])")
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _STEPS: Final = (timedelta(hours=1), timedelta(minutes=1), timedelta(seconds=1))
@@ -27,7 +27,8 @@ _ZONE: Final = re.compile(r"[+-]\d\d(?::?\d\d)?$")
 """A time's distance from UTC."""
 _START: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _NAME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d+)?Z")
-_BACK: Final = re.compile(r"latest(?:~(\d+))?")
+_BACK: Final = re.compile(r"latest(?:~(\d{1,18}))?")
+"""With fewer digits than Python refuses to read."""
 
 
 class Named(NamedTuple):
@@ -49,6 +50,11 @@ def name_for(time_ns: int, taken: set[str]) -> str:
         name = f"{moment}.{micros:06d}Z"
         micros += 1
     return name
+
+
+def is_name(text: str) -> bool:
+    """Return whether a text is one that `name_for` could return."""
+    return re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d{6})?Z", text) is not None
 
 
 def check_label(label: str) -> str:

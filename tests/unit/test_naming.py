@@ -105,12 +105,27 @@ def test_a_time_leads_to_the_newest_not_later(selector: str, epoch: int) -> None
 
 @pytest.mark.parametrize(
     "selector",
-    ["@2026-03-12T23:59:58", "@-5w", "latest~4", "2027", "nothing", "", "@-99999999999w"],
+    [
+        "@2026-03-12T23:59:58",
+        "@-5w",
+        "latest~4",
+        "2027",
+        "nothing",
+        "",
+        "@-99999999999w",
+        "latest~" + 5000 * "9",
+    ],
 )
 def test_nothing_that_fits_is_no_such_snapshot(selector: str) -> None:
     """Too early, too far back, unknown."""
     with pytest.raises(NoSuchSnapshot):
         chosen(selector)
+
+
+def test_a_time_of_thousands_of_digits_is_refused_in_one_line() -> None:
+    """Python would not read the number."""
+    with pytest.raises(UsageError, match="cannot read the time"):
+        chosen("@-" + 5000 * "9" + "s")
 
 
 @pytest.mark.parametrize("selector", ["latest", "@-1h", "2026", "clean"])

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from statefs.daemon import child, spare
+from statefs.daemon import background, child, spare
 from statefs.daemon import supervisor as module
 from statefs.daemon.handover import (
     Channel,
@@ -22,6 +22,8 @@ from statefs.daemon.handover import (
 )
 from statefs.daemon.spawning import start
 from statefs.daemon.succession import Succession
+from statefs.errors import StatefsError
+from statefs.layout import StoreLayout
 from statefs.locking import StoreLock, read_owner
 from statefs.mounts import MountInfo, MountOptions
 from tests.unit.supervisor_stage import (
@@ -170,6 +172,20 @@ def test_a_mount_that_a_command_needs_is_not_upgraded(
     stage.lives.append(asks_for_an_upgrade)
     stage.run()
     assert (executed, stage.done) == ([], ["mounted", "unmounted"])
+
+
+def test_a_daemon_that_does_not_close_its_store_is_named(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A command that has mounted for itself says so in one line, and where to look."""
+    monkeypatch.setattr(background, "CLOSE_SECONDS", 0.01)
+    process = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(StatefsError, match=rf"daemon {process.pid} has not closed .*\.log"):
+            background._wait_until_closed(process, StoreLayout(tmp_path))
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_the_next_version_of_a_supervisor_goes_on(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import uuid
 from typing import Any, Final
 
@@ -23,7 +22,6 @@ from statefs.snapshots.reasons import REASONS
 
 EPOCH_MAX: Final = 1 << 40
 """More snapshots than anyone takes: a larger number is damage."""
-_NAME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d{6})?Z")
 _NUMBERS: Final = (
     "SELECT max(ino & 549755813887) FROM inodes", "SELECT max(cookie) FROM entries",
     "SELECT max(id) FROM objects", "SELECT max(object) FROM garbage",
@@ -121,7 +119,7 @@ def _possible(row: tuple[Any, ...], epoch: int) -> Snapshot | None:
         return None
     if snapshot.state in (PENDING, DELETING) or not 1 <= snapshot.epoch < epoch:
         return None
-    if not (_NAME.fullmatch(str(snapshot.name)) and _is_uuid(snapshot.uuid)):
+    if not (naming.is_name(str(snapshot.name)) and _is_uuid(snapshot.uuid)):
         return None
     if not 1 <= snapshot.id <= SLOTS:
         return None

@@ -18,6 +18,7 @@ import apsw
 from statefs.content.blocks import BLAKE3_BYTES, block_count
 from statefs.content.objects import Origin
 from statefs.ids import LIVING, TREE_ROOT, in_clones
+from statefs.maintenance.hashing import CONTENT_BYTES
 from statefs.maintenance.repair.damaged import Damaged
 from statefs.maintenance.repair.histories import Attributes, Histories, History, Row
 from statefs.maintenance.repair.listing import next_number, store_rows, unsealed
@@ -36,7 +37,6 @@ from statefs.snapshots.digest import SHA256_BYTES
 from statefs.snapshots.reports import path_text
 
 Values = tuple[Any, ...]
-CONTENT_BYTES: Final = 16
 _XATTRS: Final = int(InodeFlag.XATTRS) | sum(map(int, FLAGS.values()))
 
 

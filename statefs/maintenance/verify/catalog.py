@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import re
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
 
 from statefs.clock import iso_time
 from statefs.errors import UsageError
@@ -25,8 +23,6 @@ from statefs.snapshots.documents import (
     index_entry,
 )
 from statefs.snapshots.reasons import REASONS
-
-_NAME: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d(\.\d{6})?Z")
 
 
 def check_snapshots(reading: Reading) -> Iterator[str]:
@@ -47,7 +43,7 @@ def _troubles(reading: Reading, snapshot: Snapshot) -> Iterator[str]:
         yield f"there is no state {snapshot.state}"
     if not 1 <= snapshot.id <= SLOTS:
         yield f"its number {snapshot.id} is not in 1 to {SLOTS}"
-    if not _NAME.fullmatch(snapshot.name):
+    if not naming.is_name(snapshot.name):
         yield "its name is no time"
     if snapshot.reason not in REASONS:
         yield f"there is no reason '{snapshot.reason}'"

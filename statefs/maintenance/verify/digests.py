@@ -9,13 +9,13 @@ from typing import Any, Final
 from statefs.content.blocks import BLAKE3_BYTES, BLOCK_BYTES, block_count
 from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT
+from statefs.maintenance.hashing import CONTENT_BYTES
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.schema import COMPLETE
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.digest import SHA256_BYTES, state_digest
 from statefs.snapshots.documents import VolumeManifest, folder_of
 
-CONTENT_BYTES: Final = 16
 HASHED: Final = f"i.mode & 0xF000 IN ({stat.S_IFREG}, {stat.S_IFDIR})"
 _TOGETHER: Final = "sealed(max({0}.valid_from, {1}.valid_from), min({0}.valid_to, {1}.valid_to))"
 

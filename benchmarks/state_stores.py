@@ -9,6 +9,7 @@ that whatever else the machine does slows both. A ratio of 1.3 is the goal of is
 from __future__ import annotations
 
 import os
+import resource
 import statistics
 import sys
 import tempfile
@@ -17,12 +18,15 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final
+from unittest import mock
 
 from statefs.durable import sync_folder
-from statefs.state import EncryptedJsonStore, JsonStore, Key
+from statefs.state import EncryptedJsonStore, JsonStore, Key, SessionManager
 
 VALUE: Final = "x" * 2048
 SETS: Final = 1000
+SESSIONS: Final = (2_500, 5_000, 10_000)
+"""The goal is a list of 10,000 within 50 ms, and nothing that grows faster than their number."""
 KEYS: Final = 100
 """Different ones in the growing document, whose file is 2 KB to 200 KB."""
 
@@ -64,9 +68,39 @@ def measure(store: JsonStore, document: str, keys: int) -> tuple[list[float], ..
     return took
 
 
+def measure_sessions(folder: Path, count: int) -> str:
+    """Return a line of what so many sessions cost; the disk's syncs are left out."""
+    with mock.patch("os.fsync"):
+        with SessionManager(folder) as sessions:
+            began = time.perf_counter()
+            for number in range(count):
+                sessions.create("coder", f"session {number}")
+            made = time.perf_counter() - began
+        began = time.perf_counter()
+        with SessionManager(folder) as sessions:
+            opened = time.perf_counter() - began
+        began = time.perf_counter()
+        with SessionManager(folder, read_only=True) as sessions:
+            assert len(sessions.list()) == count
+        listed = time.perf_counter() - began
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    each = f"{made / count * 1e3:14.2f}{opened * 1e3:12.0f}{listed * 1e3:12.0f}"
+    return f"{count:10,}{each}{memory:12.0f}"
+
+
 def main() -> None:
-    """Print a table."""
+    """Print two tables."""
     place = sys.argv[1] if len(sys.argv) > 1 else None
+    print(f"{'sessions':>10}{'ms per create':>14}{'ms to open':>12}{'to list':>12}{'MiB peak':>12}")
+    for count in SESSIONS:
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            print(measure_sessions(Path(folder), count))
+    print()
+    measure_sets(place)
+
+
+def measure_sets(place: str | None) -> None:
+    """Print what a set costs, beside the bare calls."""
     print(f"{SETS} sets of a 2 KB value; medians in ms, and ratios of the sums")
     print(f"{'':34}{'set':>8}{'bare':>8}{'durable':>8}{'/bare':>8}{'/durable':>9}")
     with tempfile.TemporaryDirectory(dir=place) as folder:

@@ -9,23 +9,25 @@ import click
 
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import FOLDER, TEXT, json_option
-from statefs.cli.output import Column, print_json, print_line, print_table
+from statefs.cli.output import Column, plain, print_json, print_line, print_table
 from statefs.clock import iso_time
 from statefs.errors import StateDamaged
 from statefs.units import count_text, local_text, size_text
 
 if TYPE_CHECKING:
-    from statefs.state import checking
+    from collections.abc import Sequence
+
+    from statefs.state import checking, session_checking
 
 folder_argument = click.argument("folder", type=FOLDER, metavar="FOLDER")
 
 
 @click.group(
-    short_help="List, show, check and repair the documents that programs keep in a folder.",
+    short_help="List, show, check and repair what programs keep in a folder.",
     no_args_is_help=False,
 )
 def command() -> None:
-    """Look after FOLDER, where a program keeps documents with statefs.state.
+    """Look after FOLDER, where a program keeps documents or sessions with statefs.state.
 
     FOLDER is any folder, in a mounted state or not.
     """
@@ -34,15 +36,18 @@ def command() -> None:
 @command.command(
     "list",
     cls=ExplainedCommand,
-    short_help="List the documents.",
+    short_help="List the documents, or the sessions.",
     examples=["statefs state list ~/.config/shop", "statefs state list app --json"],
 )
 @folder_argument
 @json_option
 def list_(folder: Path, as_json: bool) -> None:
-    """List the documents in FOLDER, broken ones too."""
-    from statefs.state import checking
+    """List the documents in FOLDER, broken ones too; or its sessions, the last saved first."""
+    from statefs.state import checking, session_checking
 
+    if session_checking.scopes_of(folder):
+        print_sessions(folder, session_checking.list_sessions(folder), as_json)
+        return
     entries = checking.list_documents(folder)
     if as_json:
         print_json({"folder": str(folder), "documents": [entry_document(each) for each in entries]})
@@ -56,6 +61,38 @@ def list_(folder: Path, as_json: bool) -> None:
         Column("damage", style="red", may_shorten=True),
     ]
     print_table(columns, [entry_cells(each) for each in entries])
+
+
+def print_sessions(
+    folder: Path, sessions: Sequence[session_checking.ListedSession], as_json: bool
+) -> None:
+    """Print the sessions of a folder."""
+    from statefs.state.session_checking import label_of
+
+    if as_json:
+        rows = [{"scope": label_of(scope), **plain(entry)} for scope, entry in sessions]
+        print_json({"folder": str(folder), "sessions": rows})
+        return
+    columns = [
+        Column("session", style="bold", may_shorten=True),
+        Column("scope", may_shorten=True),
+        Column("agent", may_shorten=True, drop_rank=1),
+        Column("title", may_shorten=True),
+        Column("turns", align_right=True),
+        Column("saved", drop_rank=2),
+    ]
+    cells = [
+        [
+            entry.id,
+            label_of(scope),
+            entry.agent_id,
+            entry.title,
+            count_text(entry.turn_count),
+            local_text(entry.updated_at),
+        ]
+        for scope, entry in sessions
+    ]
+    print_table(columns, cells)
 
 
 def entry_document(entry: checking.Entry) -> dict[str, Any]:
@@ -92,7 +129,7 @@ def keys_text(entry: checking.Entry) -> str:
 
 @command.command(
     cls=ExplainedCommand,
-    short_help="Print one document.",
+    short_help="Print one document, or one session.",
     examples=[
         "statefs state show ~/.config/shop settings",
         "statefs state show app settings theme",
@@ -102,9 +139,15 @@ def keys_text(entry: checking.Entry) -> str:
 @click.argument("document", type=TEXT)
 @click.argument("key", type=TEXT, required=False, metavar="[KEY]")
 def show(folder: Path, document: str, key: str | None) -> None:
-    """Print the values of DOCUMENT in FOLDER as JSON, or the value of KEY alone."""
-    from statefs.state import checking
+    """Print the values of DOCUMENT in FOLDER as JSON, or the value of KEY alone; or a session.
 
+    A session is named by its id, or by SCOPE/ID where several scopes have one of that id.
+    """
+    from statefs.state import checking, session_checking
+
+    if session_checking.scopes_of(folder) and key is None:
+        print_json(session_checking.show_session(folder, document))
+        return
     print_json(checking.show_document(folder, document, key))
 
 
@@ -120,9 +163,11 @@ def check(folder: Path, as_json: bool) -> int:
 
     Changes nothing. Exits with 29 when something was found. Works while a program has it open.
     """
-    from statefs.state import checking
+    from statefs.state import checking, session_checking
 
-    problems = checking.check_documents(folder)
+    is_sessions = bool(session_checking.scopes_of(folder))
+    look = session_checking.check_sessions if is_sessions else checking.check_documents
+    problems = look(folder)
     if as_json:
         shown = [{"path": str(each.path), "message": each.message} for each in problems]
         print_json({"folder": str(folder), "ok": not problems, "problems": shown})
@@ -150,9 +195,11 @@ def repair(folder: Path, as_json: bool) -> int:
     In a mounted state, the snapshots that have a good one are named. No program may have FOLDER
     open. Exits with 29 when a document is left without a good copy.
     """
-    from statefs.state import checking
+    from statefs.state import checking, session_checking
 
-    repairs = checking.repair_documents(folder)
+    is_sessions = bool(session_checking.scopes_of(folder))
+    mend = session_checking.repair_sessions if is_sessions else checking.repair_documents
+    repairs = mend(folder)
     is_lost = any(each.aside is not None and each.source is None for each in repairs)
     if as_json:
         print_json({"folder": str(folder), "repairs": [repair_document(each) for each in repairs]})

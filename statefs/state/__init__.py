@@ -7,5 +7,38 @@ place of copies. docs/state-stores.md describes them and what they write.
 from statefs.state.encrypted_store import EncryptedJsonStore
 from statefs.state.json_store import DocumentType, JsonStore
 from statefs.state.keyring import Key, make_key_file
+from statefs.state.session_documents import (
+    CodeBlock,
+    ErrorBlock,
+    FileBlock,
+    ImageBlock,
+    Session,
+    SessionEntry,
+    StatusBlock,
+    TextBlock,
+    ToolBlock,
+    Turn,
+    Usage,
+)
+from statefs.state.session_manager import Scope, SessionManager
 
-__all__ = ["DocumentType", "EncryptedJsonStore", "JsonStore", "Key", "make_key_file"]
+__all__ = [
+    "CodeBlock",
+    "DocumentType",
+    "EncryptedJsonStore",
+    "ErrorBlock",
+    "FileBlock",
+    "ImageBlock",
+    "JsonStore",
+    "Key",
+    "Scope",
+    "Session",
+    "SessionEntry",
+    "SessionManager",
+    "StatusBlock",
+    "TextBlock",
+    "ToolBlock",
+    "Turn",
+    "Usage",
+    "make_key_file",
+]

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -92,7 +93,7 @@ def list_documents(folder: Path) -> list[Entry]:
     Raises:
         NotInStore: there is no such folder.
     """
-    _require_folder(folder)
+    require_folder(folder)
     return [_entry(folder, name) for name in document_names(folder)]
 
 
@@ -118,7 +119,7 @@ def show_document(folder: Path, name: str, key: str | None = None) -> Any:
         UsageError: it is encrypted.
         StateDamaged: it is broken; the message names file and line.
     """
-    _require_folder(folder)
+    require_folder(folder)
     try:
         values = read_values(folder / file_name_of(name, SUFFIX, "document"))
     except FileNotFoundError:
@@ -160,13 +161,13 @@ def check_documents(folder: Path) -> list[Problem]:
     Raises:
         NotInStore: there is no such folder.
     """
-    _require_folder(folder)
-    found = [*_mode_problems(folder, FOLDER_MODE)]
+    require_folder(folder)
+    found = [*mode_problems(folder, FOLDER_MODE)]
     if is_encrypted(folder):
         found += _keyring_problems(folder / KEYRING)
     for name in document_names(folder):
         path = folder / file_name_of(name, SUFFIX)
-        found += _mode_problems(path, FILE_MODE)
+        found += mode_problems(path, FILE_MODE)
         try:
             read_values(path)
         except StateDamaged as error:
@@ -179,14 +180,15 @@ def check_documents(folder: Path) -> list[Problem]:
 
 
 def _keyring_problems(path: Path) -> Iterator[Problem]:
-    yield from _mode_problems(path, FILE_MODE)
+    yield from mode_problems(path, FILE_MODE)
     try:
         read_document(path, KEYRING_FORM)
     except StateDamaged as error:
         yield Problem(path, str(error), lost=False)
 
 
-def _mode_problems(path: Path, mode: int) -> Iterator[Problem]:
+def mode_problems(path: Path, mode: int) -> Iterator[Problem]:
+    """Return that others get at a file or folder, where they do."""
     found = stat.S_IMODE(path.stat().st_mode)
     if found & ~mode & 0o077:
         message = f"{path}: its mode is {found:04o}, so that others get at it; {mode:04o} is right"
@@ -203,21 +205,32 @@ def repair_documents(folder: Path, clock: Clock | None = None) -> list[Repair]:
         StoreLocked: a program has the store open.
         NotInStore: there is no such folder.
     """
-    _require_folder(folder)
+    require_folder(folder)
     clock = clock or SystemClock()
     with ProcessLock(folder / LOCK):
         problems = check_documents(folder)
         if not problems:
             return []
         with AuditLog(folder / AUDIT, clock) as audit:
-            return [_repaired(problem, audit, clock) for problem in problems]
+            read = partial(read_values, encrypted=is_encrypted(folder))
+            return [repaired(problem, audit, clock, read) for problem in problems]
 
 
-def _repaired(problem: Problem, audit: AuditLog, clock: Clock) -> Repair:
+def repaired(
+    problem: Problem, audit: AuditLog, clock: Clock, read: Callable[[Path], object]
+) -> Repair:
+    """Put one problem right, after it was written down.
+
+    Args:
+        problem: found by a check.
+        audit: of the folder, whose lock is held.
+        clock: for the name of what is moved aside.
+        read: raises `StateDamaged` for a file that cannot take the place of a lost one.
+    """
     path = problem.path
     with audit.action("repair", path=path.name, problem=problem.message):
         if problem.lost:
-            return _replaced(path, clock)
+            return _replaced(path, clock, read)
         mode = FOLDER_MODE if path.is_dir() else FILE_MODE
         if stat.S_IMODE(path.stat().st_mode) & ~mode & 0o077:
             os.chmod(path, mode)
@@ -225,16 +238,15 @@ def _repaired(problem: Problem, audit: AuditLog, clock: Clock) -> Repair:
         return Repair(path, f"{path}: left as it is; move it away, or put back what it was")
 
 
-def _replaced(path: Path, clock: Clock) -> Repair:
-    """Put a copy in place of a broken document, which is never gone before it lies elsewhere."""
+def _replaced(path: Path, clock: Clock, read: Callable[[Path], object]) -> Repair:
+    """Put a copy in place of a broken file, which is never gone before it lies elsewhere."""
     aside = place_aside(path, clock)
     write_file(aside, read_bytes(path))
     mounted = mounted_folder(path.parent)
     past = mounted.past_of(path.name) if mounted is not None else iter(())
-    encrypted = is_encrypted(path.parent)
-    snapshots = tuple(islice(_good_ones(past, encrypted), SNAPSHOTS_NAMED_MAX))
+    snapshots = tuple(islice(_good_ones(past, read), SNAPSHOTS_NAMED_MAX))
     moved = f"{path}: moved to {aside.name}"
-    copy = next(_good_ones(copies_of(path), encrypted), None)
+    copy = next(_good_ones(copies_of(path), read), None)
     if copy is None:
         path.unlink()
         sync_folder(path.parent)
@@ -244,15 +256,16 @@ def _replaced(path: Path, clock: Clock) -> Repair:
     return Repair(path, done, aside, copy, snapshots)
 
 
-def _good_ones(paths: Iterable[Path], encrypted: bool) -> Iterator[Path]:
+def _good_ones(paths: Iterable[Path], read: Callable[[Path], object]) -> Iterator[Path]:
     for path in paths:
         try:
-            read_values(path, encrypted)
+            read(path)
         except (StateDamaged, FileNotFoundError):
             continue
         yield path
 
 
-def _require_folder(folder: Path) -> None:
+def require_folder(folder: Path) -> None:
+    """Raise NotInStore where there is no such folder."""
     if not folder.is_dir():
         raise NotInStore(f"there is no folder {folder}")

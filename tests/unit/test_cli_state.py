@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from statefs.state import EncryptedJsonStore, JsonStore, make_key_file
+from statefs.state import EncryptedJsonStore, JsonStore, Scope, SessionManager, make_key_file
 from statefs.state.checking import check_documents, repair_documents
 from statefs.state.copies import copies_of
 from tests.harness.killed_calls import Acknowledge, each_kill
@@ -157,6 +157,39 @@ def test_encrypted_documents_are_listed_and_not_shown(tmp_path: Path, capsys: Ca
         assert store.get("tokens", "a") == 0
     (folder / "keyring").write_text("{")
     assert "keyring, line 1" in call(capsys, "state", "check", folder).out
+
+
+def test_sessions_are_listed_shown_checked_and_repaired(tmp_path: Path, capsys: Capture) -> None:
+    """In all scopes; a broken one is moved aside, a broken list is made again."""
+    folder = tmp_path / "agents"
+    with SessionManager(folder) as sessions:
+        sessions.create("coder", "first", "one")
+        sessions.switch(Scope("project", "a/b"))
+        sessions.create("coder", "second", "one")
+        sessions.create("coder", "third", "three")
+    rows = call(capsys, "state", "list", folder).out.splitlines()
+    assert {tuple(row.split()[:4]) for row in rows[1:]} == {
+        ("one", "global", "coder", "first"), ("one", "project/a/b", "coder", "second"),
+        ("three", "project/a/b", "coder", "third")}  # fmt: skip
+    [first, *_] = json.loads(call(capsys, "state", "list", folder, "--json").out)["sessions"]
+    assert (first["scope"], first["id"], first["turn_count"]) == ("global", "one", 0)
+    assert json.loads(call(capsys, "state", "show", folder, "three").out)["title"] == "third"
+    done = call(capsys, "state", "show", folder, "one")
+    assert done.exit_code == 2 and "global/one, project/a/b/one" in done.err
+    shown = json.loads(call(capsys, "state", "show", folder, "project/a/b/one").out)
+    assert shown["title"] == "second"
+    assert call(capsys, "state", "show", folder, "two").exit_code == 30
+    assert call(capsys, "state", "check", folder).exit_code == 0
+    place = folder / "project" / "a%2Fb" / "sessions"
+    (place / "three.json").write_text("{")
+    (place / "index.json").write_text("{")
+    done = call(capsys, "state", "check", folder)
+    assert done.exit_code == 29 and len(done.out.splitlines()) == 2
+    done = call(capsys, "state", "repair", folder)
+    assert done.exit_code == 29 and "three.json: moved to three.json.broken-" in done.out
+    assert "index.json: made again from the sessions" in done.out
+    assert call(capsys, "state", "check", folder).exit_code == 0
+    assert len(call(capsys, "state", "list", folder).out.splitlines()) == 3
 
 
 @pytest.mark.usefixtures("no_waiting_for_disks")

@@ -20,6 +20,7 @@ from statefs.errors import HookFailed
 from statefs.hooks import postgres, sqlite
 from statefs.hooks.commands import Account, Deadline, owner_of, run
 from statefs.hooks.results import Consistency, DumpResult, VolumeResult
+from statefs.layout import RUNTIME
 
 DUMPS: Final = "dumps"
 """The folder of current/ that holds the newest logical dumps, so each snapshot has its own."""
@@ -43,6 +44,7 @@ class Preparation:
         self._reason = reason
         self._begun: list[VolumeConfig] = []
         self._new_dumps: list[tuple[Path, Path]] = []
+        self._placed: list[tuple[Path, Path | None]] = []
         self._made_folder = False
 
     def prepare(self) -> list[VolumeResult]:
@@ -55,7 +57,7 @@ class Preparation:
         try:
             results = [self._prepare(volume) for volume in self._volumes]
             for new, final in self._new_dumps:
-                os.replace(new, final)
+                self._place(new, final)
         except OSError as error:
             self._forget_dumps()
             raise HookFailed(f"{error.filename or self._current}: {error.strerror}") from error
@@ -76,6 +78,10 @@ class Preparation:
         """
         problems: list[str] = []
         told = {"STATEFS_SNAPSHOT": snapshot} if snapshot else {"STATEFS_ERROR": error}
+        try:
+            self._settle_dumps(is_saved=snapshot is not None)
+        except OSError as failure:
+            problems.append(f"{failure.filename or DUMPS}: {failure.strerror}")
         while self._begun:
             volume = self._begun.pop()
             lists = [volume.after_save] if snapshot else [volume.on_failure, volume.after_save]
@@ -163,12 +169,38 @@ class Preparation:
         self._new_dumps.append((new, final))
         return DumpResult(path=f"{DUMPS}/{final.name}", bytes=made.bytes, digest=made.digest)
 
+    def _place(self, new: Path, final: Path) -> None:
+        """Put a new dump into its place; the former one is kept where no snapshot sees it."""
+        former = None
+        if os.path.lexists(final):
+            folder = self._current / os.fsdecode(RUNTIME)
+            folder.mkdir(exist_ok=True)
+            self._require_inside(folder)
+            former = folder / f".{final.name}.former"
+            former.unlink(missing_ok=True)  # of a save that was killed
+            os.link(final, former, follow_symlinks=False)
+        os.replace(new, final)
+        self._placed.append((final, former))
+
+    def _settle_dumps(self, *, is_saved: bool) -> None:
+        """Let go of the former dumps, or where there is no snapshot, put them back."""
+        for final, former in self._placed:
+            if former is None and not is_saved:
+                final.unlink(missing_ok=True)
+            elif former is not None and is_saved:
+                former.unlink(missing_ok=True)
+            elif former is not None:
+                os.replace(former, final)
+        if self._made_folder and not is_saved:
+            with suppress(OSError):  # somebody has put something into it
+                (self._current / DUMPS).rmdir()
+        self._placed, self._made_folder = [], False
+
     def _forget_dumps(self) -> None:
         with suppress(OSError):
             for new, _ in self._new_dumps:
                 new.unlink(missing_ok=True)
-            if self._made_folder:
-                (self._current / DUMPS).rmdir()
+            self._settle_dumps(is_saved=False)
 
 
 def _prepare_sqlite(result: VolumeResult, folder: Path, deadline: Deadline) -> VolumeResult:

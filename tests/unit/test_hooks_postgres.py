@@ -110,7 +110,9 @@ def test_a_running_server_writes_back_and_is_dumped(server: Server) -> None:
     with server.serving():
         server.sql("CREATE TABLE t AS SELECT generate_series(1, 1000) AS n")
         before = server.sql("SELECT checkpoint_lsn FROM pg_control_checkpoint()")
-        (result,) = prepared(server).prepare()
+        preparation = prepared(server)
+        (result,) = preparation.prepare()
+        assert preparation.release("first") == []
         assert server.sql("SELECT checkpoint_lsn FROM pg_control_checkpoint()") > before
         server.sql("DROP TABLE t")
         assert result.format == f"postgres-{VERSIONS[-1]}"
@@ -127,6 +129,28 @@ def test_a_running_server_writes_back_and_is_dumped(server: Server) -> None:
         assert server.sql("SELECT count(*) FROM t") == ["1000"]
         (again,) = prepared(server, "dump = false").prepare()
         assert again.dump is None and dump.read_bytes() == data
+
+
+def test_a_save_that_fails_puts_the_former_dump_back(server: Server) -> None:
+    """Also where there was none; no snapshot sees it meanwhile, and nothing is left over."""
+    dump, runtime = server.current / "dumps" / "db.dump", server.current / "runtime"
+    with server.serving():
+        preparation = prepared(server)
+        preparation.prepare()
+        assert dump.exists()
+        assert preparation.release(None, "no space left") == []
+        assert not dump.parent.exists()
+        preparation = prepared(server)
+        preparation.prepare()
+        preparation.release("first")
+        former = dump.read_bytes()
+        server.sql("CREATE TABLE t (n int)")
+        preparation = prepared(server)
+        preparation.prepare()
+        assert dump.read_bytes() != former
+        assert os.listdir(dump.parent) == ["db.dump"]
+        preparation.release(None, "no space left")
+        assert dump.read_bytes() == former and os.listdir(runtime) == []
 
 
 def test_a_late_dump_leaves_nothing(server: Server) -> None:

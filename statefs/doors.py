@@ -6,6 +6,7 @@ second one, so that a program that talks to a daemon starts fast.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -92,6 +93,7 @@ class Listener:
     is_wanted = True
 
     def __init__(self, on_progress: OnProgress | None) -> None:
+        self.pid = os.getpid()
         self._on_progress = on_progress
 
     def report(self, progress: Document) -> None:

@@ -37,12 +37,10 @@ from statefs.errors import NoSuchSnapshot, UsageError
 from statefs.hooks.results import CONSISTENCY_LABEL
 from statefs.layout import RUNTIME
 from statefs.snapshots.catalog import MESSAGE_CHARACTERS_MAX
-from statefs.snapshots.documents import SnapshotDocument
+from statefs.snapshots.documents import IMPORTED_LABEL, SnapshotDocument
 from statefs.snapshots.reports import path_text
 from statefs.target import Target
 
-IMPORTED_FROM: Final = "imported-from"
-"""The label that says which snapshot an archive was made of, and so when."""
 NOT_TAKEN_OVER: Final = (CONSISTENCY_LABEL, "")
 """Labels that are not an import's: how a check ended, and one without a key, as once could be."""
 
@@ -146,7 +144,7 @@ def _save(
     if document is None:
         return state.save(f"import of {name}", "import", operation=operation)
     kept = {key: value for key, value in document.labels.items() if key not in NOT_TAKEN_OVER}
-    labels = kept | {IMPORTED_FROM: document.name}
+    labels = kept | {IMPORTED_LABEL: document.name}
     taken = {each.labels.get(NAME_LABEL) for each in state.list_snapshots()}
     if NAME_LABEL in labels and labels[NAME_LABEL] in taken:
         del labels[NAME_LABEL]  # `imported-from` says which it was all the same

@@ -20,7 +20,7 @@ from typing import IO, Final, TypeVar
 import zstandard
 
 from statefs.durable import is_on_read_only, sync_folder
-from statefs.errors import UsageError
+from statefs.errors import UsageError, typed
 
 T = TypeVar("T")
 
@@ -71,9 +71,13 @@ def not_made(path: Path, error: OSError) -> Exception:
     """Return what to raise where a file or folder that somebody has named cannot be made."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         return OSError(error.errno, error.strerror, str(path))
+    what = f"{path} cannot be made ({error.strerror})"
+    missing = next((each for each in reversed(path.parents) if not each.exists()), None)
+    if error.errno == errno.ENOENT and missing is not None:
+        way = typed("mkdir", "-p", path.parent)
+        return UsageError(f"{what}: there is no folder {missing}; '{way}' makes it")
     return UsageError(
-        f"{path} cannot be made ({error.strerror}): name a place in a folder that is there, and "
-        "where this user may write"
+        f"{what}: name a place in a folder that is there, and where this user may write"
     )
 
 

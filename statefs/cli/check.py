@@ -14,6 +14,7 @@ from statefs.cli.options import find_snapshot, json_option, snapshot_argument, s
 from statefs.cli.output import print_json, print_line
 from statefs.cli.progress import shown_progress
 from statefs.errors import ContentDamaged
+from statefs.units import count_text
 
 
 @click.command(
@@ -63,4 +64,11 @@ def summary(report: Mapping[str, Any]) -> str:
     counts = [f"{count} {words[kind]}" for kind, count in report["opened"].items()]
     if not counts:
         return f"{report['name']}: nothing in it that can be opened"
-    return f"{report['name']}: {report['outcome']} ({', '.join(counts)})"
+    findings = report["findings"]
+    bad = {
+        "damaged": sum(finding["problem"] is not None for finding in findings),
+        "not checked": sum(finding["unchecked"] is not None for finding in findings),
+    }
+    total = count_text(sum(report["opened"].values()))
+    told = [f"{count_text(count)} of {total} {word}" for word, count in bad.items() if count]
+    return f"{report['name']}: {', '.join(told) or f'all {total} verified'} ({', '.join(counts)})"

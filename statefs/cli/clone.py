@@ -23,7 +23,7 @@ from statefs.cli.output import Column, print_json, print_line, print_table
 from statefs.cli.progress import shown_progress
 from statefs.errors import UsageError
 from statefs.target import Target, find_target
-from statefs.units import local_text, since_text
+from statefs.units import local_text, printable, since_text
 
 _USAGE: Final = "'statefs clone STATE SNAPSHOT [PATH] NAME'"
 _COLUMNS: Final = (Column("clone", style="bold"), Column("made of"), Column("made"), Column("age"))
@@ -51,7 +51,7 @@ def command(
 ) -> None:
     """Make STATE/clones/NAME: all of SNAPSHOT, or its folder PATH, for programs to write to.
 
-    Bytes of larger files are shared, and neither the snapshot nor current/ ever sees what is
+    Bytes are shared, not copied, and neither the snapshot nor current/ ever sees what is
     written there. No snapshot holds clones. What is deleted with --delete is gone for good.
     """
     if delete and lists:
@@ -102,8 +102,8 @@ def _list(words: tuple[str, ...], store: Path | None, *, as_json: bool) -> None:
 
 def _row(clone: Mapping[str, Any], now_seconds: float) -> list[str]:
     made = clone["created"]
-    taken_of = clone["snapshot"] or "?"
-    return [clone["name"], taken_of, local_text(made), since_text(made, now_seconds)]
+    origin = "/".join(filter(None, (clone["snapshot"] or "?", clone["path"])))
+    return [clone["name"], printable(origin), local_text(made), since_text(made, now_seconds)]
 
 
 def _clone_named(words: tuple[str, ...], store: Path | None) -> tuple[Target, str]:

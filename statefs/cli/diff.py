@@ -31,7 +31,7 @@ EXIT_DIFFERENT = 1
 @moments_argument
 @store_option
 @click.option("--stat", is_flag=True, help="Print counts and sizes only.")
-@click.option("--content", is_flag=True, help="Print a text diff of each file whose bytes differ.")
+@click.option("--content", is_flag=True, help="Print a text diff of each file, as 'diff -N'.")
 @click.option("--exit-code", "as_exit_code", is_flag=True, help="Exit with 1 if anything differs.")
 @json_option
 def command(

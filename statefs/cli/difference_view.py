@@ -98,11 +98,11 @@ def summary(comparison: Comparison) -> str:
 
 
 def print_contents(state: State, comparison: Comparison) -> None:
-    """Print a text diff of each file whose content differs."""
+    """Print a text diff of each file whose content differs, or that one side alone has."""
     is_terminal = sys.stdout.isatty()
     for each in comparison.differences:
         is_file = each.type == "file" and each.type_before is None
-        if is_file and "content" in each.changed:
+        if is_file and ("content" in each.changed or each.kind in ("added", "removed")):
             for line in content_lines(state, comparison, each):
                 click.echo(_coloured(line) if is_terminal else line)
 
@@ -122,9 +122,11 @@ def content_lines(state: State, comparison: Comparison, each: Difference) -> Ite
         yield f"{name}: larger than {size_text(TEXT_BYTES_MAX)}, not compared line by line"
         return
     texts = [
-        text_of(b"".join(state.read(moment, where)))
-        for moment, where in ((comparison.older, before), (comparison.newer, path))
-    ]
+        [] if each.kind == missing else text_of(b"".join(state.read(moment, where)))
+        for missing, moment, where in (
+            ("added", comparison.older, before), ("removed", comparison.newer, path),
+        )
+    ]  # fmt: skip
     if texts[0] is None or texts[1] is None:
         yield f"{name}: binary files differ"
         return

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +67,9 @@ def command(
     target = find_target(state, store)
     if target.mount is None:
         raise NotMounted("a command works on a mounted state: 'statefs mount' first")
+    program = arguments[0]
+    if shutil.which(program) is None:
+        return refused(program, is_there=os.sep in program and os.path.lexists(program))
     with api.open_target(target) as opened:
         before = opened.save(
             message or f"before: {shlex.join(arguments)}",
@@ -153,13 +158,16 @@ def run_command(arguments: list[str]) -> int:
             command = subprocess.Popen(arguments)
             began(command)
             code = command.wait()
-    except FileNotFoundError:
-        click.echo(f"statefs: error: {arguments[0]}: command not found", err=True)
-        return EXIT_NOT_FOUND
-    except PermissionError:
-        click.echo(f"statefs: error: {arguments[0]}: permission denied", err=True)
-        return EXIT_NOT_EXECUTABLE
+    except (FileNotFoundError, PermissionError) as error:  # of its interpreter, or just now
+        return refused(arguments[0], is_there=isinstance(error, PermissionError))
     return 128 - code if code < 0 else code
+
+
+def refused(program: str, *, is_there: bool) -> int:
+    """Say that a command cannot be run, and return what a shell would exit with."""
+    what = "permission denied" if is_there else "command not found"
+    click.echo(f"statefs: error: {program}: {what}", err=True)
+    return EXIT_NOT_EXECUTABLE if is_there else EXIT_NOT_FOUND
 
 
 @contextmanager

@@ -34,9 +34,14 @@ log = logging.getLogger(__name__)
 
 
 class Call:
-    """A request being worked on: its last progress, and whether its client still listens."""
+    """A request being worked on: its last progress, and whether its client still listens.
 
-    def __init__(self) -> None:
+    Args:
+        pid: of the client.
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
         self.progress: dict[str, Any] = {}
         self.is_wanted = True
 
@@ -121,7 +126,7 @@ class ControlServer:
         try:
             async with stream:
                 with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    if not may_ask(_peer_uid(stream.socket)):
+                    if not may_ask(_peer(stream.socket)[1]):
                         await _refuse(stream, StatefsError("only the owner of the store may ask"))
                     elif self._connections > CONNECTIONS_MAX:
                         await _refuse(stream, StatefsError("the daemon has too many connections"))
@@ -173,7 +178,7 @@ class ControlServer:
         return None
 
     async def _answer(self, stream: trio.SocketStream, buffer: bytearray, request: Request) -> None:
-        call = Call()
+        call = Call(_peer(stream.socket)[0])
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_show_signs_of_life, stream, request.id, call)
             nursery.start_soon(_notice_hang_up, stream, buffer, call)
@@ -265,8 +270,8 @@ def may_ask(uid: int) -> bool:
     return uid in (0, os.geteuid())
 
 
-def _peer_uid(connection: trio.socket.SocketType) -> int:
-    """Return the user at the other end, as the kernel knows it."""
+def _peer(connection: trio.socket.SocketType) -> tuple[int, int]:
+    """Return the process and the user at the other end, as the kernel knows them."""
     packed = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    _, uid, _ = _CREDENTIALS.unpack(packed)
-    return int(uid)
+    pid, uid, _ = _CREDENTIALS.unpack(packed)
+    return pid, uid

@@ -142,7 +142,7 @@ class Keeper:
             self._settings()  # that they are wrong is told at once, if nobody has told it
 
     def _requested(self) -> Steps[None]:
-        snapshot = yield from saving.save(self._store, "manual", "SIGUSR1", {})
+        snapshot = yield from saving.save(self._store, "autosave", "SIGUSR1", {})
         log.info("saved %s for SIGUSR1", snapshot.name)
 
     def save_at_the_end(self) -> None:

@@ -14,7 +14,7 @@ from statefs.ids import CLONES_ROOT, Epoch
 from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.steps import Pace, Steps, give_way
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.clones import THROW_AWAY, Clone
+from statefs.snapshots.clones import THROW_AWAY, Clone, Origin
 from statefs.snapshots.copies import Listed, listed
 from statefs.snapshots.naming import LATEST
 from statefs.snapshots.reports import path_text
@@ -51,7 +51,8 @@ def clone(
     top = clones.top(name, PastTree(store.database, epoch), path.encode())
     what: Listed = yield partial(_listed, store, top, epoch)
     pace = Pace(INODES_PER_STEP)
-    making = clones.make(name, (snapshot.name, epoch), what, lambda: pace.rows)
+    origin = Origin(snapshot.name, epoch, path.strip("/").encode())
+    making = clones.make(name, origin, what, lambda: pace.rows)
     done, total = 0, len(what.folders) + len(what.files)
     try:
         with closing(making):
@@ -66,7 +67,7 @@ def clone(
     yield store.database.sync
     yield store.host.list_changed
     made = store.volume.names.lookup(CLONES_ROOT, name)
-    return document_of(Clone(name, snapshot.name, made.btime_ns))
+    return document_of(Clone(name, origin.snapshot, origin.path, made.btime_ns))
 
 
 def _goes_on(making: Generator[None, None, None], pace: Pace) -> bool:
@@ -126,5 +127,6 @@ def document_of(clone: Clone) -> dict[str, Any]:
     return {
         "name": path_text(clone.name),
         "snapshot": clone.snapshot,
+        "path": path_text(clone.path),
         "created": iso_time(clone.created_ns),
     }

@@ -63,6 +63,10 @@ class Call(Protocol):
         """Tell how far the work is; from any thread, as often as it likes."""
 
     @property
+    def pid(self) -> int:
+        """The process that asked."""
+
+    @property
     def is_wanted(self) -> bool:
         """Whether anybody still waits for the result; what can be given up then should be."""
 
@@ -141,10 +145,10 @@ def _restore(
     scope = Scope(parsed_paths(paths))
     named = [quoted(path) for path in sorted(scope.paths or ())]
     operation = Operation(kind="restore", phase="before", other=chosen.uuid, paths=named)
-    on_progress = reporting(call, "finding out what changed", "files")
+    message = restoring.restore_message(chosen.name, named)
     return (
         yield from restoring.bring_back(
-            store, chosen, scope, operation, force=force, dry_run=dry_run, on_progress=on_progress
+            store, call, chosen, scope, operation, message, force=force, dry_run=dry_run
         )
     )
 
@@ -152,12 +156,7 @@ def _restore(
 def _undo(
     commands: Commands, call: Call, *, force: bool, of: str | None = None, dry_run: bool = False
 ) -> Steps[Document]:
-    on_progress = reporting(call, "finding out what changed", "files")
-    return (
-        yield from restoring.undo(
-            commands.store, force=force, of=of, dry_run=dry_run, on_progress=on_progress
-        )
-    )
+    return (yield from restoring.undo(commands.store, call, force=force, of=of, dry_run=dry_run))
 
 
 def _scrub(commands: Commands, call: Call, *, start: bool) -> Steps[Document]:

@@ -15,13 +15,14 @@ What was changed is noted beside the documents, so that undo needs the safety sn
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from statefs.content.checks import DamagedBytes
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
-from statefs.maintenance.progress import OnProgress
+from statefs.maintenance.progress import OnProgress, reporting
 from statefs.maintenance.saving import make_durable, owing_index, publish, tell_saved
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
@@ -43,29 +44,36 @@ from statefs.snapshots.views import PastTree
 from statefs.telemetry.events import StateLoaded
 
 if TYPE_CHECKING:
+    from statefs.maintenance.commands import Call
     from statefs.maintenance.store import Store
 
 SNAPSHOT_COMMITS: Final = 2
 """What taking a snapshot adds to the count of commits: its begin and its end."""
+PATHS_SHOWN_MAX: Final = 3
+"""Paths named in a message; the snapshot's document has all of them."""
+PATH_SHOWN_CHARACTERS: Final = 100
 
 
 def bring_back(
     store: Store,
+    call: Call,
     snapshot: Snapshot,
     scope: Scope,
     operation: Operation,
+    message: str,
     *,
     force: bool,
     dry_run: bool = False,
-    on_progress: OnProgress | None = None,
 ) -> Steps[dict[str, Any]]:
     """Make what a scope holds current again as a snapshot has it.
 
     Args:
+        call: told how far it is while nothing has been changed, and may give up until then. What
+            that process has open for writing itself is its own business.
         operation: what the safety snapshot says it was taken for.
+        message: the same in words, for people.
         force: although programs have files open for writing there.
         dry_run: only tell what would change.
-        on_progress: told while nothing has been changed; may raise to give up.
 
     Returns:
         `restored` (the snapshot's name), `saved` (that of the safety snapshot, null when nothing
@@ -77,10 +85,11 @@ def bring_back(
     yield store.host.write_back
     store.settle()
     known = store.database.commits
+    on_progress = reporting(call, "finding out what changed", "files")
     plan: Plan = yield lambda: _planned_beside(store, snapshot, scope, on_progress)
     if dry_run or plan.is_empty:
         return _told(snapshot, None, plan)
-    writers: list[dict[str, Any]] = yield lambda: _writers(store, scope)
+    writers: list[dict[str, Any]] = yield lambda: _writers(store, call, scope)
     if writers and not force:
         raise FilesInUse(_refusal(writers))
     store.reserve.require()
@@ -89,7 +98,7 @@ def bring_back(
     with owing_index(store), (yield store.host.refreshing) as refresh:
         with store.host.held():
             store.settle()
-            pending = store.catalog.begin("before-restore", "", {}, operation)
+            pending = store.catalog.begin("before-restore", message, {}, operation)
             saved = yield from make_durable(store, pending)
             planner = Planner(store.database, snapshot.epoch, NOW, scope)
             if store.database.commits != known + SNAPSHOT_COMMITS:
@@ -114,8 +123,26 @@ def bring_back(
     return _told(snapshot, saved, plan) | {"overridden": writers}
 
 
+def restore_message(name: str, paths: Sequence[str]) -> str:
+    """Return what is said of the snapshot that is taken before a restore.
+
+    Args:
+        name: of the snapshot that is restored.
+        paths: what the restore is limited to; none for everything.
+    """
+    shown = [_shortened(path) for path in paths[:PATHS_SHOWN_MAX]]
+    more = len(paths) - len(shown)
+    named = ", ".join(shown) + (f" and {more} more" if more else "")
+    return f"before restore of {name}" + (f": {named}" if named else "")
+
+
+def _shortened(path: str) -> str:
+    half = PATH_SHOWN_CHARACTERS // 2
+    return path if len(path) <= PATH_SHOWN_CHARACTERS else f"{path[:half]}...{path[-half:]}"
+
+
 def _planned_beside(
-    store: Store, snapshot: Snapshot, scope: Scope, on_progress: OnProgress | None
+    store: Store, snapshot: Snapshot, scope: Scope, on_progress: OnProgress
 ) -> Plan:
     """Return what would be done as of now, while programs go on."""
     with store.reader() as reader:
@@ -134,9 +161,9 @@ def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, A
     }
 
 
-def _writers(store: Store, scope: Scope) -> list[dict[str, Any]]:
+def _writers(store: Store, call: Call, scope: Scope) -> list[dict[str, Any]]:
     """Return which programs have files of a scope open for writing: `name`, `pid` and `path`."""
-    writers = store.host.writers()
+    writers = [each for each in store.host.writers() if each.pid != call.pid]
     if not writers:
         return []
     with store.reader() as reader:
@@ -160,19 +187,14 @@ def _refusal(writers: list[dict[str, Any]]) -> str:
 
 
 def undo(
-    store: Store,
-    *,
-    force: bool,
-    of: str | None = None,
-    dry_run: bool = False,
-    on_progress: OnProgress | None = None,
+    store: Store, call: Call, *, force: bool, of: str | None = None, dry_run: bool = False
 ) -> Steps[dict[str, Any]]:
     """Put back what a command (`statefs try`), or the last restore, command or undo changed.
 
     Args:
         of: a snapshot that was taken for an operation, by its UUID or as `Catalog.choose` takes it:
             what that one changed is put back, whatever came since; None for the last operation.
-        force, dry_run, on_progress: as of `bring_back`.
+        call, force, dry_run: as of `bring_back`.
 
     Returns:
         As `bring_back`; and `exact`, whether just that is put back. Where it is not known any more,
@@ -184,9 +206,11 @@ def undo(
     """
     undone = _last(store) if of is None else _chosen(store, of)
     before, scope, until = yield from _undone(store, undone)
+    assert undone.operation is not None
+    message = f"before undo of {undoing.NAMED[undone.operation.kind]} ({undone.name})"
     operation = Operation(kind="undo", phase="before", other=undone.uuid)
     told = yield from bring_back(
-        store, before, scope, operation, force=force, dry_run=dry_run, on_progress=on_progress
+        store, call, before, scope, operation, message, force=force, dry_run=dry_run
     )
     return told | {"exact": until is None, "until": until}
 

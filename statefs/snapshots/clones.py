@@ -27,6 +27,8 @@ from statefs.volume.volume import Volume
 
 CLONE_OF: Final = b"user.statefs.clone-of"
 """On a clone's root folder: the name of the snapshot it was made of."""
+CLONE_PATH: Final = b"user.statefs.clone-path"
+"""Likewise: the folder of the snapshot, relative to it; empty for all of it."""
 ENTRIES_PER_STEP: Final = 250
 """Entries of a clone deleted at a time: some milliseconds."""
 ROOTS_PER_STEP: Final = 16
@@ -46,14 +48,24 @@ LISTED_MAX: Final = 100_000
 
 
 class Clone(NamedTuple):
-    """A clone in clones/: its name, the snapshot it was made of, and when.
+    """A clone in clones/: its name, the snapshot and the folder it was made of, and when.
 
-    `snapshot` is None where somebody has taken the extended attribute away.
+    `snapshot` is None where somebody has taken the extended attribute away; `path` is empty then,
+    and for all of the snapshot.
     """
 
     name: bytes
     snapshot: str | None
+    path: bytes
     created_ns: int
+
+
+class Origin(NamedTuple):
+    """What a clone is made of: name and epoch of a snapshot, and the path of a folder in it."""
+
+    snapshot: str
+    epoch: Epoch
+    path: bytes
 
 
 def check_name(name: bytes) -> None:
@@ -101,27 +113,26 @@ class Clones:
         return self._top(tree, path)
 
     def make(
-        self, name: bytes, origin: tuple[str, Epoch], what: Listed, limit: Callable[[], int]
+        self, name: bytes, origin: Origin, what: Listed, limit: Callable[[], int]
     ) -> Generator[None, None, None]:
         """Copy what was listed of a snapshot to clones/`name`; after each step others may run.
 
         What stays when it is given up, `delete_some` takes apart.
 
         Args:
-            origin: name and epoch of the snapshot, which is not deleted meanwhile.
+            origin: its snapshot is not deleted meanwhile.
             limit: says how many inodes the next step may copy.
 
         Raises:
             PosixError: the disk refused, or somebody has taken the name.
         """
-        snapshot, epoch = origin
         try:
             with temporary_tables(self._database):
-                copy = TreeCopy(self._table, what, epoch, is_clone=True)
+                copy = TreeCopy(self._table, what, origin.epoch, is_clone=True)
                 while not copy.is_done:
                     self._copy_some(copy, limit())
                     yield
-            self._mark(copy.top, snapshot)
+            self._mark(copy.top, origin)
             hidden = b"%d" % copy.top
             self._names.rename(DELETED_CLONES, hidden, CLONES_ROOT, name, RENAME_NOREPLACE)
         finally:
@@ -148,14 +159,15 @@ class Clones:
             table.store(folder)
         self._unfinished = copy.top
 
-    def _mark(self, ino: int, snapshot: str) -> None:
+    def _mark(self, ino: int, origin: Origin) -> None:
         """Have a clone's root tell what it was made of, and when."""
         root = self._table.node(ino)
         with self._table.change(root):
-            if root.flags & InodeFlag.XATTRS and xattr(self._database, ino, CLONE_OF, NOW):
-                self._table.temporal.change(XATTRS, 0, (ino, CLONE_OF), (snapshot.encode(),))
-            else:
-                self._table.temporal.born(XATTRS, ino, CLONE_OF, snapshot.encode())
+            for key, value in ((CLONE_OF, origin.snapshot.encode()), (CLONE_PATH, origin.path)):
+                if root.flags & InodeFlag.XATTRS and xattr(self._database, ino, key, NOW):
+                    self._table.temporal.change(XATTRS, 0, (ino, key), (value,))
+                else:
+                    self._table.temporal.born(XATTRS, ino, key, value)
             root.flags |= InodeFlag.XATTRS
             root.btime_ns = root.ctime_ns = self._table.clock.now_ns()
             self._table.store(root)
@@ -176,9 +188,10 @@ class Clones:
         """Return all clones, the oldest first."""
         found = []
         for _, name, node in self._names.listing(CLONES_ROOT, 0, LISTED_MAX):
-            mark = xattr(self._database, node.ino, CLONE_OF, NOW)
-            snapshot = None if mark is None else mark[0].decode("utf-8", "replace")
-            found.append(Clone(name, snapshot, node.btime_ns))
+            marks = [xattr(self._database, node.ino, key, NOW) for key in (CLONE_OF, CLONE_PATH)]
+            snapshot, path = (None if mark is None else mark[0] for mark in marks)
+            of = None if snapshot is None else snapshot.decode("utf-8", "replace")
+            found.append(Clone(name, of, path or b"", node.btime_ns))
         return found
 
     def left_over(self) -> list[bytes]:

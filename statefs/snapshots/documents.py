@@ -52,6 +52,10 @@ AROUND: Final = ("try", "import")
 """Operations with a snapshot before and one after them."""
 
 
+IMPORTED_LABEL: Final = "imported-from"
+"""The label of a snapshot that was imported: of which one its archive was made, and so when."""
+
+
 class Operation(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     r"""What a snapshot was taken for: what `statefs undo` needs to know.
 

@@ -26,13 +26,15 @@ from typing import Final, NamedTuple
 from statefs.config import Retention as Policy
 from statefs.errors import InvalidConfig
 from statefs.hooks.results import CONSISTENCY_LABEL
-from statefs.snapshots.documents import Pin
+from statefs.snapshots.documents import IMPORTED_LABEL, Pin
 from statefs.units import duration_text
 
 SECOND_NS: Final = 1_000_000_000
 BEFORE: Final = "before-"
 """How the reasons of snapshots begin that were taken before something risky."""
 NEWEST: Final = "newest"
+OWN_LABELS: Final = frozenset((CONSISTENCY_LABEL, IMPORTED_LABEL))
+"""What statefs says of a snapshot in labels, which is no wish of anybody's to keep it."""
 NO_KEEP_RULE: Final = "no keep rule is set"
 UNWANTED: Final = "no keep rule wants it"
 
@@ -188,8 +190,7 @@ def _protected(snapshot: Candidate, policy: Policy, now_ns: int) -> Decision:
         fitting = _fitting_label(pattern, snapshot.labels)
         if fitting is not None:
             decision.want(f"has the label {fitting} (keep_labels)", protected=True)
-    # A label that a check has left is no wish of anybody's.
-    if policy.protect_labelled and snapshot.labels.keys() - {CONSISTENCY_LABEL}:
+    if policy.protect_labelled and snapshot.labels.keys() - OWN_LABELS:
         decision.want("labelled", protected=True)
     if policy.protect_before and snapshot.reason.startswith(BEFORE):
         decision.want(f"taken for safety: {snapshot.reason}", protected=True)
@@ -199,6 +200,8 @@ def _protected(snapshot: Candidate, policy: Policy, now_ns: int) -> Decision:
 def _fitting_label(pattern: str, labels: Mapping[str, str]) -> str | None:
     for key, value in labels.items():
         label = f"{key}={value}"
+        if key in OWN_LABELS and pattern.partition("=")[0] != key:
+            continue  # `*` does not mean it
         if fnmatchcase(label if "=" in pattern else key, pattern):
             return label
     return None

@@ -231,7 +231,7 @@ def test_a_check_tells_sound_databases_from_damaged_ones(app_state: MountedState
     assert done.returncode == 21, done.stderr
     first, last = done.stdout.splitlines()
     assert first.startswith("damaged: volumes/bank/bad: ")
-    assert last == f"{bad}: damaged (1 JSON, 2 SQLite)"
+    assert last == f"{bad}: 1 of 3 damaged (1 JSON, 2 SQLite)"
     volume = volume_of(app_state, bad)
     assert volume["consistency"] == "crash-consistent"
     assert volume["notes"][0].startswith("check: volumes/bank/bad: ")

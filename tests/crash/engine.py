@@ -305,6 +305,7 @@ class Nobody:
     """A caller that waits and does not listen."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, progress: dict[str, Any]) -> None:
         """Do nothing."""

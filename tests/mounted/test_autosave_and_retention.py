@@ -125,7 +125,8 @@ def test_a_signal_takes_a_snapshot(own_state: MountedState) -> None:
     eventually(lambda: len(own_state.listing()) == 1, "the first signal is obeyed")
     os.kill(own_state.daemon_pid(), signal.SIGUSR1)
     eventually(lambda: len(own_state.listing()) == 2, "the second signal is obeyed")
-    assert {each["message"] for each in own_state.listing()} == {"SIGUSR1"}
+    told = {(each["reason"], each["message"]) for each in own_state.listing()}
+    assert told == {("autosave", "SIGUSR1")}
 
 
 def test_a_turn_is_a_reason(own_state: MountedState) -> None:

@@ -89,10 +89,10 @@ def test_the_command_line_makes_lists_and_deletes(own_state: MountedState) -> No
     folder, state = clones_of(own_state), own_state.state
     assert not (folder / "test").exists()
     made = json.loads(own_state.command("clone", state, "latest", "files/part", "test", "--json"))
-    assert (made["name"], made["snapshot"]) == ("test", name)
+    assert (made["name"], made["snapshot"], made["path"]) == ("test", name, "files/part")
     assert (folder / "test/a").read_text() == "one"
     assert json.loads(own_state.command("clone", "--list", state, "--json")) == {"clones": [made]}
-    assert f"{name}" in own_state.command("clone", "--list", state)
+    assert f"{name}/files/part" in own_state.command("clone", "--list", state)
     again = own_state.run("clone", state, "latest", "test")
     assert again.returncode == CloneExists.exit_code
     own_state.command("clone", "--delete", state, "test")

@@ -54,7 +54,8 @@ def test_everything_comes_back(own_state: MountedState) -> None:
     with statefs.open(own_state.state) as opened:
         told = opened.restore(name)
         assert told["restored"] == name
-        assert opened.show(told["saved"]).reason == "before-restore"
+        saved = opened.show(told["saved"])
+        assert saved.reason == "before-restore" and saved.message == f"before restore of {name}"
     assert sorted(os.listdir(files)) == ["big", "folder", "gone", "link", "small"]
     assert (files / "small").read_text() == (files / "link").read_text() == "one"
     assert (files / "big").read_bytes() == b"1" * BIG
@@ -166,8 +167,10 @@ def test_programs_that_write_are_named(own_state: MountedState) -> None:
             with pytest.raises(FilesInUse, match=rf"\(pid {program.pid}\) has files/used open"):
                 opened.restore(name)
             assert (own_state.files / "used").read_text() == "two"
-            opened.restore(name, ["files/free"])
+            told = opened.restore(name, ["files/free"])
             assert (own_state.files / "free").read_text() == "one"
+            message = f"before restore of {name}: files/free"
+            assert opened.show(told["saved"]).message == message
             told = opened.restore(name, force=True)
             assert told["overridden"] == [
                 {"name": Path(f"/proc/{program.pid}/comm").read_text().strip(),
@@ -175,6 +178,9 @@ def test_programs_that_write_are_named(own_state: MountedState) -> None:
             ]  # fmt: skip
             assert (own_state.files / "used").read_text() == "one"
         program.communicate("\n", timeout=20)
+    # The command's own output is no other program's.
+    words = [own_state.files / "used", sys.executable, "-m", "statefs", "restore", own_state.state]
+    subprocess.run(["sh", "-c", 'exec "$@" > "$0"', *map(str, words), name], check=True)
 
 
 def test_a_dry_run_changes_nothing(own_state: MountedState) -> None:
@@ -400,7 +406,12 @@ def test_paths_as_other_programs_write_them(own_state: MountedState) -> None:
 
 def test_a_command_that_is_not_there(own_state: MountedState) -> None:
     """Exits as a shell would; without a command at all it is a usage error."""
-    assert run("try", own_state.state, "--", "no-such-program", check=False).returncode == 127
+    done = run("try", own_state.state, "--", "no-such-program", check=False)
+    assert done.returncode == 127 and own_state.listing() == []
+    assert done.stderr == "statefs: error: no-such-program: command not found\n"
+    own_state.files.joinpath("script").touch(0o644)
+    done = run("try", own_state.state, "--", own_state.files / "script", check=False)
+    assert done.returncode == 126 and "permission denied" in done.stderr
     assert run("try", own_state.state, check=False).returncode == 2
 
 
@@ -420,6 +431,9 @@ def test_a_copy_goes_elsewhere(own_state: MountedState, tmp_path: Path) -> None:
     assert (own_state.files / "a").read_text() == "two"
     refused = run("restore", own_state.state, name, "--to", tmp_path / "one", check=False)
     assert refused.returncode == 2 and "exists" in refused.stderr
+    refused = run("restore", own_state.state, name, "--to", tmp_path / "a/b/c", check=False)
+    way = f"there is no folder {tmp_path}/a; 'mkdir -p {tmp_path}/a/b' makes it"
+    assert refused.returncode == 2 and way in refused.stderr
 
 
 @pytest.mark.parametrize("paths", [(), ("files/linked", "volumes")])

@@ -361,6 +361,8 @@ class Asker:
 
     is_wanted = False
 
+    pid = 0
+
     def report(self, progress: dict[str, object]) -> None:
         """Do nothing."""
 

@@ -246,7 +246,7 @@ def test_the_command_says_what_is_wrong(
         "damaged: a.db: malformed",
         "not checked: b.db: an extension",
         "note: b.db: opened in a copy",
-        "2026-03-13T12-04-21Z: damaged (2 SQLite)",
+        "2026-03-13T12-04-21Z: 1 of 2 damaged, 1 of 2 not checked (2 SQLite)",
     ]
     printed = call(capsys, "check", tmp_path / "state", "latest", "--json")
     assert printed.exit_code == 21

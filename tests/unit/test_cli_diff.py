@@ -113,28 +113,39 @@ def test_diff_json_is_exact(state: Path, capsys: Capture) -> None:
 
 
 def test_diff_content(state: Path, capsys: Capture) -> None:
-    """A unified diff of text, one line for what is none or is too large."""
+    """A unified diff of text, of added and removed files, too; a line for what is none or large."""
     with engine_of(state) as engine:
         files = int(engine.names.lookup(TREE_ROOT, b"files").ino)
         text = engine.names.lookup(files, b"text").ino
         engine.data.truncate(text, 7)
         engine.file("binary", b"\0", files)
         engine.data.truncate(engine.file("large", b"", files), 2 << 20)
+        engine.file("new", b"1\n", files)
         name = engine.store.catalog.snapshots[-1].name
         engine.save(name="b")
+        newer = engine.store.catalog.snapshots[-1].name
         engine.data.write(engine.names.lookup(files, b"binary").ino, 0, b"1")
         engine.data.write(engine.names.lookup(files, b"large").ino, 0, b"1")
-    assert call(capsys, "diff", state, "a", "b", "--content").out.splitlines()[:6] == [
+    assert call(capsys, "diff", state, "a", "b", "--content").out.splitlines() == [
+        "files/binary: binary files differ",
+        "files/large: larger than 1.0 MiB, not compared line by line",
+        f"--- {name}/files/new",
+        f"+++ {newer}/files/new",
+        "@@ -0,0 +1 @@",
+        "+1",
+        f"--- {name}/files/removed",
+        f"+++ {newer}/files/removed",
+        "@@ -1 +0,0 @@",
+        "-gone",
+        "\\ No newline at end of file",
         f"--- {name}/files/text",
-        call(capsys, "diff", state, "a", "b", "--content").out.splitlines()[1],
+        f"+++ {newer}/files/text",
         "@@ -1,2 +1,2 @@",
         " one",
         "-two",
         "+2wo",
+        "\\ No newline at end of file",
     ]
-    assert call(capsys, "diff", state, "a", "b", "--content").out.endswith(
-        "+2wo\n\\ No newline at end of file\n"
-    )
     assert call(capsys, "diff", state, "b", "--content").out.splitlines() == [
         "files/binary: binary files differ",
         "files/large: larger than 1.0 MiB, not compared line by line",

@@ -24,7 +24,7 @@ from statefs.maintenance.sealing import seal
 from statefs.maintenance.steps import Pace
 from statefs.maintenance.unsaved import has_unsaved, touched_before
 from statefs.snapshots.changes import changed_inodes
-from statefs.snapshots.clones import CLONE_OF, ENTRIES_PER_STEP
+from statefs.snapshots.clones import CLONE_OF, CLONE_PATH, ENTRIES_PER_STEP
 from statefs.snapshots.copies import TreeCopy
 from tests.unit.engine_store import ME, EngineStore, tree_of
 from tests.unit.random_histories import RandomHistory
@@ -179,6 +179,7 @@ def test_a_clone_tells_what_it_was_made_of(engine: EngineStore) -> None:
     assert engine.attributes.xattr(root, CLONE_OF) == name.encode()
     told = [(each.name, each.snapshot) for each in engine.store.clones.listing()]
     assert told == [(b"test", name), (b"other", name)]
+    assert engine.attributes.xattr(root, CLONE_PATH) == b""
     assert engine.store.clones.listing()[0].created_ns == engine.node(root).btime_ns
     engine.attributes.remove_xattr(root, CLONE_OF)
     assert engine.store.clones.listing()[0].snapshot is None
@@ -245,6 +246,7 @@ def test_one_folder_can_be_cloned(engine: EngineStore) -> None:
     engine.save()
     root = clone(engine, "part", path="outer/inner")
     assert [row[1] for row in engine.names.listing(root, 0, 9)] == [b"f"]
+    assert [each.path for each in engine.store.clones.listing()] == [b"outer/inner"]
     for path in ("outer/inner/f", "outer/missing", "runtime", ".."):
         with pytest.raises((NoSuchPath, UsageError)):
             clone(engine, "other", path=path)
@@ -329,6 +331,7 @@ class Nobody:
     """Waits for an operation and does not listen."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, progress: dict[str, Any]) -> None:
         """Forget how far it is."""

@@ -138,6 +138,7 @@ class Silent:
     """Who asks and does not listen."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, _progress: dict[str, Any]) -> None:
         """Do nothing."""

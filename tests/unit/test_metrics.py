@@ -133,6 +133,7 @@ class Asker:
     """Somebody who waits."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, _progress: dict[str, Any]) -> None:
         """Take no notice."""

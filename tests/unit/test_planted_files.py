@@ -162,6 +162,7 @@ class Silent:
     """Who asks and does not listen."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, _progress: object) -> None:
         """Do nothing."""

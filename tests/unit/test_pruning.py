@@ -23,6 +23,7 @@ class Asker:
     """Whoever asks for an operation and does not listen."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, progress: dict[str, Any]) -> None:
         """Pass over how far it is."""

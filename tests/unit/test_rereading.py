@@ -33,6 +33,8 @@ BIG = 3 * BLOCK_BYTES + 5
 class Listener:
     """Takes progress, and goes away after some of it."""
 
+    pid = 0
+
     def __init__(self, patience: int = 1 << 30) -> None:
         self.patience = patience
         self.heard: list[dict[str, Any]] = []

@@ -168,6 +168,20 @@ def test_a_machine_that_was_off_keeps_its_days_relative_to_the_newest() -> None:
     assert [d.epoch for d in from_newest if d.keep] == [3, 4, 5]
 
 
+def test_only_the_labels_of_people_protect() -> None:
+    """Not those that a check or an import has left, unless a pattern names them."""
+    own = {"consistency": "verified", "imported-from": "2026"}
+    snapshots = [Candidate(1, NOW, labels=own), Candidate(2, NOW, labels={"a": "b"} | own)]
+    snapshots.append(Candidate(3, NOW))
+    for policy, kept in (
+        (Policy(keep_last=1), [2, 3]),
+        (Policy(keep_last=1, keep_labels=("*",), protect_labelled=False), [2, 3]),
+        (Policy(keep_last=1, keep_labels=("*=*",), protect_labelled=False), [2, 3]),
+        (Policy(keep_last=1, keep_labels=("consistency=ver*",), protect_labelled=False), [1, 2, 3]),
+    ):
+        assert [d.epoch for d in decide(snapshots, policy, NOW) if d.keep] == kept
+
+
 def test_a_snapshot_of_the_future_is_kept() -> None:
     """A clock that was wrong for an hour costs nothing."""
     snapshots = [Candidate(1, NOW + DAY_NS), Candidate(2, NOW)]

@@ -138,6 +138,7 @@ class Listener:
     """Somebody who waits and does not want to know how far it is."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, progress: dict[str, Any]) -> None:
         """Do nothing with it."""
@@ -514,6 +515,7 @@ class Nobody:
     """A caller that waits and does not listen."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, progress: dict[str, Any]) -> None:
         """Do nothing."""

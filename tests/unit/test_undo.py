@@ -13,6 +13,7 @@ from statefs.errors import NoSuchSnapshot, PosixError, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance import steps, store
 from statefs.maintenance.commands import Commands
+from statefs.maintenance.restoring import restore_message
 from statefs.snapshots import undoing
 from statefs.snapshots.restore_plan import parsed_paths, quoted, unquoted
 from statefs.volume.attributes import AttributeChange
@@ -23,6 +24,7 @@ class Nobody:
     """A caller that waits and does not listen."""
 
     is_wanted = True
+    pid = 0
 
     def report(self, progress: dict[str, Any]) -> None:
         """Do nothing."""
@@ -48,6 +50,23 @@ def restore(engine: EngineStore, snapshot: str, *paths: str) -> dict[str, Any]:
 def names(engine: EngineStore, folder: int) -> list[bytes]:
     """Return the names in a folder, sorted."""
     return sorted(name for _, name, _ in engine.names.listing(folder, 0, 100))
+
+
+def test_the_snapshot_for_safety_says_what_was_restored(engine: EngineStore) -> None:
+    """And what was undone; of many or long paths it says enough to know them."""
+    file = engine.file("f", b"old", engine.folder("d"))
+    first = save(engine)["name"]
+    messages = []
+    for paths in (["d/f"], ["d", "d/f", ".", "d/./f"], ["d"] * 5, []):
+        engine.data.write(file, 0, b"new")
+        restore(engine, first, *paths)
+        messages.append(engine.store.catalog.snapshots[-1].message)
+    ask(engine, "undo", force=True)
+    assert messages == [f"before restore of {first}{more}" for more in (": d/f", "", ": d", "")]
+    undone, last = engine.store.catalog.snapshots[-2:]
+    assert last.message == f"before undo of a restore ({undone.name})"
+    long = restore_message("a", ["x" * 4096, "b", "c", "d", "e"])
+    assert long.endswith("x, b, c and 2 more") and len(long) < 150
 
 
 @pytest.mark.parametrize("word", ["current/d/f", "d/f/", "./d/./f", "current", "/", "d"])

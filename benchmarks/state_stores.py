@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Final
 from unittest import mock
 
+from benchmarks.report import keep, table
 from statefs.durable import sync_folder
 from statefs.state import EncryptedJsonStore, JsonStore, Key, SessionManager
 
@@ -27,6 +28,9 @@ VALUE: Final = "x" * 2048
 SETS: Final = 1000
 SESSIONS: Final = (2_500, 5_000, 10_000)
 """The goal is a list of 10,000 within 50 ms, and nothing that grows faster than their number."""
+SESSION_COLUMNS: Final = ("ms per create", "ms to open", "ms to list", "MiB, peak")
+SET_COLUMNS: Final = ("set, ms", "bare, ms", "durable, ms", "set/bare", "set/durable")
+"""Bare is write, fsync and rename; durable has the fsync of the folder, too."""
 KEYS: Final = 100
 """Different ones in the growing document, whose file is 2 KB to 200 KB."""
 
@@ -68,8 +72,8 @@ def measure(store: JsonStore, document: str, keys: int) -> tuple[list[float], ..
     return took
 
 
-def measure_sessions(folder: Path, count: int) -> str:
-    """Return a line of what so many sessions cost; the disk's syncs are left out."""
+def measure_sessions(folder: Path, count: int) -> list[float]:
+    """Return what so many sessions cost, as SESSION_COLUMNS says; the syncs are left out."""
     with mock.patch("os.fsync"):
         with SessionManager(folder) as sessions:
             began = time.perf_counter()
@@ -84,25 +88,12 @@ def measure_sessions(folder: Path, count: int) -> str:
             assert len(sessions.list()) == count
         listed = time.perf_counter() - began
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    each = f"{made / count * 1e3:14.2f}{opened * 1e3:12.0f}{listed * 1e3:12.0f}"
-    return f"{count:10,}{each}{memory:12.0f}"
+    return [made / count * 1e3, opened * 1e3, listed * 1e3, memory]
 
 
-def main() -> None:
-    """Print two tables."""
-    place = sys.argv[1] if len(sys.argv) > 1 else None
-    print(f"{'sessions':>10}{'ms per create':>14}{'ms to open':>12}{'to list':>12}{'MiB peak':>12}")
-    for count in SESSIONS:
-        with tempfile.TemporaryDirectory(dir=place) as folder:
-            print(measure_sessions(Path(folder), count))
-    print()
-    measure_sets(place)
-
-
-def measure_sets(place: str | None) -> None:
-    """Print what a set costs, beside the bare calls."""
-    print(f"{SETS} sets of a 2 KB value; medians in ms, and ratios of the sums")
-    print(f"{'':34}{'set':>8}{'bare':>8}{'durable':>8}{'/bare':>8}{'/durable':>9}")
+def measure_sets(place: str | None) -> dict[str, list[float]]:
+    """Return for each kind of store what SET_COLUMNS says."""
+    found = {}
     with tempfile.TemporaryDirectory(dir=place) as folder:
         key = Key(bytes(32), False, "a benchmark")
         for name, store in (
@@ -112,9 +103,27 @@ def measure_sets(place: str | None) -> None:
             with store:
                 for what, keys in (("one key", 1), (f"{KEYS} keys", KEYS)):
                     took = measure(store, f"d{keys}", keys)
-                    medians = "".join(f"{statistics.median(each) * 1e3:8.2f}" for each in took)
+                    medians = [statistics.median(each) * 1e3 for each in took]
                     ratios = [sum(took[0]) / sum(each) for each in took[1:]]
-                    print(f"{name + ', ' + what:34}{medians}{ratios[0]:8.2f}{ratios[1]:9.2f}")
+                    found[f"{name}, {what}"] = [*medians, *ratios]
+    return found
+
+
+def main() -> None:
+    """Measure, print two tables and keep the figures."""
+    place = sys.argv[1] if len(sys.argv) > 1 else None
+    sessions = {}
+    for count in SESSIONS:
+        with tempfile.TemporaryDirectory(dir=place) as folder:
+            sessions[f"{count:,}"] = measure_sessions(Path(folder), count)
+    sets = measure_sets(place)
+    for title, columns, found in (
+        ("Sessions", SESSION_COLUMNS, sessions),
+        (f"{SETS} sets of a 2 KB value: medians, and ratios of the sums", SET_COLUMNS, sets),
+    ):
+        rows = [[name, *(f"{each:.2f}" for each in figures)] for name, figures in found.items()]
+        table(title, ["", *columns], rows)
+    keep("state_stores", {"sessions": sessions, "sets": sets})
 
 
 if __name__ == "__main__":

@@ -94,15 +94,19 @@ def list_documents(folder: Path) -> list[Entry]:
         NotInStore: there is no such folder.
     """
     require_folder(folder)
-    return [_entry(folder, name) for name in document_names(folder)]
+    entries = (_entry(folder, name) for name in document_names(folder))
+    return [entry for entry in entries if entry is not None]
 
 
-def _entry(folder: Path, name: str) -> Entry:
-    path = folder / file_name_of(name, SUFFIX)
-    status, keys, damage = path.stat(), None, None
+def _entry(folder: Path, name: str) -> Entry | None:
+    """Return what a list says of a document; None where its program has just removed it."""
+    path, keys, damage = folder / file_name_of(name, SUFFIX), None, None
     try:
+        status = path.stat()
         values = read_values(path)
         keys = None if values is None else len(values)
+    except FileNotFoundError:
+        return None
     except StateDamaged as error:
         damage = str(error)
     copies = len(copies_of(path))
@@ -167,9 +171,11 @@ def check_documents(folder: Path) -> list[Problem]:
         found += _keyring_problems(folder / KEYRING)
     for name in document_names(folder):
         path = folder / file_name_of(name, SUFFIX)
-        found += mode_problems(path, FILE_MODE)
         try:
+            found += mode_problems(path, FILE_MODE)
             read_values(path)
+        except FileNotFoundError:
+            continue  # its program has just removed it
         except StateDamaged as error:
             found.append(Problem(path, str(error), lost=True))
     return found + [

@@ -111,9 +111,11 @@ def check_sessions(folder: Path) -> list[Problem]:
 
 
 def _problems_of(path: Path, form: Any, lost: bool) -> Iterator[Problem]:
-    yield from mode_problems(path, FILE_MODE)
     try:
+        yield from mode_problems(path, FILE_MODE)
         read_document(path, form)
+    except FileNotFoundError:
+        return  # its program has just removed it
     except StateDamaged as error:
         yield Problem(path, str(error), lost)
 

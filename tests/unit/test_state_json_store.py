@@ -13,6 +13,7 @@ import pytest
 from statefs.errors import NewerStore, NotInStore, StateDamaged, StoreLocked, UsageError
 from statefs.state import DocumentType, JsonStore
 from statefs.state.copies import copies_of
+from statefs.state.journal import Journal
 from tests.harness.killed_calls import Acknowledge, each_kill
 from tests.harness.processes import run_as
 
@@ -203,6 +204,34 @@ def test_a_file_that_somebody_edits_is_read_again(folder: Path) -> None:
         assert store.all("settings") == {"a": 100, "b": 200, "c": 3}
 
 
+def test_a_change_is_synced_before_it_is_renamed_and_its_name_before_it_is_acknowledged(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order that a power cut cannot break, of a set, a removal and a record of a journal."""
+    calls: list[str] = []
+
+    def noted(name: str) -> None:
+        original = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            is_folder = name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode)
+            calls.append("sync folder" if is_folder else name)
+            return original(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    with JsonStore(folder) as store, Journal(folder / "journal.log") as journal:
+        store.set("settings", "a", 1)
+        for name in ("write", "fsync", "fdatasync", "rename", "unlink"):
+            noted(name)
+        store.set("settings", "a", 2)
+        assert calls[-4:] == ["write", "fsync", "rename", "sync folder"]
+        journal.append("x")
+        assert calls[-2:] == ["write", "fdatasync"]
+        store.remove("settings")
+        assert calls[-2:] == ["unlink", "sync folder"]
+
+
 @pytest.mark.usefixtures("no_waiting_for_disks")
 def test_threads_lose_nothing_of_each_other(folder: Path) -> None:
     """Four write keys of one document while four read."""
@@ -281,7 +310,9 @@ def test_a_kill_during_a_migration_leaves_the_old_or_the_new_document(folder: Pa
     for killed in each_kill(work):
         if path.read_text() != old:
             assert json.loads(path.read_text()) == {"version": 2, "values": {"theme": "dark"}}
-            assert copies_of(path)[0].read_text() == old, killed
+            assert [each.read_text() for each in copies_of(path)] == [old], killed
         with JsonStore(folder, types) as store:
             assert store.all("settings") == {"theme": "dark"}
+        for copy in copies_of(path):
+            copy.unlink()
         path.write_text(old)

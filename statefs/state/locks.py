@@ -108,9 +108,15 @@ def holder_of(path: Path) -> Holder | None:
 
 
 def is_running(holder: Holder) -> bool:
-    """Return whether that process lives; another one that has got its pid is not it."""
+    """Return whether that process lives; another one that has got its pid is not it.
+
+    Nor does one that has ended and that its parent has not looked at yet, or never will.
+    """
     try:
-        start_time = psutil.Process(holder.pid).create_time()
+        process = psutil.Process(holder.pid)
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        start_time = process.create_time()
     except psutil.NoSuchProcess:
         return False
     except psutil.AccessDenied:  # of another user, and hidden: it may be the one

@@ -20,11 +20,9 @@ def held_by_child(path: Path, then: Callable[[], None]) -> int:
     reader, writer = os.pipe()
 
     def hold() -> None:
-        lock = ProcessLock(path)
-        lock.acquire()
+        ProcessLock(path).acquire()
         os.write(writer, b"x")
         then()
-        del lock
 
     pid = start(hold)
     assert os.read(reader, 1) == b"x"
@@ -72,6 +70,20 @@ def test_what_a_process_that_is_gone_has_left_is_taken_over_and_said(
     end(pid)
     with caplog.at_level(logging.WARNING), ProcessLock(path):
         assert f"the lock of process {pid}, which has ended, is taken over" in caplog.text
+
+
+def test_a_killed_process_that_nobody_has_waited_for_holds_nobody_up(tmp_path: Path) -> None:
+    """In a container without an init process it stays in the table for ever."""
+    path = tmp_path / ".lock"
+    pid = held_by_child(path, signal.pause)
+    os.kill(pid, signal.SIGKILL)
+    try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        assert psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+        with ProcessLock(path):
+            assert json.loads(path.read_text())["pid"] == os.getpid()
+    finally:
+        os.waitpid(pid, 0)
 
 
 def test_a_pid_that_another_process_has_now_is_stale(

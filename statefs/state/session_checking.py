@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import msgspec
 
 from statefs.clock import Clock, SystemClock
 from statefs.durable import sync_folder
-from statefs.errors import NotInStore, StateDamaged, UsageError
+from statefs.errors import NewerStore, NotInStore, StateDamaged, UsageError
 from statefs.state.audit import AuditLog
 from statefs.state.checking import (
     FILE_MODE,
@@ -26,8 +26,8 @@ from statefs.state.documents import read_document
 from statefs.state.identifiers import name_of_file
 from statefs.state.json_store import AUDIT, LOCK
 from statefs.state.locks import ProcessLock
-from statefs.state.session_documents import INDEX_FORM, SESSION_FORM, SessionEntry
-from statefs.state.session_index import INDEX, SessionListing, session_files
+from statefs.state.session_documents import INDEX_FORM, SessionEntry
+from statefs.state.session_index import INDEX, SessionListing, read_session, session_files
 from statefs.state.session_manager import GLOBAL, SESSIONS, Scope, SessionManager
 
 
@@ -87,7 +87,7 @@ def show_session(folder: Path, name: str) -> dict[str, Any]:
     if len(found) > 1:
         raise UsageError(f"several scopes have a session '{name}': {', '.join(found)}")
     [path] = found.values()
-    document: dict[str, Any] = msgspec.to_builtins(read_document(path, SESSION_FORM))
+    document: dict[str, Any] = msgspec.to_builtins(read_session(path))
     return document
 
 
@@ -104,18 +104,22 @@ def check_sessions(folder: Path) -> list[Problem]:
         place = folder / scope.place()
         found += mode_problems(place, FOLDER_MODE)
         for path in session_files(place).values():
-            found += _problems_of(path, SESSION_FORM, lost=True)
+            found += _problems_of(path, read_session, lost=True)
         if (place / INDEX).exists():
-            found += _problems_of(place / INDEX, INDEX_FORM, lost=False)
+            found += _problems_of(
+                place / INDEX, partial(read_document, form=INDEX_FORM), lost=False
+            )
     return found
 
 
-def _problems_of(path: Path, form: Any, lost: bool) -> Iterator[Problem]:
+def _problems_of(path: Path, read: Callable[[Path], object], lost: bool) -> Iterator[Problem]:
     try:
         yield from mode_problems(path, FILE_MODE)
-        read_document(path, form)
+        read(path)
     except FileNotFoundError:
         return  # its program has just removed it
+    except NewerStore as error:
+        yield Problem(path, str(error), lost=False)
     except StateDamaged as error:
         yield Problem(path, str(error), lost)
 
@@ -145,7 +149,7 @@ def _repaired(problem: Problem, audit: AuditLog, clock: Clock) -> Repair:
     path = problem.path
     is_damaged_index = path.name == INDEX and not list(mode_problems(path, FILE_MODE))
     if not is_damaged_index:
-        return repaired(problem, audit, clock, partial(read_document, form=SESSION_FORM))
+        return repaired(problem, audit, clock, read_session)
     with audit.action("repair", path=path.name, problem=problem.message):
         path.unlink()
         sync_folder(path.parent)

@@ -16,13 +16,14 @@ from typing import Final
 import msgspec
 
 from statefs.durable import write_file
-from statefs.errors import StateDamaged
+from statefs.errors import NewerStore, StateDamaged
 from statefs.state.documents import read_document
-from statefs.state.identifiers import name_of_file
+from statefs.state.identifiers import file_name_of, name_of_file
 from statefs.state.session_documents import (
     INDEX_FORM,
     INDEX_VERSION,
     SESSION_FORM,
+    Session,
     SessionEntry,
     entry_of,
 )
@@ -104,11 +105,25 @@ def session_files(folder: Path) -> dict[str, Path]:
     return found
 
 
+def read_session(path: Path) -> Session:
+    """Return the session in a file.
+
+    Raises:
+        FileNotFoundError: there is none.
+        StateDamaged: it is broken, or of another session than the file's name says.
+        NewerStore: a newer program has written it.
+    """
+    session = read_document(path, SESSION_FORM)
+    if file_name_of(session.id, SUFFIX, "session id") != path.name:
+        raise StateDamaged(f"{path} holds another session, '{session.id}'")
+    return session
+
+
 def read_entry(path: Path) -> SessionEntry | None:
-    """Return the entry of a body; None of a broken one, which is logged and stays where it is."""
+    """Return the entry of a body; None of one that is broken or too new, which is logged."""
     try:
-        return entry_of(read_document(path, SESSION_FORM))
-    except StateDamaged as error:
+        return entry_of(read_session(path))
+    except (StateDamaged, NewerStore) as error:
         _log.warning("%s; it is not listed", error)
         return None
 

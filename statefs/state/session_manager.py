@@ -25,12 +25,11 @@ from statefs.state.json_store import LOCK, made_folder
 from statefs.state.locks import ProcessLock
 from statefs.state.session_documents import (
     INDEX_FORM,
-    SESSION_FORM,
     Session,
     SessionEntry,
     entry_of,
 )
-from statefs.state.session_index import INDEX, SUFFIX, SessionListing, newest_first
+from statefs.state.session_index import INDEX, SUFFIX, SessionListing, newest_first, read_session
 
 SESSIONS: Final = "sessions"
 
@@ -142,7 +141,7 @@ class SessionManager:
         with self._mutex:
             self._require_open()
             try:
-                session = read_document(self._path(session_id), SESSION_FORM)
+                session = read_session(self._path(session_id))
             except FileNotFoundError:
                 raise NotInStore(f"there is no session '{session_id}' in {self._place}") from None
             self._sessions[session_id] = session

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from statefs.errors import NotInStore, StateDamaged, StoreLocked, UsageError
+from statefs.errors import NewerStore, NotInStore, StateDamaged, StoreLocked, UsageError
 from statefs.state import Scope, Session, SessionEntry, SessionManager, Turn, Usage, session_index
+from statefs.state.session_checking import repair_sessions
 from statefs.state.session_documents import (
     CodeBlock,
     ErrorBlock,
@@ -185,6 +186,25 @@ def test_a_broken_session_is_named_and_the_others_are_there(
         with pytest.raises(StateDamaged, match=f"^{path}, line [0-9]+: .*`sattus`"):
             sessions.get("a")
     assert "it is not listed" in caplog.text and path.exists()
+    path.write_text(path.with_name("b.json").read_text().replace('"version": 1', '"version": 2'))
+    with SessionManager(folder) as sessions:
+        assert listed(sessions) == [("b", "b", 0)]
+        with pytest.raises(NewerStore, match="has version 2"):
+            sessions.get("a")
+    [repair] = repair_sessions(folder)
+    assert repair.aside is None and path.exists()
+
+
+def test_a_file_that_somebody_has_copied_is_no_other_session(folder: Path) -> None:
+    """It would be saved under the first one's name."""
+    with SessionManager(folder) as sessions:
+        sessions.create("coder", "one", "one")
+        place = folder / "global" / "sessions"
+        (place / "two.json").write_bytes((place / "one.json").read_bytes())
+        with pytest.raises(StateDamaged, match=r"two\.json holds another session, 'one'"):
+            sessions.get("two")
+    with SessionManager(folder) as sessions:
+        assert listed(sessions) == [("one", "one", 0)]
 
 
 @pytest.mark.usefixtures("no_waiting_for_disks")

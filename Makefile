@@ -13,10 +13,12 @@ MINUTES ?= 10
 LOAD_ARGS ?=
 # Of scripts/crash_hunt.py, e.g. make crash CRASH_ARGS=--engine for disks that fail or lose power
 CRASH_ARGS ?=
+# Of scripts/call_faults.py, e.g. make faults FAULT_ARGS=--pairs
+FAULT_ARGS ?=
 # Of scripts/power_cuts.py, e.g. make power POWER_ARGS=--without-syncs
 POWER_ARGS ?=
 
-.PHONY: help run setup stop test check lint types layers bench crash load power install-helper install-service
+.PHONY: help run setup stop test check lint types layers bench crash load power faults install-helper install-service
 
 help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -60,6 +62,9 @@ crash: setup-tests ## Kill the daemon at random for HOURS (default 1); nothing a
 
 power: setup-tests ## Cut the power at every moment of all workloads of one and two operations (minutes)
 	@$(PY) scripts/power_cuts.py $(POWER_ARGS)
+
+faults: setup-tests ## Have each system call of each operation fail, in each way that it may (minutes)
+	@$(PY) scripts/call_faults.py $(FAULT_ARGS)
 
 load: setup-tests ## Eight programs in a mount that is saved, pruned and killed for MINUTES (default 10)
 	@$(PY) scripts/load.py --minutes $(MINUTES) $(LOAD_ARGS)

@@ -28,7 +28,11 @@ def open_plain(path: Path, flags: int, mode: int = 0o600) -> int:
             raise
         raise OSError(errno.EIO, "a symbolic link, which is not followed", str(path)) from None
     if flags & os.O_CREAT:
-        _give_to_owner(fd, path.parent)
+        try:
+            _give_to_owner(fd, path.parent)
+        except BaseException:
+            os.close(fd)
+            raise
     return fd
 
 
@@ -58,11 +62,29 @@ def _give_to_owner(fd: int, parent: Path) -> None:
         os.fchown(fd, folder.st_uid, folder.st_gid)
 
 
+class SyncFailed(OSError):
+    """The disk refused a sync: what it was to make durable may be lost, whatever it says later."""
+
+
+def sync_file(fd: int) -> None:
+    """Make the bytes of an open file durable. Raises SyncFailed."""
+    try:
+        os.fdatasync(fd)
+    except OSError as error:
+        raise SyncFailed(*error.args) from error
+
+
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable. Source: fsync(2), NOTES."""
+    """Make the names in a folder durable. Source: fsync(2), NOTES.
+
+    Raises:
+        SyncFailed. OSError: it cannot be opened; nothing is lost by that.
+    """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         os.fsync(fd)
+    except OSError as error:
+        raise SyncFailed(*error.args) from error
     finally:
         os.close(fd)
 
@@ -71,9 +93,10 @@ def sync_filesystem(folder: Path) -> None:
     """Make everything on the filesystem that holds `folder` durable. Source: syncfs(2)."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        if _libc.syncfs(fd) != 0:
+        while _libc.syncfs(fd) != 0:
             code = ctypes.get_errno()
-            raise OSError(code, os.strerror(code))
+            if code != errno.EINTR:  # what Python's own calls repeat by themselves
+                raise SyncFailed(code, os.strerror(code))
     finally:
         os.close(fd)
 

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from statefs.durable import open_plain, sync_folder
+from statefs.durable import open_plain, sync_file, sync_folder
 from statefs.ids import LIVING, ObjectId
 from statefs.layout import StoreLayout
 
@@ -29,6 +29,7 @@ DISK_BLOCK_BYTES: Final = 512
 """The unit of st_blocks (stat(2))."""
 FOLDERS: Final = 256
 """objects/00 to objects/ff."""
+FOLDER_NAMES: Final = frozenset(f"{number:02x}" for number in range(FOLDERS))
 _NAME: Final = re.compile(r"[1-9a-f][0-9a-f]{0,15}")
 """What `StoreLayout.object_path` calls an object."""
 
@@ -166,13 +167,19 @@ class ObjectFiles:
             origin: kept with it, where the host can, for the day when the database is lost.
 
         Raises:
-            OSError: it exists, or the disk refused.
+            FileExistsError. OSError: the disk refused; there is no such file.
         """
-        with self._descriptor(object_id, create=True) as fd:
-            if origin is not None:
-                self._note_origin(fd, origin)
-            self._unsynced_names.add(object_id)
-            self._unsynced[object_id] = _Unsynced()
+        try:
+            with self._descriptor(object_id, create=True) as fd:
+                if origin is not None:
+                    self._note_origin(fd, origin)
+                self._unsynced_names.add(object_id)
+                self._unsynced[object_id] = _Unsynced()
+        except FileExistsError:
+            raise
+        except BaseException:
+            self.remove(object_id)
+            raise
 
     def _note_origin(self, fd: int, origin: Origin) -> None:
         if not self._has_xattrs:
@@ -345,7 +352,8 @@ class ObjectFiles:
         Callers who wait for the same object share one sync.
 
         Raises:
-            OSError: the disk refused; the bytes may be lost even if a later call succeeds.
+            SyncFailed: the bytes may be lost even if a later call succeeds. OSError: the file
+                cannot be opened.
         """
         state = self._unsynced.get(object_id)
         if state is None:
@@ -356,7 +364,7 @@ class ObjectFiles:
                 return
             reached, size = state.writes, state.bytes
             with self._descriptor(object_id) as fd:
-                os.fdatasync(fd)
+                sync_file(fd)
             if object_id in self._unsynced_names:
                 sync_folder(self._layout.object_path(ObjectId(object_id)).parent)
                 self._unsynced_names.discard(object_id)
@@ -405,11 +413,12 @@ class ObjectFiles:
 
         What has another name than theirs is not statefs's.
         """
+        objects = str(self._layout.objects)
         return {
-            int(entry.name, 16)
-            for number in range(FOLDERS)
-            for entry in os.scandir(self._layout.objects / f"{number:02x}")
-            if _NAME.fullmatch(entry.name)
+            int(name, 16)
+            for folder in FOLDER_NAMES
+            for name in os.listdir(f"{objects}/{folder}")
+            if _NAME.fullmatch(name)
         }
 
     def close(self) -> None:

@@ -16,8 +16,9 @@ from statefs.config import Config, Retention
 from statefs.daemon.tasks import Alone
 from statefs.errors import InvalidConfig, StatefsError
 from statefs.maintenance import pruning, saving, steps
+from statefs.maintenance.host import Unmounted
 from statefs.maintenance.steps import Steps
-from statefs.maintenance.store import Store, Unmounted
+from statefs.maintenance.store import Store
 from statefs.maintenance.unsaved import Debounce, has_unsaved, touched_before
 from statefs.snapshots.retention import is_empty
 from statefs.telemetry.events import AutosaveTriggered

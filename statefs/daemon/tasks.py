@@ -132,13 +132,13 @@ class Tasks:
         table.forget_replaced()
         while self._store.freeing(table.reap_closed):
             await self._give_way()
-        if self._store.owes_index and self._store.reserve.is_held:
-            await self._alone(self._index())  # saves and deletes write the same file
+        if self._store.owes_documents and self._store.reserve.is_held:
+            await self._alone(self._documents())  # saves and deletes write the same file
         if not self._store.reserve.hold():
             await self.move_log()
 
-    def _index(self) -> Steps[None]:
-        yield self._store.pay_index
+    def _documents(self) -> Steps[None]:
+        yield self._store.pay_documents
 
     async def _collect(self) -> None:
         """Free what nothing refers to, a step at a time."""

@@ -11,6 +11,7 @@ from typing import Final
 
 import trio
 
+from statefs.durable import SyncFailed
 from statefs.volume.table import Node
 from statefs.volume.volume import Volume
 
@@ -49,7 +50,7 @@ class Durability:
         """Make the bytes of a file durable.
 
         Raises:
-            OSError: the disk refused; from then on nothing is accepted.
+            SyncFailed: from then on nothing is accepted. OSError: an object cannot be opened.
         """
         waiting = self._table.unsynced.get(ino)
         for number in list(waiting or ()):
@@ -57,7 +58,7 @@ class Durability:
                 await trio.to_thread.run_sync(self._table.objects.sync, number)
             except FileNotFoundError:
                 pass  # the object lost its last reference meanwhile: nothing is owed for it
-            except OSError as error:
+            except SyncFailed as error:
                 self._database.fail(error)
                 raise
             if self._table.objects.is_synced(number):

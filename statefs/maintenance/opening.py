@@ -7,10 +7,11 @@ from __future__ import annotations
 import os
 import stat
 import struct
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
-from statefs.content.objects import FOLDERS
+from statefs.content.objects import FOLDER_NAMES
 from statefs.durable import is_on_read_only
 from statefs.errors import CorruptStore, OlderStore, ReadOnlyStore, typed
 from statefs.layout import StoreLayout, default_store
@@ -48,8 +49,10 @@ def refuse_planted(layout: StoreLayout) -> None:
         _require_kind(path, stat.S_IFREG)
     for path in (layout.objects, layout.snapshots, layout.backups):
         _require_kind(path, stat.S_IFDIR)
-    for number in range(FOLDERS):  # what else is there verify tells of, and repair takes away
-        _require_kind(layout.objects / f"{number:02x}", stat.S_IFDIR)
+    with suppress(FileNotFoundError), os.scandir(layout.objects) as entries:
+        for entry in entries:  # what else is there verify tells of, and repair takes away
+            if entry.name in FOLDER_NAMES and not entry.is_dir(follow_symlinks=False):
+                raise _planted(Path(entry.path))
     # Beside copies of the database lies what a repair has put aside, of any kind: nobody opens it.
     for path in (*layout.snapshots.glob("*"), *layout.backups.glob("meta-v*")):
         _require_kind(path, stat.S_IFREG)

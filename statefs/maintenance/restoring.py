@@ -23,7 +23,7 @@ from statefs.content.checks import DamagedBytes
 from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import NOW
 from statefs.maintenance.progress import OnProgress, reporting
-from statefs.maintenance.saving import make_durable, owing_index, publish, tell_saved
+from statefs.maintenance.saving import make_durable, publish, tell_saved
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
 from statefs.snapshots.catalog import Snapshot
@@ -95,7 +95,7 @@ def bring_back(
     store.reserve.require()
     yield store.sync
     began = time.monotonic()
-    with owing_index(store), (yield store.host.refreshing) as refresh:
+    with (yield store.host.refreshing) as refresh:
         with store.host.held():
             store.settle()
             pending = store.catalog.begin("before-restore", message, {}, operation)
@@ -105,9 +105,9 @@ def bring_back(
                 plan = planner.plan()
             changed = _changed(planner, plan)
             restored = store.freeing(partial(restore, store.volume.table, plan))
-            if scope.paths is None:
-                store.catalog.note_restored(snapshot)
-        yield lambda: refresh(restored)
+        yield lambda: refresh(restored)  # before all that may fail: it would never look
+    if scope.paths is None:
+        store.catalog.note_restored(snapshot)
     for ino in restored.lost:
         size = store.volume.table.node(ino).size
         yield partial(store.tell_damage, DamagedBytes(ino, NOW, 0, size))

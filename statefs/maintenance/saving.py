@@ -7,8 +7,8 @@ only then shows the snapshot; a crash before that drops it (maintenance/recovery
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -54,25 +54,14 @@ def save(
         store.events.tell(SaveError, reason=reason, error=str(error))
         raise
     tell_saved(store, snapshot, time.monotonic() - began)
-    with owing_index(store):
-        before = _begun(store, operation)
-        if operation is None or before is None:
-            yield from publish(store)
-        else:
-            begun = before.operation or Operation(kind=operation.kind, phase="before")
-            linked = msgspec.structs.replace(begun, other=snapshot.uuid)
-            yield from amend(store, before, operation=linked)
+    before = _begun(store, operation)
+    if operation is None or before is None:
+        yield from publish(store)
+    else:
+        begun = before.operation or Operation(kind=operation.kind, phase="before")
+        linked = msgspec.structs.replace(begun, other=snapshot.uuid)
+        yield from amend(store, before, operation=linked)
     return snapshot
-
-
-@contextmanager
-def owing_index(store: Store) -> Iterator[None]:
-    """Have index.json be written later if what is done before that fails in the `with` block."""
-    try:
-        yield
-    except BaseException:
-        store.owes_index = True
-        raise
 
 
 def tell_saved(store: Store, snapshot: Snapshot, seconds: float) -> None:
@@ -112,6 +101,7 @@ def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:
     try:
         yield store.sync
         yield lambda: store.write_document(pending)
+        store.owe_index()  # until `publish` has come to its end
         snapshot = store.catalog.complete(pending)
     except BaseException:
         abandon(store, pending)
@@ -122,8 +112,8 @@ def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:
 
 def abandon(store: Store, pending: Snapshot) -> None:
     """Give up a save that failed; what cannot be undone now is undone by recovery."""
-    store.owes_index = True  # it tells when the list of snapshots was touched last
-    with suppress(OSError, PosixError):
+    store.owe_index()  # it tells when the list of snapshots was touched last
+    with suppress(OSError, PosixError), store.owing_documents():
         store.freeing(lambda: store.catalog.begin_delete(pending.epoch))
         store.remove_documents(pending)
 
@@ -148,29 +138,30 @@ def delete(store: Store, snapshot: Snapshot) -> Steps[Snapshot]:
 
 def delete_all(store: Store, snapshots: Sequence[Snapshot]) -> Steps[None]:
     """Delete snapshots that nobody has pinned. Raises OSError: the disk refused."""
-    for snapshot in snapshots:
-        store.freeing(partial(store.catalog.begin_delete, snapshot.epoch))
-        store.owes_index = True  # until `publish` has come to its end
-    yield store.database.sync
-    for snapshot in snapshots:
-        store.remove_documents(snapshot)
-    yield from publish(store)
+    with store.owing_documents():
+        for snapshot in snapshots:
+            store.freeing(partial(store.catalog.begin_delete, snapshot.epoch))
+        yield store.database.sync
+        for snapshot in snapshots:
+            store.remove_documents(snapshot)
+        yield from publish(store)
     store.host.space_changed()
 
 
 def amend(store: Store, snapshot: Snapshot, **columns: Any) -> Steps[Snapshot]:
     """Change what is told about a snapshot (`Catalog.amend`), durably, and in its documents."""
-    amended = store.catalog.amend(snapshot, **columns)
-    store.owes_index = True  # with all documents, until `publish` has come to its end
-    yield store.database.sync
-    yield lambda: store.write_document(amended)
-    yield from publish(store)
+    with store.owing_documents():
+        amended = store.catalog.amend(snapshot, **columns)
+        yield store.database.sync
+        yield lambda: store.write_document(amended)
+        yield from publish(store)
     return amended
 
 
 def publish(store: Store) -> Steps[None]:
-    """Write index.json and let it be known."""
+    """Let it be known that the list has changed, and write index.json."""
+    store.owe_index()
     store.refresh_policy()
     data = store.namespace.index_bytes()
-    yield lambda: store.write_index(data)
     yield store.host.list_changed
+    yield lambda: store.write_index(data)

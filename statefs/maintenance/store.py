@@ -12,10 +12,10 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final, TypeVar
 
 import apsw
 import msgspec
@@ -25,7 +25,7 @@ from statefs.config import ConfigFile
 from statefs.content.checks import ContentChecks, DamagedBytes
 from statefs.content.objects import FOLDERS, ObjectFiles
 from statefs.content.reserve import FULL, Reserve
-from statefs.durable import is_on_read_only, sync_folder, write_file
+from statefs.durable import SyncFailed, is_on_read_only, sync_folder, write_file
 from statefs.errors import CorruptStore, InvalidConfig, NoSuchStore, PosixError
 from statefs.ids import CLONES_ROOT, DELETED_CLONES, FIRST_FREE_INO, LIVING, TREE_ROOT
 from statefs.layout import CURRENT_FOLDERS, RUNTIME, StoreLayout
@@ -33,6 +33,7 @@ from statefs.locking import boot_id
 from statefs.maintenance import cloning, saving, steps
 from statefs.maintenance.backups import Backuper
 from statefs.maintenance.gc import Collector
+from statefs.maintenance.host import Host, Unmounted
 from statefs.maintenance.migrations import migrate
 from statefs.maintenance.opening import refuse_older, refuse_planted, refuse_unclean
 from statefs.maintenance.progress import OnProgress
@@ -43,12 +44,10 @@ from statefs.maintenance.sealing import Sealer
 from statefs.maintenance.status import status_of
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import Database, Reader, create_database
-from statefs.mounts import Writer
 from statefs.snapshots.catalog import Catalog, Snapshot, document_of
 from statefs.snapshots.clones import Clones
 from statefs.snapshots.documents import ChangedPaths, decode, encode
 from statefs.snapshots.namespace import Namespace
-from statefs.snapshots.restore import Refreshing, refreshing_nothing
 from statefs.snapshots.runtime import NEW_DOCUMENTS
 from statefs.telemetry.events import CorruptionDetected, Events
 from statefs.telemetry.kept import KeptEvents
@@ -176,86 +175,6 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
     return Store(layout, clock or SystemClock(), follows_another)
 
 
-class Host(Protocol):
-    """What the process that has a store open adds to operations on it. All may block."""
-
-    @property
-    def is_mounted(self) -> bool:
-        """Whether programs may change the tree at any time."""
-
-    def mount_point(self) -> Path | None:
-        """Return where programs see the tree, None where they do not."""
-
-    def write_back(self) -> None:
-        """Have the kernel hand over what programs wrote through memory maps."""
-
-    def held(self) -> AbstractContextManager[None]:
-        """Let no program change the tree inside the `with` block; does not block by itself."""
-
-    def writers(self) -> list[Writer]:
-        """Return who has files open for writing."""
-
-    def refreshing(self) -> Refreshing:
-        """Return what has the kernel ask anew for what a restore changes; called before it."""
-
-    def list_changed(self) -> None:
-        """The list of snapshots or clones changed: what is cached of it must go."""
-
-    def space_changed(self) -> None:
-        """There is something to free: rows of deleted snapshots and clones, or objects."""
-
-    def scrub_now(self) -> None:
-        """Begin a scrub, unless one runs."""
-
-    def of_mount(self) -> dict[str, Any]:
-        """Return what the status document says of the mount; nothing without one."""
-
-    def alone(self, operation: steps.Steps[T]) -> T:
-        """Run an operation while no other one changes the list of snapshots; from a step."""
-
-
-class Unmounted:
-    """The host of a store that is not mounted: nobody caches, nobody waits."""
-
-    is_mounted = False
-
-    def mount_point(self) -> Path | None:
-        """Return None: no program sees this store."""
-        return None
-
-    def write_back(self) -> None:
-        """Do nothing: no kernel has pages of this store."""
-
-    def held(self) -> AbstractContextManager[None]:
-        """Return a block in which nothing is held: nobody else changes the tree."""
-        return nullcontext()
-
-    def writers(self) -> list[Writer]:
-        """Return nobody."""
-        return []
-
-    def refreshing(self) -> Refreshing:
-        """Return what does nothing: no kernel has names or attributes of this store."""
-        return refreshing_nothing()
-
-    def list_changed(self) -> None:
-        """Do nothing: no kernel has names of this store."""
-
-    def space_changed(self) -> None:
-        """Do nothing: who runs a command frees space after it (`Store.collect`)."""
-
-    def scrub_now(self) -> None:
-        """Do nothing: the command scrubs itself."""
-
-    def of_mount(self) -> dict[str, Any]:
-        """Return nothing: there is no mount."""
-        return {}
-
-    def alone(self, operation: steps.Steps[T]) -> T:
-        """Run it: nobody else has the store."""
-        return steps.run(operation)
-
-
 class Store:
     """An open store; the caller holds its lock.
 
@@ -278,9 +197,19 @@ class Store:
         self.tallies = Tallies()
         self.events.listen(self.tallies.note)
         self.damages: set[str] = set()
-        self.owes_index = False
+        self._owes_index = False
+        self._owes_documents = False
         self.database = self.freeing(lambda: _opened_database(layout))
         self._is_open = True
+        try:
+            self._come_up(follows_another)
+        except BaseException:
+            self.close(clean=False)
+            raise
+
+    def _come_up(self, follows_another: bool) -> None:
+        """Recover what the database tells, if need be, and read from it what is kept in memory."""
+        layout, clock = self.layout, self.clock
         self.was_clean = bool(self.database.store_value("clean"))
         if self.is_read_only:
             refuse_unclean(layout, self.was_clean)
@@ -338,7 +267,7 @@ class Store:
         try:
             with self.reader() as reader:
                 text = describe(reader, damage)
-        except (apsw.Error, OSError):  # the database is damaged, too, or cannot be opened now
+        except (apsw.Error, OSError, PosixError):  # it is damaged, too, or cannot be read now
             text = str(damage)
         self.tell_damages("read", [text])
         return text
@@ -394,7 +323,7 @@ class Store:
         """Make everything acknowledged so far durable: bytes first, then names.
 
         Raises:
-            OSError: the disk refused; the store accepts nothing from then on.
+            SyncFailed: the store accepts nothing from then on. OSError: an object cannot be opened.
         """
         self.sync_bytes()
         self.database.sync()
@@ -410,7 +339,7 @@ class Store:
             self.objects.sync(number)
         except FileNotFoundError:
             pass  # it lost its last reference meanwhile: nothing is owed for it
-        except OSError as error:
+        except SyncFailed as error:
             self.database.fail(error)
             raise
 
@@ -467,9 +396,9 @@ class Store:
     def write_index(self, data: bytes) -> None:
         """Write index.json; may run in a thread.
 
-        Where the disk is full it stays owed (`owes_index`): the mount shows the right one anyway.
+        Where the disk is full it stays owed: the mount shows the right one anyway.
         """
-        self.owes_index = True
+        self.owe_index()
         try:
             self.freeing(lambda: write_file(self.layout.index_json, data))
         except OSError as error:
@@ -477,11 +406,27 @@ class Store:
                 raise
             log.warning("index.json in the store is out of date: %s", error)
         else:
-            self.owes_index = False
+            self._owes_index = False
 
-    def pay_index(self) -> None:
+    @property
+    def owes_documents(self) -> bool:
+        """Whether documents do not say what the database does, or may not."""
+        return self._owes_index or self._owes_documents
+
+    def owe_index(self) -> None:
+        """Note that index.json is behind until it is written."""
+        self._owes_index = True
+
+    @contextmanager
+    def owing_documents(self) -> Iterator[None]:
+        """Bring documents up to date in the block; should it fail, all of them stay owed."""
+        was_owing, self._owes_documents = self._owes_documents, True
+        yield
+        self._owes_documents = was_owing
+
+    def pay_documents(self) -> None:
         """Write the documents again if a save or a deletion could not end with doing so."""
-        if self.owes_index:
+        if self.owes_documents:
             self.write_all_documents()
 
     def write_all_documents(self) -> None:
@@ -494,6 +439,7 @@ class Store:
         for path in set(self.layout.snapshots.iterdir()) - kept:
             path.unlink()
         self.write_index(self.namespace.index_bytes())
+        self._owes_documents = False
 
     # What tests and scripts use of a store that no daemon has; commands go through commands.py.
 
@@ -567,7 +513,7 @@ class Store:
         self.database.sync()
         self.objects.sync_removals()
         sync_folder(self.layout.snapshots)  # documents of deleted snapshots are gone for good
-        self.pay_index()
+        self.pay_documents()
         self._shrink_for_a_while()
         with self.database.transaction():
             totals = {"files": table.files, "bytes": table.bytes}

@@ -19,7 +19,7 @@ from urllib.parse import quote
 
 import apsw
 
-from statefs.durable import is_on_read_only, open_plain, sync_folder
+from statefs.durable import SyncFailed, is_on_read_only, open_plain, sync_file, sync_folder
 from statefs.errors import CorruptStore, NewerStore, NoSuchStore, PosixError, typed
 from statefs.metadata import schema
 
@@ -41,6 +41,10 @@ each transaction, and end the process with SIGBUS when a copy-on-write disk is f
 """
 
 
+REFUSALS: Final = (apsw.FullError, apsw.IOError, apsw.ReadOnlyError)
+"""What SQLite raises when the disk has refused something."""
+
+
 def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connection:
     """Open a connection to a database of this process's store.
 
@@ -54,6 +58,7 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connecti
     if is_read_only and not has_log(path):
         name = f"file:{quote(name)}?immutable=1"
         flags = apsw.SQLITE_OPEN_READONLY | apsw.SQLITE_OPEN_URI
+    connection = None
     try:
         connection = apsw.Connection(
             name, flags=flags, vfs=VFS, statementcachesize=STATEMENTS_CACHED
@@ -62,10 +67,14 @@ def connect(path: Path, flags: int = apsw.SQLITE_OPEN_READONLY) -> apsw.Connecti
         connection.pragma("synchronous", "NORMAL")
         connection.pragma("wal_autocheckpoint", 0)
     except apsw.Error as error:
+        if connection is not None:
+            connection.close()
         raise refused(path, error) or error from None
     if flags & apsw.SQLITE_OPEN_READWRITE and not is_read_only and connection.readonly("main"):
         connection.close()
-        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        may_write = os.access(path, os.W_OK, effective_ids=True)  # else it was the disk
+        code = errno.EIO if may_write else errno.EACCES
+        raise OSError(code, os.strerror(code), str(path))
     return connection
 
 
@@ -179,10 +188,19 @@ class Database(Queries):
             raise NoSuchStore(f"no store at {path.parent}: make one with 'statefs init'")
         self.path = path
         self.is_read_only = is_on_read_only(path.parent)
+        self._wal_fd = -1
+        if not self.is_read_only:  # before SQLite, which does not tell that a disk is full
+            log = path.with_name(f"{path.name}-wal")
+            self._wal_fd = open_plain(log, os.O_RDWR | os.O_CREAT)
         try:
             self.connection = connect(path, apsw.SQLITE_OPEN_READWRITE)
-        except apsw.Error as error:
-            raise CorruptStore(_unreadable(path, error)) from error
+        except BaseException as error:
+            self._close_log()
+            if isinstance(error, apsw.FullError | apsw.IOError):
+                raise PosixError(errno.EIO) from error
+            if isinstance(error, apsw.Error):
+                raise CorruptStore(_unreadable(path, error)) from error
+            raise
         self.execute = self.connection.execute
         self.commits = 0
         self.wal_pages = 0
@@ -193,15 +211,16 @@ class Database(Queries):
         self._synced_commits = 0
         self._is_name_synced = False
         self._sync_lock = threading.Lock()
-        self._check_identity(newest)
-        self.connection.set_wal_hook(self._note_wal_pages)
-        self.connection.pragma("cache_size", -CACHE_KIB)
-        self.connection.pragma("temp_store", "MEMORY")
-        self._wal_fd = -1
-        if self.is_read_only:
-            self.failure = OSError(errno.EROFS, os.strerror(errno.EROFS))
-            return
-        self._wal_fd = open_plain(path.with_name(f"{path.name}-wal"), os.O_RDWR | os.O_CREAT)
+        try:
+            self._check_identity(newest)
+            self.connection.set_wal_hook(self._note_wal_pages)
+            self.connection.pragma("cache_size", -CACHE_KIB)
+            self.connection.pragma("temp_store", "MEMORY")
+            if self.is_read_only:
+                self.failure = OSError(errno.EROFS, os.strerror(errno.EROFS))
+        except BaseException:
+            self.close()
+            raise
 
     def _check_identity(self, newest: int) -> None:
         try:
@@ -245,8 +264,10 @@ class Database(Queries):
         try:
             yield
             self.commit()
-        except BaseException:
+        except BaseException as error:
             self.roll_back()
+            if isinstance(error, REFUSALS):
+                raise PosixError(self.errno_of(error)) from error
             raise
 
     def begin(self) -> None:
@@ -268,7 +289,7 @@ class Database(Queries):
         """
         try:
             self.execute("COMMIT")
-        except (apsw.FullError, apsw.IOError, apsw.ReadOnlyError) as error:
+        except REFUSALS as error:
             self._note_failed_sync(error)
             raise PosixError(self.errno_of(error)) from error
         self.commits += 1
@@ -312,7 +333,8 @@ class Database(Queries):
         """Make every commit made so far durable; callers who wait meanwhile share one sync.
 
         Raises:
-            OSError: the disk refused; from then on no transaction is accepted.
+            SyncFailed: from then on no transaction is accepted. OSError: the folder cannot be
+                opened; it may be tried again.
         """
         wanted = self.commits
         with self._sync_lock:
@@ -326,8 +348,8 @@ class Database(Queries):
                     sync_folder(self.path.parent)
                     self._is_name_synced = True
                 started = time.perf_counter()
-                os.fdatasync(self._wal_fd)
-            except OSError as error:
+                sync_file(self._wal_fd)
+            except SyncFailed as error:
                 self.failure = error
                 raise
             self._synced_commits, self._synced_pages = reached, pages
@@ -356,7 +378,7 @@ class Database(Queries):
                 connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_RESTART)
         except apsw.BusyError:
             pass  # verify reads an old state: the log is moved when it has ended
-        except (apsw.FullError, apsw.IOError) as error:
+        except REFUSALS as error:
             self._note_failed_sync(error)
             raise PosixError(_errno_of(error, connection)) from error
         finally:
@@ -372,9 +394,12 @@ class Database(Queries):
 
     def close(self) -> None:
         """Close the connection; SQLite checkpoints and removes the log."""
+        self._close_log()
+        self.connection.close()
+
+    def _close_log(self) -> None:
         if self._wal_fd >= 0:
             os.close(self._wal_fd)
-        self.connection.close()
 
 
 def _unreadable(path: Path, error: apsw.Error) -> str:

@@ -387,12 +387,14 @@ class FileData:
             node.data, node.extents = b"", None
             return
         node.is_marked = True
+        self._table.mark_stale(node)
         if number and size < old_size:
+            node.object = -1  # what the disk refuses to cut now is cut before the next change
             if self._database.is_commit_synced(node.born):
                 self._database.sync()
             self._objects.truncate(number, size)
             self._note_unsynced(node, number)
-        self._table.mark_stale(node)
+            node.object = number
 
     def _truncate_rows(self, node: Node, size: int, number: int) -> int:
         """Write what a truncation changes, and return this epoch's object if it is still used."""

@@ -13,15 +13,13 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any, Final
 
-import apsw
-
 from statefs.clock import Clock
 from statefs.content.checks import ContentChecks
 from statefs.content.extents import Extent
 from statefs.content.objects import ObjectFiles
 from statefs.errors import PosixError
 from statefs.ids import CLONE_BIT, Epoch, in_clones
-from statefs.metadata.connection import Database
+from statefs.metadata.connection import REFUSALS, Database
 from statefs.metadata.inodes import Inode, InodeFlag, living_row
 from statefs.metadata.temporal import EXTENTS, INLINE, INODES, XATTRS, Temporal
 from statefs.volume.underway import Underway
@@ -444,7 +442,7 @@ class Change:
                     touched.add(node.ino)
             return
         self._undo()
-        if isinstance(error, (apsw.FullError, apsw.IOError, apsw.ReadOnlyError)):
+        if isinstance(error, REFUSALS):
             raise PosixError(table.database.errno_of(error)) from error
 
     def _undo(self) -> None:

@@ -19,6 +19,8 @@ PASSING_ON: Final = frozenset(
 """Modules that sync because others ask for it: the place is that of who asked."""
 TASKS: Final = frozenset({"move_log"})
 """What a driver does by itself."""
+NAMELESS: Final = ("durable.py", "sync_file")
+"""Stands in for a system call: who calls it has the name."""
 DRIVERS: Final = frozenset({"maintenance/steps.py", "daemon/tasks.py"})
 """Modules that run what others have made: they are not told."""
 
@@ -30,7 +32,7 @@ def place_of_call() -> str:
     """
     found: list[str] = []
     for module, function in _callers(sys._getframe(1)):
-        if module in DRIVERS and function not in TASKS:
+        if (module, function) == NAMELESS or (module in DRIVERS and function not in TASKS):
             continue
         step = f"{module}:{function}"
         if not found or found[-1] != step:

@@ -66,7 +66,7 @@ def apply(reference: ReferenceTree, step: Step) -> bool:
     if name in BESIDE:
         return True
     try:
-        if name in ("close", "fsync"):
+        if name in ("close", "fsync", "read"):
             reference.node(arguments[0]).must_be_file()
         elif name == "rename" and _is_one_inode(reference, *arguments[:2]):
             return False  # the kernel does not ask for that
@@ -204,6 +204,11 @@ class Handlers:
 
     async def _write(self, path: bytes, offset: int, data: bytes) -> None:
         await self._operations.write(self.ino(path) | WRITABLE, offset, data)
+
+    async def _read(self, path: bytes) -> bytes:
+        """Return all bytes of a file."""
+        ino = self.ino(path)
+        return await self._operations.read(ino, 0, self.store.volume.table.node(ino).size)
 
     async def _append(self, path: bytes, data: bytes) -> None:
         ino = self.ino(path)
@@ -350,14 +355,18 @@ def gone_back(reference: ReferenceTree, saved: ReferenceTree) -> ReferenceTree:
     return saved
 
 
-def trees_of(engine: EngineStore) -> tuple[Tree, dict[bytes, Tree]]:
-    """Return the living tree, less what init puts into runtime/, and snapshots' by label."""
-    snapshots: dict[bytes, Tree] = {
+def living_tree_of(engine: EngineStore) -> Tree:
+    """Return the living tree, less what init puts into runtime/."""
+    living = _entries(tree_of(engine))
+    return {path: entry for path, entry in living.items() if not path.startswith(b"runtime/")}
+
+
+def snapshot_trees_of(engine: EngineStore) -> dict[bytes, Tree]:
+    """Return the trees of all snapshots, by label."""
+    return {
         key_of(snapshot): _entries(tree_of(engine, snapshot.epoch))
         for snapshot in engine.store.catalog.snapshots
     }
-    living: Tree = _entries(tree_of(engine))
-    return {p: e for p, e in living.items() if not p.startswith(b"runtime/")}, snapshots
 
 
 def clones_of(engine: EngineStore) -> dict[bytes, Tree]:

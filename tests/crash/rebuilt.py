@@ -15,7 +15,7 @@ from statefs.layout import StoreLayout
 from statefs.maintenance import store
 from statefs.snapshots.documents import ChangedPaths, IndexDocument, IndexEntry, SnapshotDocument
 from tests.crash.disk import UNWATCHED, Image
-from tests.crash.engine import clones_of, ino_of, key_of, trees_of
+from tests.crash.engine import clones_of, ino_of, key_of, living_tree_of, snapshot_trees_of
 from tests.harness.trees import Tree
 from tests.unit.engine_store import EngineStore
 
@@ -76,7 +76,7 @@ class Place:
             patch.object(store, "boot_id", lambda: "another"),
             EngineStore(self._root) as engine,
         ):
-            living, snapshots = trees_of(engine)
+            living, snapshots = living_tree_of(engine), snapshot_trees_of(engine)
             contents = {
                 path: engine.content(ino_of(engine, path))
                 for path, entry in living.items()

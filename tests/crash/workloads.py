@@ -11,6 +11,7 @@ import itertools
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 from tests.crash.engine import Step
@@ -33,6 +34,7 @@ POLICY: Final = "[retention]\nmax_snapshots = 1\nprotect_labelled = false\n"
 """Of statefs.toml: pruning deletes all snapshots but the newest."""
 
 
+@cache
 def _bytes(seed: str, size: int) -> bytes:
     """Return bytes of which none is zero, and that differ from those of another seed."""
     rng = random.Random(seed)

@@ -20,8 +20,9 @@ from statefs.errors import FilesInUse, NoSuchSnapshot, UsageError
 from statefs.ids import TREE_ROOT
 from statefs.maintenance import merging, saving
 from statefs.maintenance.commands import Commands
+from statefs.maintenance.host import Unmounted
 from statefs.maintenance.steps import Steps
-from statefs.maintenance.store import Store, Unmounted
+from statefs.maintenance.store import Store
 from statefs.volume import data as volume_data
 from tests.unit.engine_store import EngineStore, tree_of
 from tests.unit.random_histories import RandomHistory

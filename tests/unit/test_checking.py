@@ -20,8 +20,8 @@ from statefs.hooks.results import Finding
 from statefs.ids import TREE_ROOT
 from statefs.maintenance import cloning, steps
 from statefs.maintenance.checking import report_of
+from statefs.maintenance.host import Unmounted
 from statefs.maintenance.steps import Steps
-from statefs.maintenance.store import Unmounted
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.clones import THROW_AWAY
 from statefs.snapshots.documents import VolumeManifest

@@ -149,9 +149,9 @@ def test_a_full_disk_is_enospc_and_the_store_goes_on(database: Database) -> None
     """A change that does not fit is undone whole; smaller ones go on."""
     pages = database.value("PRAGMA page_count")
     database.execute(f"PRAGMA max_page_count = {pages}")
-    with pytest.raises(apsw.FullError) as failure, database.transaction():
+    with pytest.raises(PosixError) as failure, database.transaction():
         database.execute("INSERT INTO store VALUES ('big', zeroblob(100000))")
-    assert database.errno_of(failure.value) == errno.ENOSPC
+    assert failure.value.errno == errno.ENOSPC
     assert database.rows("SELECT * FROM store") == []
     put(database, "small")
 
@@ -170,3 +170,23 @@ def test_a_checkpoint_moves_the_log_into_the_database(database: Database, tmp_pa
     without_log = Database(copy)
     assert without_log.value("SELECT count(*) FROM store") == 20
     without_log.close()
+
+
+def test_a_disk_that_is_full_when_a_store_is_opened_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is no room for the log: whoever opens it is told so, and not to repair anything."""
+    create_database(tmp_path / "meta.db")
+    real, before = os.open, len(os.listdir("/proc/self/fd"))
+
+    def full(path: str, flags: int, *mode: int, **named: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, flags, *mode, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "open", full)
+        with pytest.raises(OSError, match="No space"):
+            Database(tmp_path / "meta.db")
+    assert len(os.listdir("/proc/self/fd")) == before
+    Database(tmp_path / "meta.db").close()

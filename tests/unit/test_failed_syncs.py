@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pyfuse3
 import pytest
 
+from statefs import durable
 from statefs.errors import PosixError
 from statefs.maintenance.store import init_store
 from tests.crash.disk import Change, WatchedDisk
@@ -98,3 +102,39 @@ def test_nothing_is_promised_after_a_sync_that_failed(
         assert after.store.catalog.snapshots == []
         assert after.content(ino_of(after, FILE))[1:] == BIG[1:]
         assert after.problems() == []
+
+
+def test_a_folder_that_cannot_be_opened_is_no_sync_that_failed(tmp_path: Path) -> None:
+    """Nothing is lost by that: what is owed is paid when it can be opened again."""
+    init_store(tmp_path / "store")
+    handlers = Handlers(tmp_path / "store")
+    handlers.do(("create", FILE, 0o644))
+    handlers.do(("write", FILE, 0, BIG))
+    real = os.open
+
+    def without_folders(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_DIRECTORY:
+            raise OSError(errno.EMFILE, "too many open files")
+        return real(path, flags, *mode)
+
+    with patch.object(os, "open", without_folders):
+        assert code_of(handlers, ("fsync", FILE)) == errno.EMFILE
+        assert code_of(handlers, ("save", b"s")) == errno.EMFILE
+    assert handlers.store.database.failure is None
+    assert code_of(handlers, ("fsync", FILE)) == 0
+    assert code_of(handlers, ("save", b"s")) == 0
+    handlers.store.close()
+
+
+def test_a_sync_of_everything_that_is_interrupted_is_made_again(tmp_path: Path) -> None:
+    """As Python does with calls of its own."""
+    answers = [errno.EINTR, 0]
+
+    class Interrupted:
+        def syncfs(self, _: int) -> int:
+            ctypes.set_errno(answers[0])
+            return -1 if answers.pop(0) else 0
+
+    with patch.object(durable, "_libc", Interrupted()):
+        durable.sync_filesystem(tmp_path)
+    assert answers == []

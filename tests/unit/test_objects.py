@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from statefs.content import objects as objects_module
-from statefs.content.objects import FOLDERS, ObjectFiles
+from statefs.content.objects import FOLDERS, ObjectFiles, Origin
 from statefs.ids import ObjectId
 from statefs.layout import StoreLayout
 
@@ -194,3 +194,23 @@ def test_a_hole_gives_its_space_back(files: ObjectFiles) -> None:
     assert after.st_blocks < before.st_blocks
     assert files.read([((1 << 16) - 1, (1 << 16) + 1, ONE)]) == b"a\0"
     assert files.read([((1 << 19) - 1, (1 << 19) + 1, ONE)]) == b"\0a"
+
+
+@pytest.mark.parametrize("call", ["setxattr", "fstat"])
+def test_an_object_whose_making_fails_is_not_there(
+    files: ObjectFiles, monkeypatch: pytest.MonkeyPatch, call: str
+) -> None:
+    """Nobody would know of the file: verify would complain of it."""
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    before = descriptors()
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "geteuid", lambda: 0)
+        broken.setattr(os, call, refused)
+        with pytest.raises(OSError, match="broken"):
+            files.create(TWO, Origin(1, 1, b"f"))
+    assert files.present() == {ONE}
+    assert descriptors() == before
+    files.create(TWO)

@@ -546,7 +546,7 @@ def test_a_disk_that_is_full_while_a_snapshot_is_sealed(
             refused += not is_over
             disk.on_change = lambda _: None
             seal(engine)
-            engine.store.pay_index()
+            engine.store.pay_documents()
             assert engine.problems() == []
             assert sealed(engine, first) == digest
             assert sealed(engine, epoch) == computed(engine, epoch)

@@ -305,3 +305,27 @@ def test_a_file_is_the_bytes_that_were_written_in_every_epoch(
             for epoch, content in saved.items():
                 assert after.past_content(epoch, ino) == content
             assert after.problems() == []
+
+
+def test_what_could_not_be_cut_off_is_not_seen_again(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The disk refuses to cut the object of a file: its old bytes are not behind the new end."""
+    ino = engine.file("f", b"a" * BIG)
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EIO, "broken")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "ftruncate", refused)
+        with pytest.raises(OSError, match="broken"):
+            engine.data.truncate(ino, 100)
+    engine.store.sync_bytes()
+    engine.store.settle()
+    with engine.killed() as after:
+        assert after.content(ino) == b"a" * 100
+        after.data.truncate(ino, 200)
+        assert after.content(ino) == b"a" * 100 + bytes(100)
+    engine.data.truncate(ino, 200)
+    assert engine.content(ino) == b"a" * 100 + bytes(100)
+    assert engine.problems() == []

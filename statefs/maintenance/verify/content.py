@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
 
 from statefs.content.checks import is_damage
-from statefs.content.objects import FOLDERS, object_number
+from statefs.content.objects import FOLDER_NAMES, object_number
 from statefs.ids import LIVING, ObjectId
 from statefs.maintenance.verify.reading import Reading, in_clones, meet
 from statefs.metadata.inodes import InodeFlag
@@ -148,14 +149,14 @@ def check_surplus_objects(reading: Reading) -> Iterator[str]:
         "SELECT (SELECT 1 FROM objects WHERE id = ?1) OR (SELECT 1 FROM garbage WHERE object = ?1)"
     )
     present = {entry.name for entry in os.scandir(reading.layout.objects)}
-    folders = {f"{number:02x}" for number in range(FOLDERS)}
-    for missing in sorted(folders - present):
+    for missing in sorted(FOLDER_NAMES - present):
         yield f"the folder objects/{missing} is missing"
-    for surplus in sorted(present - folders):
+    for surplus in sorted(present - FOLDER_NAMES):
         yield f"objects/{surplus} belongs to nothing"
-    for folder in sorted(folders & present):
-        for entry in sorted(os.listdir(reading.layout.objects / folder)):
-            number = object_number(reading.layout.objects / folder / entry)
+    objects = str(reading.layout.objects)
+    for folder in sorted(FOLDER_NAMES & present):
+        for entry in sorted(os.listdir(f"{objects}/{folder}")):
+            number = object_number(Path(folder, entry))
             if number is None:
                 yield f"objects/{folder}/{entry} is not named as an object file is"
             elif not reading.value(known, (number,)):

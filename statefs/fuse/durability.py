@@ -89,7 +89,8 @@ class Durability:
         """Make a file's bytes, attributes and name durable, as fsync(2) promises."""
         if node.ino in self._table.unsynced:
             await self.sync_bytes(node.ino)
-        if node.is_stale and node.ino not in self._table.unsynced:
+        is_behind = node.is_stale or node.ino in self._table.displaced
+        if is_behind and node.ino not in self._table.unsynced:
             self.settle([node])  # else it was written meanwhile: bytes before sizes, next time
         if not self._database.is_commit_synced(node.changed):
             await self.sync_names()
@@ -99,5 +100,5 @@ class Durability:
         for ino in list(self._table.unsynced):
             await self.sync_bytes(ino)
         unsynced = self._table.unsynced  # holds what was written while others were synced
-        self.settle([node for node in self._table.stale_nodes() if node.ino not in unsynced])
+        self.settle([node for node in self._table.unsettled_nodes() if node.ino not in unsynced])
         await self.sync_names()

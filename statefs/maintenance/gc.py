@@ -32,6 +32,10 @@ FREE_PAGES_KEPT: Final = 1024
 """Unused pages that are not worth giving back, 4 MiB: the next files will want them."""
 FREE_PAGES_SHARE: Final = 4
 """Beyond that, up to this part of meta.db may lie unused."""
+_CANDIDATES: Final = (
+    "SELECT object FROM garbage WHERE object NOT IN (SELECT old FROM displaced) LIMIT ?"
+)
+"""Without those that may have to stand in for bytes that are not durable yet: it takes a moment."""
 
 Ranges = list[tuple[int, int]]
 
@@ -74,7 +78,7 @@ class Collector:
     @property
     def is_busy(self) -> bool:
         """Whether rows or objects are known that can be freed now."""
-        has_garbage = self._database.value("SELECT EXISTS (SELECT 1 FROM garbage)")
+        has_garbage = self._database.rows(_CANDIDATES, (1,))
         return bool(has_garbage or self._deletable() or self._clones.is_deleting)
 
     @property
@@ -129,7 +133,7 @@ class Collector:
 
         Make the database durable (`Database.sync`) before passing them to `free`.
         """
-        rows = self._database.rows("SELECT object FROM garbage LIMIT ?", (OBJECTS_PER_STEP,))
+        rows = self._database.rows(_CANDIDATES, (OBJECTS_PER_STEP,))
         return {row[0]: self._references(row[0]) for row in rows}
 
     def _references(self, number: int) -> Ranges:

@@ -77,7 +77,16 @@ def _to_4(database: Database) -> None:
     database.execute("CREATE INDEX shared_epoch ON shared (epoch)")
 
 
-STEPS: Final[Mapping[int, Step]] = {1: _to_2, 2: _to_3, 3: _to_4}
+def _to_5(database: Database) -> None:
+    """What held ranges of files before bytes that are not durable yet."""
+    database.execute(
+        "CREATE TABLE displaced (ino INTEGER NOT NULL, object INTEGER NOT NULL,"
+        ' start INTEGER NOT NULL, "end" INTEGER NOT NULL, old INTEGER NOT NULL,'
+        " PRIMARY KEY (ino, object, start)) WITHOUT ROWID"
+    )
+
+
+STEPS: Final[Mapping[int, Step]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}
 """Format version -> what turns it into the next one."""
 
 

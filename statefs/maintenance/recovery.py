@@ -12,9 +12,10 @@ import os
 from pathlib import Path
 from typing import Final
 
+from statefs.content import displaced, rows
 from statefs.content.objects import ObjectFiles
 from statefs.durable import sync_filesystem
-from statefs.ids import LIVING, ObjectId
+from statefs.ids import LIVING, NOW, ObjectId
 from statefs.metadata.connection import Database
 from statefs.metadata.inodes import living_totals
 from statefs.metadata.schema import DELETING, PENDING
@@ -25,6 +26,10 @@ log = logging.getLogger(__name__)
 _TAIL: Final = (
     "SELECT start, object, valid_from FROM extents"
     f' WHERE ino = ? AND valid_to = {LIVING} AND "end" = {LIVING}'
+)
+_SETTLED_SIZE: Final = (
+    f"SELECT size FROM inodes WHERE ino = ?1 AND valid_to = {LIVING}"
+    " AND NOT EXISTS (SELECT 1 FROM dirty WHERE ino = ?1)"
 )
 
 
@@ -49,6 +54,7 @@ def recover(
         OSError: an object file cannot be read, or the disk refuses a sync.
     """
     if may_have_lost_power:
+        _put_back_displaced(database)
         _make_unfinished_save_whole(database, objects)
     with database.transaction():
         database.execute(
@@ -63,7 +69,38 @@ def recover(
         database.set_store_value("files", files)
         database.set_store_value("bytes", size)
     sync_filesystem(root)
+    with database.transaction():
+        database.execute("DELETE FROM displaced")
     database.sync()
+
+
+def _put_back_displaced(database: Database) -> None:
+    """Let ranges whose new bytes may have been lost be what they were before.
+
+    A file that was written to its end has an extent behind it, for what was to be appended.
+    """
+    temporal = Temporal.of(database)
+    for (ino,) in database.rows("SELECT DISTINCT ino FROM displaced"):
+        before = rows.extents(database, ino, NOW)
+        after = list(before)
+        displaced.put_back(database, ino, after, temporal.epoch)
+        size = database.value(_SETTLED_SIZE, (ino,))
+        if size is not None:  # else it is found out later
+            after = [extent for extent in after if extent.start < size]
+        gone, come = set(before) - set(after), set(after) - set(before)
+        with database.transaction():
+            for extent in gone:
+                temporal.end(EXTENTS, extent.valid_from, ino, extent.start)
+            for extent in come:
+                if extent.object:
+                    temporal.born(EXTENTS, ino, extent.start, extent.end, extent.object)
+            for number in {extent.object for extent in gone}:
+                database.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (number,))
+                database.execute(
+                    "DELETE FROM objects WHERE id = ?1"
+                    " AND NOT EXISTS (SELECT 1 FROM extents WHERE object = ?1)", (number,),
+                )  # fmt: skip
+            displaced.forget(database, [ino])
 
 
 def _recover_sizes(database: Database, objects: ObjectFiles, may_have_lost_power: bool) -> None:

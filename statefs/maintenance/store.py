@@ -345,7 +345,7 @@ class Store:
 
     def settle(self) -> None:
         """Write what is newer in memory into the rows, for a `Reader`."""
-        self.volume.data.settle(self.volume.table.stale_nodes())
+        self.volume.data.settle(self.volume.table.unsettled_nodes())
 
     def reader(self) -> Reader:
         """Return the database as it is now, for one thread; `settle` first to see the newest."""
@@ -455,6 +455,8 @@ class Store:
 
     def collect(self) -> None:
         """Free everything that nothing refers to, now."""
+        self.sync_bytes()
+        self.settle()  # or it would be kept for a loss of power
         self._free_rows_and_objects()
         if self.collector.is_held:  # there may be room now
             self._free_rows_and_objects()

@@ -21,7 +21,7 @@ from statefs.ids import CLONE_BIT, LIVING
 
 APPLICATION_ID: Final = 0x53544653
 """PRAGMA application_id of a statefs database: "STFS"."""
-FORMAT_VERSION: Final = 4
+FORMAT_VERSION: Final = 5
 """PRAGMA user_version: the version of this schema and of the whole on-disk format."""
 PENDING: Final = 0
 """The state of a snapshot that is being taken: not shown, dropped at recovery."""
@@ -112,6 +112,13 @@ _TABLES: Final = (
     # Files whose size and times are newer in memory than in `inodes`: after a crash they are
     # taken from the object file. A row is committed before the first such write is acknowledged.
     "CREATE TABLE dirty (ino INTEGER PRIMARY KEY)",
+    # What the bytes [start, "end") of a file were before `object` got them, which may not be
+    # durable yet: they lay in object `old`, or were zeros (0). The row comes with the extent and
+    # goes when the bytes are durable; after a loss of power recovery puts back what was.
+    """CREATE TABLE displaced (
+        ino INTEGER NOT NULL, object INTEGER NOT NULL, start INTEGER NOT NULL,
+        "end" INTEGER NOT NULL, old INTEGER NOT NULL,
+        PRIMARY KEY (ino, object, start)) WITHOUT ROWID""",
     # Files without a name that a program may still have open, and the epoch that took the name.
     "CREATE TABLE orphans (ino INTEGER PRIMARY KEY, epoch INTEGER NOT NULL)",
     # Object files that may hold ranges nothing refers to, any more or (a merge under way) yet:

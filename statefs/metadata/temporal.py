@@ -250,7 +250,7 @@ class Temporal:
         for life in (INODES, XATTRS, INLINE):
             self.erase_since(life, ino, epoch)
         objects = set(self.erase_since(EXTENTS, ino, epoch))
-        for table in ("orphans", "dirty"):
+        for table in ("orphans", "dirty", "displaced"):
             self._execute(f"DELETE FROM {table} WHERE ino = ?", (ino,))
         return objects
 

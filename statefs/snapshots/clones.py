@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator
 from typing import Final, NamedTuple
 
+from statefs.content import displaced
 from statefs.errors import CloneExists, NoSuchClone, NoSuchPath, PosixError, UsageError
 from statefs.ids import CLONES_ROOT, DELETED_CLONES, LIVING, NOW, Epoch
 from statefs.metadata.entries import living_entry
@@ -285,6 +286,7 @@ class Clones:
             table.discard_objects(set(table.temporal.delete_cloned(EXTENTS, plain)))
             for ino in plain:
                 self._database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+            displaced.forget(self._database, table.displaced.intersection(plain))
         for ino in plain:
             table.drop(ino)
             table.nodes.pop(ino, None)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from typing import Final
 
-from statefs.content import checks, rows
+from statefs.content import checks, displaced, rows
 from statefs.content.checks import DamagedBytes
 from statefs.content.extents import Extent, cut, is_covered, overlay, pieces
 from statefs.content.objects import ORIGIN_PATH_MAX, Origin, blocks_of
@@ -285,6 +285,7 @@ class FileData:
                 extents = self.extents(node)
                 if offset > node.size:
                     self._close_tail(node, number)
+                self._note_displaced(node, number, offset, end)
                 until = LIVING if end >= node.size else end
                 written = Extent(offset, until, number, table.epoch)
                 self._apply(node, *overlay(extents, written))
@@ -294,7 +295,8 @@ class FileData:
                     self._table.resize(node, end)
                 node.mtime_ns = node.ctime_ns = table.clock.now_ns()
                 table.store(node)
-                table.mark_dirty(node)
+                if not node.is_marked:
+                    table.mark_dirty(node)
         except BaseException:
             if made:
                 self._objects.remove(made)
@@ -304,6 +306,24 @@ class FileData:
         node.is_marked = True
         if len(extents) > EXTENTS_MANY:
             table.fragmented.setdefault(node.ino, (0, EXTENTS_MANY))
+
+    def _note_displaced(self, node: Node, number: int, start: int, end: int) -> None:
+        """Note what a range was that an object gets, whose bytes will not be durable for a while.
+
+        Before the extents change, and inside a `Change`. What never was durable is not missed, and
+        zeros only where the file ends: what was not written elsewhere reads as zeros, too.
+        """
+        if start >= node.size or not self._database.is_commit_synced(node.born):
+            return
+        end = min(end, node.size)
+        before = [
+            piece
+            for piece in pieces(self.extents(node), start, end)
+            if piece[2] != number and (piece[2] or end == node.size)
+        ]
+        if before:
+            displaced.note(self._database, node.ino, number, before)
+            self._table.displaced.add(node.ino)
 
     def replace_extents(self, node: Node, start: int, end: int, number: ObjectId) -> None:
         """Have an object that nobody may write stand for a range, with the same bytes.
@@ -403,6 +423,8 @@ class FileData:
             extents = self.extents(node)
             if size < node.size:
                 self._apply(node, *cut(extents, size, table.epoch))
+                if node.ino in table.displaced:
+                    displaced.cut(self._database, node.ino, size)
             else:
                 self._close_tail(node, number)
             if number and all(extent.object != number for extent in extents):

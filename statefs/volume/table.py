@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, Final
 
 from statefs.clock import Clock
+from statefs.content import displaced
 from statefs.content.checks import ContentChecks
 from statefs.content.extents import Extent
 from statefs.content.objects import ObjectFiles
@@ -98,6 +99,9 @@ class InodeTable:
     `fragmented` has the files of many extents, with the epoch in which they were last merged and
     the number of extents from which that is worth it again.
 
+    `unsynced` has the objects of files that bytes were written to and that may not be durable,
+    `displaced` the files of which it is noted what such bytes took the place of.
+
     `touched` has inodes changed in this epoch, as far as this process knows, up to TOUCHED_MAX.
     `files` and `bytes` are those of current/: clones are left out of them and of `touched`.
     """
@@ -114,6 +118,7 @@ class InodeTable:
         self.nodes: dict[int, Node] = {}
         self.stale: set[int] = set()
         self.unsynced: dict[int, set[int]] = {}
+        self.displaced: set[int] = set()
         self.opens: dict[int, int] = {}
         self.replaced: set[int] = set()
         self._replaced_before: set[int] = set()
@@ -207,7 +212,9 @@ class InodeTable:
         idle = [
             ino
             for ino, node in self.nodes.items()
-            if not (node.is_stale or node.is_marked or node.nlink == 0 or ino in self.unsynced)
+            if not (node.is_stale or node.is_marked or node.nlink == 0)
+            and ino not in self.unsynced
+            and ino not in self.displaced
         ][:surplus]
         for ino in idle:
             del self.nodes[ino]
@@ -253,24 +260,36 @@ class InodeTable:
         """Write size and times of stale nodes into their rows, in one transaction.
 
         A file whose bytes are not durable keeps its dirty mark, or after a loss of power nobody
-        would know that its object may be short, or missing; it is settled once more then.
+        would know that its object may be short, or missing; it is settled once more then. Nor is it
+        forgotten what those bytes took the place of.
         """
+        nodes = list(nodes)
+        owing = {node.ino for node in nodes if self._owes_bytes(node.ino)}
         stale = [node for node in nodes if node.is_stale or node.is_marked]
-        if not stale:
-            return
-        owing = {node.ino for node in stale if self._owes_bytes(node)}
         paid = [node for node in stale if node.ino not in owing]
+        kept = {node.ino for node in nodes} & self.displaced - owing
+        if not (stale or kept):
+            return
         with self.change(*stale):
             self.store_stale(paid)
             for node in stale:
                 if node.ino in owing:
                     self.store(node)
+            displaced.forget(self.database, kept)
         self.settled(paid)
+        self.displaced -= kept
 
-    def _owes_bytes(self, node: Node) -> bool:
+    def _owes_bytes(self, ino: int) -> bool:
         """Whether some bytes of a file are not durable."""
-        numbers = self.unsynced.get(node.ino, ())
-        return not all(map(self.objects.is_synced, numbers))
+        return not all(map(self.objects.is_synced, self.unsynced.get(ino, ())))
+
+    def forget_displaced(self, epoch: Epoch) -> None:
+        """Forget what was displaced until the end of an epoch, as its bytes are durable.
+
+        In the transaction that tells so; what is noted in memory beyond that is harmless.
+        """
+        if self.displaced:
+            displaced.forget_epoch(self.database, epoch)
 
     def store_stale(self, nodes: Iterable[Node]) -> None:
         """Write stale nodes' rows and take their dirty marks away; inside a `Change`."""
@@ -287,6 +306,10 @@ class InodeTable:
     def stale_nodes(self) -> list[Node]:
         """Return the nodes whose rows are behind."""
         return [self.nodes[ino] for ino in self.stale if ino in self.nodes]
+
+    def unsettled_nodes(self) -> list[Node]:
+        """Return those, and the nodes of which it is noted what bytes took the place of."""
+        return [self.nodes[ino] for ino in self.stale | self.displaced if ino in self.nodes]
 
     def discard_objects(self, objects: Iterable[int]) -> None:
         """Have gc look at object files that lost a reference; inside a `Change`."""
@@ -305,6 +328,7 @@ class InodeTable:
             self.temporal.end_all(INLINE, ino)
         if node.is_marked:
             self.database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
+        displaced.forget(self.database, {ino} & self.displaced)
 
     def resize(self, node: Node, size: int) -> None:
         """Give a node another size; inside a `Change` that stores it."""
@@ -407,6 +431,7 @@ class InodeTable:
         if node is not None:
             node.is_stale = node.is_marked = False
         self.stale.discard(ino)
+        self.displaced.discard(ino)
         self.unsynced.pop(ino, None)
 
 

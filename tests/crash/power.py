@@ -3,9 +3,7 @@
 Names and attributes are those after some step, not before the last one whose durability was
 acknowledged (close, save, tick): SQLite's log survives up to some commit. A file's bytes are those
 of its last sync, where it was not changed since; where it was, each byte has some value that it had
-since, or is zero where the file had none before. What decision 0006 leaves open is left out: a
-range overwritten for the first time since a snapshot, or a hole written to for the first time, and
-not synced, may read zeros or be cut off with the file's end.
+since, or is zero where the file had none before.
 """
 
 from __future__ import annotations
@@ -36,7 +34,6 @@ from tests.unit.engine_store import mirror
 STEPS: Final = 60
 SAVES_SHARE: Final = 0.3
 """Of the power cuts, those within a save."""
-INLINE_MAX_BYTES: Final = 8192
 COMPARED_BYTES: Final = 512
 """Compared at once; one by one only where no version has them all."""
 IGNORED: Final = ("mtime_ns", "content", "size")
@@ -56,12 +53,10 @@ class Version:
     Args:
         step: its number.
         content: all bytes.
-        first: range that was overwritten for the first time since a snapshot.
     """
 
     step: int
     content: bytes
-    first: tuple[int, int] | None = None
 
 
 @dataclass
@@ -70,16 +65,10 @@ class FileHistory:
 
     Args:
         synced: step -> whether that holds only where the step itself survived (a rename).
-        written: bytes written since the newest snapshot, by place; None when all are new.
-        lowest: where the bytes begin that lie in object files; a file cut before has none, and
-            what is written then is written for the first time, too.
     """
 
     versions: list[Version] = field(default_factory=list)
     synced: dict[int, bool] = field(default_factory=dict)
-    written: bytearray | None = None
-    lowest: int = 0
-    is_inline: bool = True
 
 
 @dataclass
@@ -117,12 +106,10 @@ class Span:
     Args:
         last: the newest step that had begun.
         length: changes of the disk when the power was cut.
-        kept_until: the step whose bytes are all there, synced or not; -1 for none.
     """
 
     last: int
     length: int
-    kept_until: int
 
 
 class Recording:
@@ -138,7 +125,7 @@ class Recording:
         self.moments: list[Moment] = []
         self._histories: dict[Node, FileHistory] = {}
         self._reference = new_reference()
-        self._saved: dict[bytes, tuple[ReferenceTree, dict[Node, FileHistory]]] = {}
+        self._saved: dict[bytes, ReferenceTree] = {}
         self._handlers: Handlers | None = None
         self._root = root
         if before is None:
@@ -154,7 +141,7 @@ class Recording:
         self._note((), last.snapshots, last.clones, 0, noted=last.noted)
         self.moments[0].sealed = last.sealed
         for history in self._histories.values():
-            history.versions = [replace(history.versions[-1], step=0, first=None)]
+            history.versions = [replace(history.versions[-1], step=0)]
             history.synced = {0: False}
 
     @contextmanager
@@ -224,18 +211,12 @@ class Recording:
         self._handlers = Handlers(root)
 
     def _with_snapshot(self, name: bytes) -> dict[bytes, Tree]:
-        bare = {
-            node: FileHistory(lowest=history.lowest, is_inline=history.is_inline)
-            for node, history in self._histories.items()
-        }
-        self._saved[name] = copy.deepcopy((self._reference, bare))
+        self._saved[name] = copy.deepcopy(self._reference)
         return self.moments[-1].snapshots | {name: without_runtime(self._reference.capture())}
 
     def _go_back(self, name: bytes) -> None:
         """Make the reference what it was when a snapshot was taken, but for runtime/."""
-        saved, histories = copy.deepcopy(self._saved[name])
-        self._histories.update(histories)
-        self._reference = gone_back(self._reference, saved)
+        self._reference = gone_back(self._reference, copy.deepcopy(self._saved[name]))
 
     def _note(
         self,
@@ -258,18 +239,15 @@ class Recording:
         number = len(self.moments)
         self.moments.append(moment)
         for node in set(files.values()):
-            self._note_file(number, step, node)
+            self._note_file(number, node)
         if name in DURABLE_STEPS:
             moment.durable_step = number
         if name in ("save", "tick", "kill", "closed") or step[2:] == ("safety",):
-            for node, history in self._histories.items():
+            for history in self._histories.values():
                 history.synced[number] = False
-                if name in ("save", "restore"):
-                    history.written = bytearray(len(node.content))
         elif name == "restore":
             for node in files.values():
                 self._histories[node].synced[number] = False
-                self._histories[node].written = bytearray(len(node.content))
         elif name in ("close", "fsync"):
             self._histories[files[step[1]]].synced[number] = False
             moment.durable_step = self._last_change_of(step[1])
@@ -289,35 +267,12 @@ class Recording:
                 return number
         return 0
 
-    def _note_file(self, number: int, step: Step, node: Node) -> None:
+    def _note_file(self, number: int, node: Node) -> None:
         """Note a new version of a file, if the step has made one."""
         history = self._histories.setdefault(node, FileHistory())
         content = bytes(node.content)
-        if history.versions and history.versions[-1].content == content:
-            return
-        old = history.versions[-1].content if history.versions else b""
-        version = Version(number, content)
-        is_write = bool(step) and step[0] in ("write", "append")
-        start = step[2] if is_write and step[0] == "write" else len(old)
-        if step[:1] == ("truncate",) and len(content) <= history.lowest and content:
-            history.written = bytearray(len(content))
-        if is_write and not history.is_inline and history.written is not None:
-            end = start + len(step[-1])
-            written = history.written
-            written.extend(bytes(max(0, len(content) - len(written))))
-            if not all(written[start:end]):
-                version.first = (start, end)
-            written[start:end] = b"\1" * (end - start)
-        if len(content) > INLINE_MAX_BYTES and history.is_inline:
-            history.is_inline, history.written, history.lowest = False, None, 0
-            if not old:
-                history.lowest = start
-                history.written = bytearray(len(content)) if step[0] == "truncate" else None
-        elif is_write and not history.is_inline:
-            history.lowest = min(history.lowest, start)
-        elif not content:
-            history.is_inline = True
-        history.versions.append(version)
+        if not history.versions or history.versions[-1].content != content:
+            history.versions.append(Version(number, content))
 
     def steps_at(self, length: int) -> tuple[int, int]:
         """Return the newest step acknowledged after so many changes, and the newest begun."""
@@ -330,14 +285,15 @@ class Recording:
 
         Args:
             length: changes of the disk when the power was cut.
-            is_all_kept: nothing was lost, so that all that was acknowledged must be there.
+            is_all_kept: nothing was lost, so that all names and attributes that were acknowledged
+                must be there. Bytes not: nobody knows that they have come to the disk.
         """
         moments = self.moments
         acknowledged, last = self.steps_at(length)
         first = max(moment.durable_step for moment in moments[: acknowledged + 1])
         if is_all_kept:
             first = acknowledged
-        span = Span(last, length, acknowledged if is_all_kept else -1)
+        span = Span(last, length)
         wrong = self._wrong_documents(acknowledged, found, span)
         if wrong:
             return wrong
@@ -394,24 +350,20 @@ class Recording:
             ),
             default=-1,
         )
-        base = max(base, span.kept_until)
         before = [version for version in history.versions if version.step <= base]
         since = [version for version in history.versions if base < version.step <= last]
         versions = [*before[-1:], *since]
         if not before:
             versions.insert(0, Version(-1, b""))
         sizes = [len(version.content) for version in versions]
-        firsts = [version.first for version in since if version.first]
-        tails = [first[0] for first in firsts]
-        least = min(*sizes, *tails) if tails else min(sizes)
-        if not least <= len(found) <= max(sizes):
-            return [f"{path!r} has {len(found)} bytes, not {least} to {max(sizes)}"]
+        if not min(sizes) <= len(found) <= max(sizes):
+            return [f"{path!r} has {len(found)} bytes, not {min(sizes)} to {max(sizes)}"]
         for start in range(0, len(found), COMPARED_BYTES):
             part = found[start : start + COMPARED_BYTES]
             if any(version.content[start : start + len(part)] == part for version in versions):
                 continue
             for place, byte in enumerate(part, start):
-                may_be_zero = place >= min(sizes) or any(a <= place < b for a, b in firsts)
+                may_be_zero = place >= min(sizes)
                 if not (_had(versions, place, byte) or (may_be_zero and not byte)):
                     return [f"{path!r} has never had byte {byte} at {place} since step {base}"]
         return []

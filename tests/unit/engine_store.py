@@ -145,7 +145,7 @@ class EngineStore:
     def problems(self) -> list[str]:
         """Return the rules that the store breaks, settled first."""
         table = self.store.volume.table
-        self.store.volume.data.settle(table.stale_nodes())
+        self.store.volume.data.settle(table.unsettled_nodes())
         found = self.store.verify_files((table.files, table.bytes))
         return [f"{problem.rule}: {problem.message}" for problem in found]
 

@@ -281,10 +281,10 @@ def test_an_object_that_lost_its_name_with_the_power_is_made_again(
     path.write_bytes(kept)
 
 
-def test_an_object_that_lost_bytes_with_the_power_reads_zeros(
+def test_bytes_that_the_power_took_leave_what_they_were_written_over(
     engine: EngineStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What a snapshot holds is there, what was written over it and not synced is zeros."""
+    """In current/ and in the snapshot there is what was durable."""
     number = engine.file("f", b"a" * BIG)
     epoch = engine.save()
     engine.data.write(number, 100, b"b" * 100)
@@ -292,10 +292,40 @@ def test_an_object_that_lost_bytes_with_the_power_reads_zeros(
     engine.store.objects.truncate(row, 0)
     monkeypatch.setattr(store, "boot_id", lambda: "another")
     with engine.killed() as after:
-        assert after.content(number) == b"a" * 100 + bytes(100) + b"a" * (BIG - 200)
-        assert after.past_content(epoch, number) == b"a" * BIG
+        assert after.content(number) == after.past_content(epoch, number) == b"a" * BIG
+        assert after.rows("displaced") == 0
         assert after.problems() == []
     engine.store.objects.truncate(row, 200)
+
+
+def test_what_was_written_over_is_put_back_only_where_that_may_be_lost(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not what has been synced since, nor after a mere kill, nor what has been cut off."""
+    synced, cut, grown = (engine.file(name, b"a" * BIG) for name in ("s", "c", "g"))
+    engine.save()
+    engine.data.write(synced, 100, b"b" * 100)
+    engine.store.sync_bytes()
+    engine.store.settle()
+    assert engine.rows("displaced") == 0
+    engine.data.write(cut, 0, b"b" * BIG)
+    engine.data.truncate(cut, 300)
+    engine.data.write(grown, BIG - 10, b"b" * 500)
+    with engine.killed() as after:
+        assert after.content(grown) == b"a" * (BIG - 10) + b"b" * 500
+        assert after.content(cut) == b"b" * 300
+        assert after.rows("displaced") == 0
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    with engine.killed() as after:
+        assert after.content(synced) == b"a" * 100 + b"b" * 100 + b"a" * (BIG - 200)
+        assert after.content(cut) == b"a" * 300
+        assert after.content(grown) == b"a" * BIG + b"b" * 490
+        assert after.problems() == []
+    engine.names.unlink(TREE_ROOT, b"c")
+    assert engine.database.rows("SELECT ino, old > 0 FROM displaced") == [(grown, 1)]
+    epoch = engine.save()
+    assert engine.rows("displaced") == 0
+    assert engine.past_content(epoch, grown) == b"a" * (BIG - 10) + b"b" * 500
 
 
 def test_a_power_cut_within_a_save_costs_only_what_was_not_synced(

@@ -274,6 +274,9 @@ DAMAGES: Final[list[tuple[str, str, Callable[[Damage], object]]]] = [
     ("R27", "volume", wrong_volume),
     ("R28", "file", sql("DELETE FROM digests WHERE ino = $sparse")),
     ("R28", "folder", sql("DELETE FROM digests WHERE ino = $inner")),
+    ("R30", "can be put back", sql("INSERT INTO displaced VALUES ($nobody, 1, 0, 1, 0)")),
+    ("R30", "can be put back", sql("INSERT INTO displaced VALUES ($small, 1, 0, 1, 1)")),
+    ("R30", "after a clean close", sql("INSERT INTO displaced VALUES ($small, 1, 0, 1, 0)")),
     ("R29", "no clone", sql("INSERT INTO shared VALUES ($nobody, $small, 1)")),
 ]  # fmt: skip
 

@@ -58,6 +58,7 @@ CHECKS: Final[Mapping[str, Check]] = {
     "R27": digests.check_state_digests,
     "R28": digests.check_sealed,
     "R29": content.check_shared,
+    "R30": content.check_displaced,
 }
 """Every rule and what checks it, in the order of the document."""
 

@@ -136,6 +136,22 @@ def check_object_files(reading: Reading) -> Iterator[str]:
             yield f"object {number:x} of {reading.named(ino)} {trouble}: damaged in {seen}"
 
 
+def check_displaced(reading: Reading) -> Iterator[str]:
+    """R30: what was displaced belongs to a living file, and the object that held it has a row."""
+    query = (
+        'SELECT d.ino, d.start, d."end" FROM displaced d WHERE d.start < 0 OR d."end" <= d.start'
+        f" OR NOT EXISTS (SELECT 1 FROM inodes i WHERE i.ino = d.ino AND i.valid_to = {LIVING}"
+        f" AND i.mode & 0xF000 = {stat.S_IFREG})"
+        " OR (d.old != 0 AND NOT EXISTS (SELECT 1 FROM objects o WHERE o.id = d.old))"
+        " ORDER BY d.ino, d.start"
+    )
+    for ino, start, end in reading.rows(query):
+        yield f"{reading.named(ino)}: nothing can be put back for {_range(start, end)}"
+    number = reading.value("SELECT count(*) FROM displaced") if reading.store["clean"] else 0
+    if number:
+        yield f"displaced has {number} rows after a clean close"
+
+
 def check_surplus_objects(reading: Reading) -> Iterator[str]:
     """R20: a file in objects/ belongs to a row; what nothing refers to is in `garbage`."""
     query = (

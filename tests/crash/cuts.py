@@ -19,12 +19,11 @@ from unittest.mock import patch
 
 from statefs.maintenance import verify
 from statefs.maintenance.store import init_store
-from tests.crash.disk import Image, Loss
+from tests.crash.disk import Image, Kept, Loss, WatchedDisk
 from tests.crash.engine import MEMORY, apply, quiet
 from tests.crash.power import Recording
 from tests.crash.rebuilt import Found, Place
 from tests.crash.workloads import OLDEST, POLICY, SETUP, Workload
-from tests.unit.engine_store import mirror
 
 SOME: Final = 2
 """How often `Loss.SOME` is tried at each moment."""
@@ -88,7 +87,6 @@ class Bench:
     """
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder
         self._base = folder / "base"
         init_store(self._base)
         (self._base / "statefs.toml").write_text(POLICY)
@@ -97,13 +95,14 @@ class Bench:
             for step in SETUP:
                 assert apply(self._before.reference, step), step
                 self._before.do(step)
+        self._whole = WatchedDisk(self._base).start
+        self._store = Place(folder / "store")
         self.place = Place(folder / "cut")
 
     def recorded(self, workload: Workload) -> tuple[Recording, int]:
         """Do a workload; return what its disk saw, and where its last operation begins."""
-        root = self._folder / "store"
-        mirror(self._base, root)
-        recording = Recording(root, self._before)
+        self._store.put(self._whole)
+        recording = Recording(self._store.root, self._before)
         begin = 0
         with recording.running():
             for steps in workload.steps():
@@ -127,6 +126,7 @@ class Looking:
     def __init__(self, place: Place, recording: Recording) -> None:
         self._place = place
         self._recording = recording
+        self._keys: dict[Kept, bytes] = {}
         self._found: dict[bytes, Found | str] = {}
         self._wrong: dict[tuple[object, ...], list[str]] = {}
 
@@ -135,14 +135,15 @@ class Looking:
         """How many disks were opened."""
         return len(self._found)
 
-    def wrong(self, image: Image, length: int, *, is_all_kept: bool) -> list[str]:
-        """Return what is wrong with the disk that a power cut has left."""
-        key = image.digest()
-        if key not in self._found:
-            try:
-                self._found[key] = self._place.opened(image)
-            except Exception:
-                self._found[key] = traceback.format_exc()
+    def wrong(self, kept: Kept, length: int, *, is_all_kept: bool) -> list[str]:
+        """Return what is wrong with the disk on which a power cut has left some changes."""
+        disk = self._recording.disk
+        kept = disk.without_syncs(kept)
+        if kept not in self._keys:
+            image = disk.image(kept)
+            self._keys[kept] = image.digest()
+            self._look(self._keys[kept], image)
+        key = self._keys[kept]
         found = self._found[key]
         if isinstance(found, str):
             return [*found.splitlines()[-1:], found]
@@ -153,6 +154,13 @@ class Looking:
                 length, found, is_all_kept=is_all_kept
             )
         return self._wrong[case]
+
+    def _look(self, key: bytes, image: Image) -> None:
+        if key not in self._found:
+            try:
+                self._found[key] = self._place.opened(image)
+            except Exception:
+                self._found[key] = traceback.format_exc()
 
 
 def try_all(bench: Bench, workload: Workload) -> CutTally:
@@ -178,11 +186,11 @@ def try_one(bench: Bench, cut: Cut) -> list[str]:
 
 
 def _wrong(recording: Recording, cut: Cut, looking: Looking, tally: CutTally) -> list[str]:
-    image = recording.disk.after_loss(cut.length, cut.loss, random.Random(str(cut)))
-    if image is None:
+    kept = recording.disk.kept(cut.length, cut.loss, random.Random(str(cut)))
+    if kept is None:
         return []
     tally.rebuilt += 1
-    return looking.wrong(image, cut.length, is_all_kept=cut.loss is Loss.NOTHING)
+    return looking.wrong(kept, cut.length, is_all_kept=cut.loss is Loss.NOTHING)
 
 
 def _losses() -> Iterator[tuple[Loss, int]]:
@@ -212,9 +220,9 @@ def seen_without(bench: Bench, workload: Workload, place: str) -> str:
     looking = Looking(bench.place, recording)
     for length in range(begin + 1, len(changes) + 1):
         for loss in (Loss.EVERYTHING, Loss.BYTES, Loss.NAMES):
-            image = recording.disk.after_loss(length, loss, random.Random(0), left_out=place)
-            assert image is not None
-            wrong = looking.wrong(image, length, is_all_kept=False)
+            kept = recording.disk.kept(length, loss, random.Random(0), left_out=place)
+            assert kept is not None
+            wrong = looking.wrong(kept, length, is_all_kept=False)
             if wrong:
                 return f"{Cut(workload, length, loss)}: {wrong[0]}"
     return ""

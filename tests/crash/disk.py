@@ -92,6 +92,10 @@ class Loss(Enum):
     """The same at a multiple of 4 KiB."""
 
 
+Kept = tuple[tuple[int, int], ...]
+"""Changes that are on a disk, by their places among all, each with the end of what is there."""
+
+
 @dataclass
 class Image:
     """Files and names of a store: contents by number, and numbers by folder and name."""
@@ -180,12 +184,11 @@ class WatchedDisk:
         self.taken: Callable[[int], int] = lambda size: size
         for folder, _, names in os.walk(root):
             inside = os.path.relpath(folder, root)
-            self.start.names[inside] = {}
             for name in set(names) - {*UNWATCHED}:
                 path = Path(folder, name)
                 if stat.S_ISREG(path.lstat().st_mode):
                     number = self._new_number(path.stat().st_ino)
-                    self.start.names[inside][name] = number
+                    self.start.names.setdefault(inside, {})[name] = number
                     self.start.contents[number] = path.read_bytes()
 
     def _new_number(self, inode: int) -> int:
@@ -294,19 +297,17 @@ class WatchedDisk:
 
     def after_power_cut(self, length: int, rng: random.Random) -> Image:
         """Return the disk as it may be when the power is cut after `length` changes."""
-        kept_share = rng.choice((0.0, 0.2, 0.5, 0.8, 1.0))
-        names_share = rng.choice((0.0, 0.5, 1.0))
-        image = self.start.copy()
-        for change, is_safe in self._with_safety(length):
-            share = names_share if change.is_of_names else kept_share
-            if is_safe or rng.random() < share:
-                image.apply(change if is_safe else _torn(change, rng))
-        return image
+        return self.image(self._some_kept(length, rng))
 
     def after_loss(
         self, length: int, loss: Loss, rng: random.Random, left_out: str = ""
     ) -> Image | None:
-        """Return the disk after `length` changes and a certain loss, None where there is none.
+        """Return the disk after a certain loss, None where there is none. Args: as of `kept`."""
+        kept = self.kept(length, loss, rng, left_out)
+        return None if kept is None else self.image(kept)
+
+    def kept(self, length: int, loss: Loss, rng: random.Random, left_out: str = "") -> Kept | None:
+        """Return what is left of `length` changes after a certain loss, None where there is none.
 
         Args:
             rng: decides what `Loss.SOME` takes, and where the last write is torn.
@@ -314,27 +315,46 @@ class WatchedDisk:
         """
         if loss in (Loss.SECTORS, Loss.BLOCKS):
             unit = SECTOR_BYTES if loss is Loss.SECTORS else BLOCK_BYTES
-            return self._with_torn_end(length, unit, rng)
+            return self._kept_with_torn_end(length, unit, rng)
         if loss is Loss.SOME:
-            return self.after_power_cut(length, rng)
-        image = self.start.copy()
+            return self._some_kept(length, rng)
         takes_names = loss in (Loss.EVERYTHING, Loss.NAMES)
         takes_bytes = loss in (Loss.EVERYTHING, Loss.BYTES)
-        for change, is_safe in self._with_safety(length, left_out):
-            if is_safe or not (takes_names if change.is_of_names else takes_bytes):
-                image.apply(change)
-        return image
+        return tuple(
+            (index, change.end)
+            for index, (change, is_safe) in enumerate(self._with_safety(length, left_out))
+            if is_safe or not (takes_names if change.is_of_names else takes_bytes)
+        )
 
-    def _with_torn_end(self, length: int, unit: int, rng: random.Random) -> Image | None:
+    def _some_kept(self, length: int, rng: random.Random) -> Kept:
+        kept_share = rng.choice((0.0, 0.2, 0.5, 0.8, 1.0))
+        names_share = rng.choice((0.0, 0.5, 1.0))
+        kept = []
+        for index, (change, is_safe) in enumerate(self._with_safety(length)):
+            share = names_share if change.is_of_names else kept_share
+            if is_safe or rng.random() < share:
+                kept.append((index, change.end if is_safe else _torn_end(change, rng)))
+        return tuple(kept)
+
+    def _kept_with_torn_end(self, length: int, unit: int, rng: random.Random) -> Kept | None:
         last = self.changes[length - 1] if length else Change("sync")
         firsts = range(last.start // unit * unit + unit, last.end, unit)
         if last.kind != "write" or not firsts:
             return None
+        whole = ((index, change.end) for index, change in enumerate(self.changes[: length - 1]))
+        return (*whole, (length - 1, rng.choice(firsts)))
+
+    def image(self, kept: Kept) -> Image:
+        """Return the disk with some changes, and no others."""
         image = self.start.copy()
-        for change in self.changes[: length - 1]:
-            image.apply(change)
-        image.apply(_cut_off(last, rng.choice(firsts)))
+        for index, end in kept:
+            change = self.changes[index]
+            image.apply(change if end == change.end else _cut_off(change, end))
         return image
+
+    def without_syncs(self, kept: Kept) -> Kept:
+        """Return the changes that make a difference to an image."""
+        return tuple(each for each in kept if not self.changes[each[0]].kind.startswith("sync"))
 
     def _with_safety(self, length: int, left_out: str = "") -> Iterator[tuple[Change, bool]]:
         """Yield each change, and whether a sync that came later keeps it."""
@@ -355,12 +375,12 @@ class WatchedDisk:
             yield change, index < max(synced.get(key, -1), everything)
 
 
-def _torn(change: Change, rng: random.Random) -> Change:
-    """Return a change, or of a write now and then only the first sectors."""
+def _torn_end(change: Change, rng: random.Random) -> int:
+    """Return the end of a change, or of a write now and then that of its first sectors."""
     if change.kind != "write" or rng.random() < 0.9 or change.end - change.start <= SECTOR_BYTES:
-        return change
+        return change.end
     sectors = rng.randrange(change.start // SECTOR_BYTES + 1, change.end // SECTOR_BYTES + 1)
-    return _cut_off(change, max(change.start, min(sectors * SECTOR_BYTES, change.end)))
+    return max(change.start, min(sectors * SECTOR_BYTES, change.end))
 
 
 def _cut_off(change: Change, end: int) -> Change:

@@ -10,7 +10,8 @@ from unittest.mock import patch
 
 import msgspec
 
-from statefs.content.objects import FOLDERS
+from statefs.content.objects import FOLDERS, ObjectFiles
+from statefs.ids import ObjectId
 from statefs.layout import StoreLayout
 from statefs.maintenance import store
 from statefs.snapshots.documents import ChangedPaths, IndexDocument, IndexEntry, SnapshotDocument
@@ -54,7 +55,7 @@ class Place:
     """
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
         root.mkdir(mode=0o700)
         for number in range(FOLDERS):
             (root / f"objects/{number:02x}").mkdir(mode=0o700, parents=True)
@@ -62,11 +63,14 @@ class Place:
 
     def put(self, image: Image) -> None:
         """Make the folder hold an image, and nothing else."""
-        for folder, _, names in os.walk(self._root):
-            for name in names:
-                if name not in UNWATCHED:
-                    os.unlink(f"{folder}/{name}")
-        image.write_to(self._root)
+        layout = StoreLayout(self.root)
+        entries = (entry for each in (self.root, layout.snapshots) for entry in os.scandir(each))
+        for path in (Path(entry) for entry in entries if entry.is_file()):
+            if path.name not in UNWATCHED:
+                path.unlink()
+        for number in ObjectFiles(layout).present():
+            layout.object_path(ObjectId(number)).unlink()
+        image.write_to(self.root)
 
     def opened(self, image: Image) -> Found:
         """Return what is found when a disk holds an image and the machine was started again."""
@@ -74,7 +78,7 @@ class Place:
         listed, documented, torn = _documents(image)
         with (
             patch.object(store, "boot_id", lambda: "another"),
-            EngineStore(self._root) as engine,
+            EngineStore(self.root) as engine,
         ):
             living, snapshots = living_tree_of(engine), snapshot_trees_of(engine)
             contents = {

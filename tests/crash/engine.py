@@ -33,7 +33,7 @@ from statefs.daemon.tasks import in_threads
 from statefs.fuse.handles import WRITABLE
 from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR, TREE_ROOT
 from statefs.snapshots.catalog import Snapshot
-from statefs.snapshots.clones import CLONE_OF
+from statefs.snapshots.clones import CLONE_OF, CLONE_PATH
 from tests.harness.trees import Entry, Tree
 from tests.model.reference import ReferenceTree
 from tests.unit.engine_store import EngineStore, tree_of
@@ -44,6 +44,8 @@ NAMES: Final = (b"a", b"b", b"c", b"d", b"tmp")
 SIZES: Final = (1, 700, 4_096, 9_000, 20_000, 40_000)
 OFFSETS: Final = (0, 0, 100, 4_096, 10_000, 30_000)
 SNAPSHOTS_MAX: Final = 3
+MARKS: Final = (CLONE_OF, CLONE_PATH)
+"""Attributes of a clone's root that say what it was made of."""
 OWNER: Final = SimpleNamespace(uid=os.getuid(), gid=os.getgid(), umask=0o022, pid=1)
 
 MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -376,7 +378,7 @@ def clones_of(engine: EngineStore) -> dict[bytes, Tree]:
         root = engine.names.lookup(CLONES_ROOT, clone.name).ino
         tree = _entries(tree_of(engine, root=root))
         tree[b"."] = replace(
-            tree[b"."], xattrs=tuple(x for x in tree[b"."].xattrs if x[0] != CLONE_OF.decode())
+            tree[b"."], xattrs=tuple(x for x in tree[b"."].xattrs if x[0].encode() not in MARKS)
         )
         found[clone.name] = tree
     return found

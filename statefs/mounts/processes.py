@@ -78,13 +78,16 @@ def writers(device: tuple[int, int]) -> list[Writer]:
     Args:
         device: major and minor of the filesystem.
 
-    Reads tables in /proc only. Source: proc_pid_fdinfo(5): flags, mnt_id and, since Linux 5.14,
-    ino; proc_pid_maps(5).
+    Reads tables in /proc only. A descriptor may be of a mount that its process does not see: it
+    was inherited, or handed over, from another mount namespace. Hence the mounts of all processes
+    first; their ids are unique among all namespaces. Source: proc_pid_fdinfo(5): flags, mnt_id
+    and, since Linux 5.14, ino; proc_pid_maps(5); Linux, fs/namespace.c: mnt_id_ida.
     """
     found: set[Writer] = set()
-    for process in _processes():
-        mounts = _mounts_of(process, device)
-        if not mounts or int(process.name) == os.getpid():
+    processes = _processes()
+    mounts = {mount for process in processes for mount in _mounts_of(process, device)}
+    for process in processes:
+        if int(process.name) == os.getpid():
             continue
         numbers = _written_descriptors(process, mounts) | _written_mappings(process, device)
         if numbers:

@@ -183,6 +183,31 @@ def test_programs_that_write_are_named(own_state: MountedState) -> None:
     subprocess.run(["sh", "-c", 'exec "$@" > "$0"', *map(str, words), name], check=True)
 
 
+@pytest.mark.parametrize("setup", ["true", 'umount -l "$1"'], ids=["sees it", "sees it no more"])
+def test_a_writer_in_another_mount_namespace_is_named(own_state: MountedState, setup: str) -> None:
+    """Its descriptor is of the mount it was inherited from, not of one that it sees itself."""
+    if subprocess.run(["unshare", "-m", "true"], capture_output=True, check=False).returncode:
+        pytest.skip("this user may not make a mount namespace")
+    path = own_state.files / "used"
+    path.write_text("one")
+    name = own_state.save()
+    path.write_text("two")
+    script = f"{setup} && echo && read -r _"
+    with path.open("a") as file:
+        program = subprocess.Popen(
+            ["unshare", "-m", "sh", "-c", script, "sh", own_state.state],
+            pass_fds=[file.fileno()], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    with program, statefs.open(own_state.state) as opened:
+        assert program.stdout is not None
+        assert program.stdout.readline() == "\n"
+        with pytest.raises(FilesInUse, match=rf"\(pid {program.pid}\) has files/used open"):
+            opened.restore(name)
+        program.communicate("\n", timeout=20)
+        opened.restore(name)
+    assert path.read_text() == "one"
+
+
 def test_a_dry_run_changes_nothing(own_state: MountedState) -> None:
     """It says what would become of each path, and takes no snapshot."""
     (own_state.files / "a").write_text("one")

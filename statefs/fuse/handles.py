@@ -2,7 +2,8 @@
 
 Bits 0 to 61 are the node number (`ids`), bit 62 says that the file was opened for writing, bit 63
 that every write must be durable when it returns (O_SYNC, O_DSYNC). The handle of a folder of
-current/ has bit 62 set, and in the bits of the view a number that tells listings apart.
+current/ has bit 62 set, and in the bits of the view a number that tells listings apart: each
+process counts from a place of its own, as listings that an earlier one began go on.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import secrets
 import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -128,7 +129,7 @@ class Operations(pyfuse3.Operations):
         self._durability = durability
         self._service = service
         self._store_root = store_root
-        self._listings = 0
+        self._listings = secrets.randbelow(LISTINGS_MAX)
         self._bounds: dict[int, int] = {}
 
     @property
@@ -476,13 +477,15 @@ class Operations(pyfuse3.Operations):
         """Answer READDIRPLUS: entries after the cookie `start_id`, as many as the reply holds.
 
         Entries made after the listing began are left out, or a folder that grows as fast as it
-        is read would have no end.
+        is read would have no end. When an earlier process began it, those are left out that were
+        made after this process was first asked.
         """
-        folder = fh & INO_MASK if fh & LISTING else fh
         after = start_id
-        if after == 0 and fh & LISTING:
-            self._bounds[fh] = self._table.next_id
-        bound = self._bounds.get(fh, LIVING)
+        folder, bound = fh, LIVING
+        if fh & LISTING:
+            if after == 0 or fh not in self._bounds:
+                self._bounds[fh] = self._table.next_id
+            folder, bound = fh & INO_MASK, self._bounds[fh]
         if after < 2 and not self._reply_dots(folder, after, token):
             return
         after = max(after, 2)

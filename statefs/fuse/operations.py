@@ -47,7 +47,7 @@ from statefs.snapshots.namespace import FOREVER, LIVING_ROOTS, METADATA_NAME, Fo
 from statefs.snapshots.views import PastInode
 from statefs.volume import acl
 from statefs.volume.attributes import AttributeChange, storable_time
-from statefs.volume.names import Creator
+from statefs.volume.names import NAME_MAX, Creator, check_name
 from statefs.volume.table import Node
 from statefs.volume.volume import Volume
 
@@ -164,12 +164,11 @@ class Operations(pyfuse3.Operations):
         return self._found(parent, name)
 
     def _found(self, parent: int, name: bytes) -> pyfuse3.EntryAttributes:
+        check_name(name)
         if _is_current(parent):
             entry = living_entry(self._table.database, parent, name)
             if entry is not None:
                 return self._reply(self._table.node(entry.ino))
-            if len(name) > 255:
-                raise PosixError(errno.ENAMETOOLONG)
             return absent(0.0 if parent == CLONES_ROOT else FOREVER)
         if parent == MOUNT_ROOT and name in LIVING_ROOTS:
             return self._reply(self._table.node(LIVING_ROOTS[name]))
@@ -283,6 +282,7 @@ class Operations(pyfuse3.Operations):
     @answers
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
         """Answer MKDIR; in snapshots/ it takes a snapshot with that label, in clones/ it clones."""
+        check_name(name)
         if parent == SNAPSHOTS_DIR:
             await self._service.save_labelled(os.fsdecode(name))
             return self._found_reply(self._namespace.lookup(parent, name))
@@ -551,7 +551,7 @@ class Operations(pyfuse3.Operations):
         data.f_files = host.f_files
         data.f_ffree = host.f_ffree
         data.f_favail = host.f_favail
-        data.f_namemax = 255
+        data.f_namemax = NAME_MAX
         return data
 
     @answers

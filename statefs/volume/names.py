@@ -43,7 +43,12 @@ def _flags_for(xattrs: Collection[bytes]) -> int:
     return flags | (InodeFlag.DEFAULT_ACL if acl.DEFAULT in xattrs else 0)
 
 
-def _check_name(name: bytes) -> None:
+def check_name(name: bytes) -> None:
+    """Refuse a name that no folder can have.
+
+    Raises:
+        PosixError: ENAMETOOLONG.
+    """
     if len(name) > NAME_MAX:
         raise PosixError(errno.ENAMETOOLONG)
 
@@ -62,7 +67,7 @@ class Names:
         Raises:
             PosixError: ENOENT, ENAMETOOLONG.
         """
-        _check_name(name)
+        check_name(name)
         return self._table.node(self._entry(parent, name).ino)
 
     def _entry(self, parent: int, name: bytes) -> Entry:
@@ -105,7 +110,7 @@ class Names:
         Raises:
             PosixError: EEXIST, ENAMETOOLONG, ENOENT when the folder is gone, ENOSPC.
         """
-        _check_name(name)
+        check_name(name)
         folder = self._folder(parent)
         if not is_absent and living_entry(self._database, parent, name) is not None:
             raise PosixError(errno.EEXIST)
@@ -170,7 +175,7 @@ class Names:
             PosixError: EEXIST, EPERM for a folder, ENOENT when the file has no name left, EMLINK,
                 EXDEV into another clone.
         """
-        _check_name(name)
+        check_name(name)
         table = self._table
         folder = self._folder(parent)
         self._check_same_tree(self._folder_of(ino), parent)
@@ -287,7 +292,7 @@ class Names:
             PosixError: ENOENT, EEXIST (NOREPLACE), ENOTEMPTY, EISDIR, ENOTDIR, EINVAL, EXDEV into
                 another clone.
         """
-        _check_name(new_name)
+        check_name(new_name)
         if flags not in (0, RENAME_NOREPLACE, RENAME_EXCHANGE):
             raise PosixError(errno.EINVAL)
         self._check_same_tree(old_parent, new_parent)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -13,8 +15,9 @@ import trio
 from statefs.clock import SystemClock
 from statefs.daemon.service import Service
 from statefs.fuse.operations import Operations
-from statefs.ids import TREE_ROOT
+from statefs.ids import CLONES_ROOT, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT, node_id
 from statefs.maintenance.store import Store, init_store, open_store
+from statefs.volume.names import NAME_MAX
 from tests.unit.engine_store import FILE, FOLDER, ME
 
 PAGE_ENTRIES: Final = 10
@@ -85,3 +88,17 @@ def test_processes_tell_their_listings_apart(store: Store) -> None:
     services = [Service(store, "close").operations for _ in range(2)]
     handles = [trio.run(each.opendir, TREE_ROOT, None) for each in services for _ in range(3)]
     assert len(set(handles)) == len(handles)
+
+
+def test_no_folder_has_a_name_that_is_too_long(store: Store) -> None:
+    """Nor takes one, a folder of a snapshot neither. With a byte less it is just not there."""
+    store.save("", "manual", {})
+    past = node_id(store.catalog.snapshots[0].view, TREE_ROOT)
+    operations = Service(store, "close").operations
+    longest = b"x" * NAME_MAX
+    for parent in (MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT, CLONES_ROOT, past):
+        with pytest.raises(pyfuse3.FUSEError, match=os.strerror(errno.ENAMETOOLONG)):
+            trio.run(operations.lookup, parent, longest + b"x", None)
+        with pytest.raises(pyfuse3.FUSEError, match=os.strerror(errno.ENAMETOOLONG)):
+            trio.run(operations.mkdir, parent, longest + b"x", 0o755, None)
+        assert operations.found(parent, longest).st_ino == 0

@@ -64,8 +64,10 @@ def programs(folder: Path, seconds: float, seed: int) -> dict[str, list[str]]:
             "--temp-path", str(folder / "stress-ng"),
         ]  # fmt: skip
     if shutil.which("dbench") and DBENCH_LOADS.exists():
+        # Before its time it warms up for a fifth of that.
+        measured = str(max(1, int(seconds / 1.2)))
         found["dbench"] = [
-            "dbench", "--clients-per-process=1", "-D", str(folder / "dbench"), "-t", whole,
+            "dbench", "--clients-per-process=1", "-D", str(folder / "dbench"), "-t", measured,
             "-c", str(DBENCH_LOADS), "1",
         ]  # fmt: skip
     return found

@@ -17,6 +17,7 @@ _NOTE: Final = (
     'INSERT OR IGNORE INTO displaced (ino, object, start, "end", old) VALUES (?, ?, ?, ?, ?)'
 )
 _FORGET: Final = "DELETE FROM displaced WHERE ino = ?"
+_FORGET_RANGE: Final = "DELETE FROM displaced WHERE ino = ? AND object = ? AND start = ?"
 _CUT: Final = (
     "DELETE FROM displaced WHERE ino = ?1 AND start >= ?2",
     'UPDATE displaced SET "end" = ?2 WHERE ino = ?1 AND "end" > ?2',
@@ -45,6 +46,12 @@ def forget(database: Queries, inos: Iterable[int]) -> None:
     """Forget it: the bytes of these files are durable, or the files are gone; in a transaction."""
     for ino in inos:
         database.execute(_FORGET, (ino,))
+
+
+def forget_ranges(database: Queries, ino: int, ranges: Iterable[tuple[int, int]]) -> None:
+    """Forget it of some ranges of a file, each (object, start); in a transaction."""
+    for number, start in ranges:
+        database.execute(_FORGET_RANGE, (ino, number, start))
 
 
 def forget_epoch(database: Queries, epoch: int) -> None:

@@ -47,13 +47,15 @@ class Durability:
         return self._volume.attributes.durability(node, self.mode)
 
     async def sync_bytes(self, ino: int) -> None:
-        """Make the bytes of a file durable.
+        """Make the bytes of a file durable, and forget what they took the place of.
+
+        What is written meanwhile, by others, is owed still.
 
         Raises:
             SyncFailed: from then on nothing is accepted. OSError: an object cannot be opened.
         """
-        waiting = self._table.unsynced.get(ino)
-        for number in list(waiting or ()):
+        noted = self._table.noted
+        for number in list(self._table.unsynced.get(ino, ())):
             try:
                 await trio.to_thread.run_sync(self._table.objects.sync, number)
             except FileNotFoundError:
@@ -63,6 +65,8 @@ class Durability:
                 raise
             if self._table.objects.is_synced(number):
                 self._forget(ino, number)
+        if ino in self._table.displaced:
+            self._freeing(lambda: self._table.forget_displaced(ino, noted))
 
     def _forget(self, ino: int, number: int) -> None:
         waiting = self._table.unsynced.get(ino)

@@ -345,10 +345,13 @@ class Operations(pyfuse3.Operations):
         self._check_free(new, name_new)
         if old == CLONES_ROOT:
             raise PosixError(errno.EPERM)
-        database = self._table.database
-        if self._table.unsynced and living_entry(database, new, name_new) is not None:
-            source = living_entry(database, old, name_old)
-            if source is not None and source.ino in self._table.unsynced:
+        table = self._table
+        is_owing = table.unsynced or table.displaced
+        if is_owing and living_entry(table.database, new, name_new) is not None:
+            source = living_entry(table.database, old, name_old)
+            if source is not None and (
+                source.ino in table.unsynced or source.ino in table.displaced
+            ):
                 await self._durability.sync_bytes(source.ino)
                 await session_loop.admitted()  # a restore may have begun meanwhile
         self._names.rename(old, name_old, new, name_new, flags, is_served=True)

@@ -352,7 +352,7 @@ class Catalog:
             self._database.execute(
                 "UPDATE snapshots SET state = ? WHERE epoch = ?", (COMPLETE, snapshot.epoch)
             )
-            self._table.forget_displaced(snapshot.epoch)
+            self._table.forget_displaced_epoch(snapshot.epoch)
             self._note_change()
             self._note_taken(snapshot)
         shown = snapshot._replace(state=COMPLETE)

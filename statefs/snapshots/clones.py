@@ -286,7 +286,7 @@ class Clones:
             table.discard_objects(set(table.temporal.delete_cloned(EXTENTS, plain)))
             for ino in plain:
                 self._database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
-            displaced.forget(self._database, table.displaced.intersection(plain))
+            displaced.forget(self._database, table.displaced.keys() & gone)
         for ino in plain:
             table.drop(ino)
             table.nodes.pop(ino, None)

@@ -322,8 +322,7 @@ class FileData:
             if piece[2] != number and (piece[2] or end == node.size)
         ]
         if before:
-            displaced.note(self._database, node.ino, number, before)
-            self._table.displaced.add(node.ino)
+            self._table.note_displaced(node.ino, number, before)
 
     def replace_extents(self, node: Node, start: int, end: int, number: ObjectId) -> None:
         """Have an object that nobody may write stand for a range, with the same bytes.

@@ -100,7 +100,8 @@ class InodeTable:
     the number of extents from which that is worth it again.
 
     `unsynced` has the objects of files that bytes were written to and that may not be durable,
-    `displaced` the files of which it is noted what such bytes took the place of.
+    `displaced` the ranges, (object, start), of files of which it is noted what such bytes took the
+    place of, each with the value that `noted`, a count of them, had then.
 
     `touched` has inodes changed in this epoch, as far as this process knows, up to TOUCHED_MAX.
     `files` and `bytes` are those of current/: clones are left out of them and of `touched`.
@@ -118,7 +119,8 @@ class InodeTable:
         self.nodes: dict[int, Node] = {}
         self.stale: set[int] = set()
         self.unsynced: dict[int, set[int]] = {}
-        self.displaced: set[int] = set()
+        self.displaced: dict[int, dict[tuple[int, int], int]] = {}
+        self.noted = 0
         self.opens: dict[int, int] = {}
         self.replaced: set[int] = set()
         self._replaced_before: set[int] = set()
@@ -267,23 +269,59 @@ class InodeTable:
         owing = {node.ino for node in nodes if self._owes_bytes(node.ino)}
         stale = [node for node in nodes if node.is_stale or node.is_marked]
         paid = [node for node in stale if node.ino not in owing]
-        kept = {node.ino for node in nodes} & self.displaced - owing
-        if not (stale or kept):
+        durable = [each for each in nodes if each.ino in self.displaced and each.ino not in owing]
+        if not (stale or durable):
             return
         with self.change(*stale):
             self.store_stale(paid)
             for node in stale:
                 if node.ino in owing:
                     self.store(node)
-            displaced.forget(self.database, kept)
+            displaced.forget(self.database, [node.ino for node in durable])
         self.settled(paid)
-        self.displaced -= kept
+        for node in durable:
+            node.changed = self.database.commits  # fsync waits for the log to tell so, too
+            del self.displaced[node.ino]
 
     def _owes_bytes(self, ino: int) -> bool:
         """Whether some bytes of a file are not durable."""
         return not all(map(self.objects.is_synced, self.unsynced.get(ino, ())))
 
-    def forget_displaced(self, epoch: Epoch) -> None:
+    def note_displaced(self, ino: int, number: int, before: Sequence[tuple[int, int, int]]) -> None:
+        """Note what ranges of a file were before bytes in an object; inside a `Change`.
+
+        Args:
+            number: of the object.
+            before: (start, end, object); object 0 stands for zeros.
+        """
+        displaced.note(self.database, ino, number, before)
+        self.noted += 1
+        ranges = self.displaced.setdefault(ino, {})
+        for start, _, _ in before:
+            ranges.setdefault((number, start), self.noted)
+
+    def forget_displaced(self, ino: int, noted: int) -> None:
+        """Forget what bytes of a file took the place of, now that they are durable.
+
+        Args:
+            noted: what `self.noted` was before the sync: what was written during it is owed still.
+        """
+        ranges = self.displaced.get(ino, {})
+        durable = [each for each, number in ranges.items() if number <= noted]
+        if not durable:
+            return
+        node = self.nodes.get(ino)
+        with self.rearrangement(*([] if node is None else [node])):
+            if len(durable) == len(ranges):
+                displaced.forget(self.database, [ino])
+            else:
+                displaced.forget_ranges(self.database, ino, durable)
+        for each in durable:
+            del ranges[each]
+        if not ranges:
+            del self.displaced[ino]
+
+    def forget_displaced_epoch(self, epoch: Epoch) -> None:
         """Forget what was displaced until the end of an epoch, as its bytes are durable.
 
         In the transaction that tells so; what is noted in memory beyond that is harmless.
@@ -309,7 +347,7 @@ class InodeTable:
 
     def unsettled_nodes(self) -> list[Node]:
         """Return those, and the nodes of which it is noted what bytes took the place of."""
-        return [self.nodes[ino] for ino in self.stale | self.displaced if ino in self.nodes]
+        return [self.nodes[ino] for ino in self.stale | self.displaced.keys() if ino in self.nodes]
 
     def discard_objects(self, objects: Iterable[int]) -> None:
         """Have gc look at object files that lost a reference; inside a `Change`."""
@@ -328,7 +366,7 @@ class InodeTable:
             self.temporal.end_all(INLINE, ino)
         if node.is_marked:
             self.database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
-        displaced.forget(self.database, {ino} & self.displaced)
+        displaced.forget(self.database, {ino} & self.displaced.keys())
 
     def resize(self, node: Node, size: int) -> None:
         """Give a node another size; inside a `Change` that stores it."""
@@ -431,7 +469,7 @@ class InodeTable:
         if node is not None:
             node.is_stale = node.is_marked = False
         self.stale.discard(ino)
-        self.displaced.discard(ino)
+        self.displaced.pop(ino, None)
         self.unsynced.pop(ino, None)
 
 

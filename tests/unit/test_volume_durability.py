@@ -8,10 +8,13 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import trio
 
+from statefs import durable
 from statefs.errors import PosixError
 from statefs.fuse.durability import FSYNC, Durability
 from statefs.ids import TREE_ROOT
+from statefs.maintenance import store
 from statefs.volume.attributes import DURABILITY
 from tests.unit.engine_store import EngineStore
 
@@ -168,3 +171,59 @@ def test_a_durable_file_is_cut_when_the_log_says_so_durably(watched: Watched) ->
     watched.steps.clear()
     engine.data.truncate(ino, BIG - 1)
     assert watched.steps == ["commit", "log"]
+
+
+def writing_during_a_sync(
+    monkeypatch: pytest.MonkeyPatch, engine: EngineStore, ino: int
+) -> list[bytes]:
+    """Have another program write to a file while the next sync of an object is under way."""
+    sync, written = durable.sync_file, list[bytes]()
+
+    def syncing(fd: int) -> None:
+        if not written:
+            written.append(b"m" * 100)
+            trio.from_thread.run_sync(engine.data.write, ino, 2 * BIG, written[0])
+        sync(fd)
+
+    monkeypatch.setattr("statefs.content.objects.sync_file", syncing)
+    return written
+
+
+@pytest.mark.parametrize("way", ["fsync", "tick", "rename"])
+async def test_what_is_written_during_a_sync_leaves_what_is_synced(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    """After a loss of power the range that was synced is the new one, the other one the old one."""
+    ino = engine.file("f", b"o" * (3 * BIG))
+    engine.file("target", b"t")
+    engine.save()
+    durability = Durability(engine.store.volume, FSYNC, lambda action: action())
+    engine.data.write(ino, 100, b"n" * 100)
+    written = writing_during_a_sync(monkeypatch, engine, ino)
+    if way == "fsync":
+        await durability.sync_file(engine.node(ino))
+    elif way == "tick":
+        await durability.sync_everything()
+    else:
+        await durability.sync_bytes(ino)
+        engine.names.rename(TREE_ROOT, b"f", TREE_ROOT, b"target", 0)
+    assert written and engine.rows("displaced") == 1
+    assert way == "rename" or engine.database.is_synced
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    with engine.killed() as after:
+        assert after.content(ino)[100:200] == b"n" * 100
+        assert after.content(ino)[2 * BIG : 2 * BIG + 100] == b"o" * 100
+        assert after.content(ino)[:100] == b"o" * 100
+
+
+async def test_fsync_waits_for_the_log_to_forget_what_was_displaced(engine: EngineStore) -> None:
+    """A file whose row says all there is to say has been written to before a save began."""
+    ino = engine.file("f", b"o" * (3 * BIG))
+    engine.save()
+    durability = Durability(engine.store.volume, FSYNC, lambda action: action())
+    engine.data.write(ino, 100, b"n" * 100)
+    engine.store.catalog.begin("manual", "", {})
+    engine.database.sync()
+    assert engine.rows("displaced") == 1
+    await durability.sync_file(engine.node(ino))
+    assert engine.rows("displaced") == 0 and engine.database.is_synced

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Final
 
-import psutil
 import pytest
 
 from statefs.layout import StoreLayout, default_store
@@ -22,9 +21,10 @@ from tests.leftovers import (
     COMMAND_SECONDS,
     RUN_VARIABLE,
     abort_connections,
-    daemons_of_run,
     free_mount,
+    left_in_memory,
     left_on_disk,
+    left_running,
     mounts_below,
     stores_below,
     verify_store,
@@ -43,8 +43,6 @@ RUN_FOLDER: Final = pytest.StashKey[Path]()
 ABORT_SHARE: Final = 0.8
 """The part of a test's time limit after which its mounts are aborted."""
 LOG_LINES_SHOWN: Final = 100
-DAEMON_END_SECONDS: Final = 5.0
-"""A daemon outlives its mount by the time it takes to close the store."""
 LOUD: Final = re.compile(r"\b(WARNING|ERROR|CRITICAL)\b|^Traceback")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
@@ -91,22 +89,23 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:
-    """Remove the run's folder, unless something is still mounted there."""
+    """Remove the run's folders, unless something is still mounted there."""
     folder = config.stash[RUN_FOLDER]
+    for path in left_in_memory(folder.name):
+        shutil.rmtree(path)
     if not mounts_below([folder]):
         shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="session", autouse=True)
 def nothing_left_behind(pytestconfig: pytest.Config) -> Iterator[None]:
-    """Fail the run when it leaves a mount, a daemon or a temporary store."""
+    """Fail the run when it leaves a mount, a process or a temporary store."""
     folder = pytestconfig.stash[RUN_FOLDER]
     yield
     mounts = mounts_below([folder])
     problems = [f"left mounted: {mount.mount_point}" for mount in mounts]
     problems += [trouble for trouble in map(free_mount, mounts) if trouble]
-    _, alive = psutil.wait_procs(daemons_of_run(folder.name), timeout=DAEMON_END_SECONDS)
-    problems += [f"left running: {process.pid} {process.cmdline()}" for process in alive]
+    problems += [f"left running: {process}" for process in left_running(folder.name)]
     problems += [f"left on disk: {path}" for path in left_on_disk(folder)]
     assert not problems, "\n".join(problems)
 

@@ -1,4 +1,4 @@
-"""What a test must not leave behind: mounts, daemons, stores. Finds them and takes them away.
+"""What a test must not leave behind: mounts, processes, stores. Finds them and takes them away.
 
 Nothing here looks inside a mount: one whose daemon hangs would hang the look.
 """
@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
@@ -18,10 +20,14 @@ from statefs.layout import StoreLayout
 from statefs.mounts import MountInfo, statefs_mounts
 
 RUN_VARIABLE: Final = "STATEFS_TEST_RUN"
-"""Set for the length of a test run and inherited by its daemons, which are found by it."""
+"""Set for the length of a test run and inherited by its processes, which are found by it."""
 STORE_DEPTH_MAX: Final = 4
 """Folders below a test's own in which stores are looked for."""
 COMMAND_SECONDS: Final = 60.0
+END_SECONDS: Final = 10.0
+"""A daemon outlives its mount by the time it takes to close the store."""
+MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where stores are made, if it is there, of which a test watches itself what is synced."""
 CONNECTIONS: Final = Path("/sys/fs/fuse/connections")
 
 
@@ -108,14 +114,32 @@ def verify_store(layout: StoreLayout) -> str | None:
     return f"{layout.root}: verify exits with {done.returncode}: {done.stdout}{done.stderr}"
 
 
-def daemons_of_run(run: str) -> list[psutil.Process]:
-    """Return the living processes that inherited `run` and serve or command a state."""
+def left_running(run: str) -> list[str]:
+    """End the processes that inherited `run` and do not end by themselves; return what they were.
+
+    Whatever a test starts counts: daemons, and the servers and programs of applications.
+    """
+    _, alive = psutil.wait_procs(_processes_of_run(run), timeout=END_SECONDS)
+    found = []
+    for process in sorted(alive, key=lambda process: process.pid):  # a supervisor, then its worker
+        try:
+            if process.status() != psutil.STATUS_ZOMBIE:
+                found.append(f"{process.pid} {process.cmdline()}")
+                process.kill()
+        except psutil.NoSuchProcess:
+            continue  # it has just ended
+    return found
+
+
+def _processes_of_run(run: str) -> list[psutil.Process]:
+    """Return the living processes that inherited `run`, without this one and those above it."""
+    own = {os.getpid(), *(process.pid for process in psutil.Process().parents())}
     found = []
     for process in psutil.process_iter():
         try:
-            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
+            if process.pid in own or process.status() == psutil.STATUS_ZOMBIE:
                 continue
-            if process.environ().get(RUN_VARIABLE) == run and "statefs" in process.cmdline():
+            if process.environ().get(RUN_VARIABLE) == run:
                 found.append(process)
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
@@ -123,5 +147,23 @@ def daemons_of_run(run: str) -> list[psutil.Process]:
 
 
 def left_on_disk(folder: Path) -> list[Path]:
-    """Return what lies in a run's temporary folder, pytest's own part of it left out."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith("pytest-of-"))
+    """Return what lies in a run's temporary folder, pytest's own part left out, and in memory."""
+    here = [path for path in folder.iterdir() if not path.name.startswith("pytest-of-")]
+    return sorted(here + left_in_memory(folder.name))
+
+
+def left_in_memory(run: str) -> list[Path]:
+    """Return the folders that `memory_folder` made for `run` and that are still there."""
+    return sorted(Path(MEMORY).glob(f"{run}-*")) if MEMORY else []
+
+
+@contextmanager
+def memory_folder(kind: str) -> Iterator[Path]:
+    """Make a temporary folder in memory, where there is a filesystem for that.
+
+    Args:
+        kind: what it is for, a part of its name; so is the test run, if there is one.
+    """
+    run = os.environ.get(RUN_VARIABLE, "statefs")
+    with tempfile.TemporaryDirectory(prefix=f"{run}-{kind}-", dir=MEMORY) as name:
+        yield Path(name)

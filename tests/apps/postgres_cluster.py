@@ -15,9 +15,15 @@ import pytest
 
 from statefs.hooks.commands import Account
 from tests.apps.programs import run, started, wait_until
+from tests.leftovers import RUN_VARIABLE
 
 DATABASE: Final = "bench"
-ENVIRONMENT: Final = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+ENVIRONMENT: Final = {
+    "PATH": os.defpath,
+    "LC_ALL": "C",
+    "TZ": "UTC",
+    RUN_VARIABLE: os.environ.get(RUN_VARIABLE, ""),
+}
 STOP_FAST: Final = (signal.SIGINT, signal.SIGQUIT)
 """PostgreSQL's fast shutdown, which ends all clients, then the one that waits for nothing."""
 

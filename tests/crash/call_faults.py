@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import errno
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from statefs.fuse.errno_map import errno_of
 from statefs.maintenance import verify
 from statefs.maintenance.store import init_store
 from tests.crash.calls import FULL, SQLITE_SYNC, SYNCS, Call, Calls, with_sqlite_syncs
-from tests.crash.engine import MEMORY, Handlers, Step, apply, copy_of, quiet
+from tests.crash.engine import Handlers, Step, apply, copy_of, quiet
 from tests.crash.expected import Expected
 from tests.crash.workloads import (
     BESIDE,
@@ -40,6 +39,7 @@ from tests.crash.workloads import (
     Workload,
     all_of_one,
 )
+from tests.leftovers import memory_folder
 from tests.unit.engine_store import EngineStore, mirror
 
 CLEAN: Final = "clean"
@@ -440,12 +440,12 @@ def _files_of(root: Path) -> dict[str, bytes]:
 def fault_bench() -> Iterator[FaultBench]:
     """Make a bench in memory, where there is a filesystem for that."""
     with (
-        tempfile.TemporaryDirectory(prefix="statefs-faults-", dir=MEMORY) as folder,
+        memory_folder("faults") as folder,
         # Nothing else has these stores open: what verify finds need not be looked for once more.
         patch.object(verify, "STEP_SECONDS", 0.0),
         patch.object(reserve, "RESERVE_BYTES", ROOM_BYTES),
         quiet(),
     ):
-        bench = FaultBench(Path(folder))
+        bench = FaultBench(folder)
         with bench.watching():
             yield bench

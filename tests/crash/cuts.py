@@ -8,7 +8,6 @@ moment, not before the last one that was made durable (tests/crash/power.py).
 from __future__ import annotations
 
 import random
-import tempfile
 import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -20,10 +19,11 @@ from unittest.mock import patch
 from statefs.maintenance import verify
 from statefs.maintenance.store import init_store
 from tests.crash.disk import Image, Kept, Loss, WatchedDisk
-from tests.crash.engine import MEMORY, apply, quiet
+from tests.crash.engine import apply, quiet
 from tests.crash.power import Recording
 from tests.crash.rebuilt import Found, Place
 from tests.crash.workloads import OLDEST, POLICY, SETUP, Workload
+from tests.leftovers import memory_folder
 
 SOME: Final = 2
 """How often `Loss.SOME` is tried at each moment."""
@@ -232,9 +232,9 @@ def seen_without(bench: Bench, workload: Workload, place: str) -> str:
 def bench() -> Iterator[Bench]:
     """Make a bench in memory, where there is a filesystem for that."""
     with (
-        tempfile.TemporaryDirectory(prefix="statefs-power-", dir=MEMORY) as folder,
+        memory_folder("power") as folder,
         # Nothing else has these stores open: what verify finds need not be looked for once more.
         patch.object(verify, "STEP_SECONDS", 0.0),
         quiet(),
     ):
-        yield Bench(Path(folder))
+        yield Bench(folder)

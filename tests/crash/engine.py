@@ -48,9 +48,6 @@ MARKS: Final = (CLONE_OF, CLONE_PATH)
 """Attributes of a clone's root that say what it was made of."""
 OWNER: Final = SimpleNamespace(uid=os.getuid(), gid=os.getgid(), umask=0o022, pid=1)
 
-MEMORY: Final = "/dev/shm" if os.path.isdir("/dev/shm") else None
-"""Where stores are made, if it is there: what these tests sync is a disk that they watch."""
-
 Step = tuple[Any, ...]
 """Name of an operation, then its arguments; those of `ReferenceTree`, and some more."""
 BESIDE: Final = frozenset(

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import errno
 import random
-import tempfile
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Final
 from unittest.mock import patch
 
 from statefs.maintenance import verify
-from tests.crash.engine import MEMORY, quiet
+from tests.crash.engine import quiet
 from tests.crash.faults import SHORT, FaultRun
 from tests.crash.power import PowerCuts
+from tests.leftovers import memory_folder
 
 CUTS: Final = 10
 """Power cuts of one run: each is a moment of its own and loses something else."""
@@ -54,7 +51,7 @@ def hunt_engine(seconds: float, seed: int) -> EngineTally:
 
 
 def _try_fault(seed: int, kind: str, code: int, tally: EngineTally) -> None:
-    with _folder() as folder:
+    with memory_folder("engine") as folder:
         run = FaultRun(folder, seed, code)
         try:
             wrong = run.run()
@@ -64,7 +61,7 @@ def _try_fault(seed: int, kind: str, code: int, tally: EngineTally) -> None:
 
 
 def _try_power_cuts(seed: int, tally: EngineTally) -> None:
-    with _folder() as folder:
+    with memory_folder("engine") as folder:
         cuts = PowerCuts(folder, seed)
         cuts.run()
         for _ in range(CUTS):
@@ -79,9 +76,3 @@ def _note(tally: EngineTally, kind: str, seed: int, wrong: list[str], *, tried: 
     tally.tried[kind] = tally.tried.get(kind, 0) + tried
     if wrong:
         tally.found.append(f"{kind}, seed {seed}: " + "\n  ".join(wrong[:5]))
-
-
-@contextmanager
-def _folder() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="statefs-engine-", dir=MEMORY) as name:
-        yield Path(name)

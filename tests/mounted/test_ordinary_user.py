@@ -121,6 +121,13 @@ def user(wide_folder: Path) -> OrdinaryUser:
     return made
 
 
+def unmount_sound(user: OrdinaryUser, state: Path) -> None:
+    """Unmount as the user; what is left is a sound store."""
+    for command in ("umount", "verify"):
+        done = user.statefs(command, state)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_an_ordinary_user_mounts_saves_and_unmounts(user: OrdinaryUser) -> None:
     """Without any right, through fusermount3; nobody else looks in, not even root."""
     state = user.home / "first"
@@ -136,10 +143,7 @@ def test_an_ordinary_user_mounts_saves_and_unmounts(user: OrdinaryUser) -> None:
         assert saved.returncode == 0, saved.stderr
         past = state / "snapshots" / saved.stdout.strip() / "files/f"
         assert user.do(past.read_bytes) == b"mine"
-        ended = user.statefs("umount", state)
-        assert ended.returncode == 0, ended.stderr
-        checked = user.statefs("verify", state)
-        assert checked.returncode == 0, checked.stdout + checked.stderr
+        unmount_sound(user, state)
 
     user.where_users_mount(body)
 
@@ -154,8 +158,7 @@ def test_suid_and_dev_are_warned_of_and_the_mount_goes_on(user: OrdinaryUser) ->
             assert done.returncode == 0 and said in done.stdout
             assert done.stderr.startswith("statefs: warning: suid and dev have no effect")
             assert done.stderr.count("\n") == 1
-        ended = user.statefs("umount", state)
-        assert ended.returncode == 0, ended.stderr
+        unmount_sound(user, state)
 
     user.where_users_mount(body)
 

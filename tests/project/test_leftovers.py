@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+import psutil
 import pytest
 
+from tests.harness.mounted_state import eventually
 from tests.leftovers import mounts_below
 
 ROOT: Final = Path(__file__).parents[2]
@@ -120,14 +123,30 @@ def test_declared(statefs_cli, state, store_dir):
     assert "verify exits with " in done.stdout
 
 
-def test_a_daemon_left_running_is_found(inner_run: InnerRun) -> None:
-    """A process that serves a state after the run fails it."""
-    done = inner_run("""
-children = []
+def test_what_still_runs_is_found_and_ended(inner_run: InnerRun) -> None:
+    """A daemon whose mount was taken away in use, and any program, fail the run; so do folders.
 
-def test_it():
-    # A stand-in for a daemon, known by its name and environment; the end of this run ends it.
-    command = [sys.executable, "-c", "input()", "statefs"]
-    children.append(subprocess.Popen(command, stdin=subprocess.PIPE))
+    Stores that tests make in memory are looked for by the name of the run.
+    """
+    done = inner_run("""
+from tests.leftovers import memory_folder, mounts_below
+
+left = [memory_folder("kept")]
+
+def test_it(statefs_cli):
+    state = Path(tempfile.mkdtemp()) / "state"
+    statefs_cli("mount", state)
+    os.open(state / "current" / "files", os.O_RDONLY)  # open to the end of the run
+    as_root = os.geteuid() == 0
+    subprocess.run([*(["umount", "-l"] if as_root else ["fusermount3", "-uz"]), state], check=True)
+    assert mounts_below([state]) == []
+    left.append(subprocess.Popen(["sleep", "100"]))
+    left[0].__enter__()
 """)
-    assert "left running: " in done.stdout and "1 error" in done.stdout, done.stdout
+    assert "1 passed, 1 error" in done.stdout, done.stdout
+    for words in ("'statefs.daemon', ", "'statefs.daemon.worker', ", "['sleep', '100']"):
+        assert re.search(f"left running: .*{re.escape(words)}", done.stdout), done.stdout
+    pids = set(map(int, re.findall("left running: ([0-9]+) ", done.stdout)))
+    eventually(lambda: not any(map(psutil.pid_exists, pids)), "their end")
+    kept = re.search(r"left on disk: (.*-kept-.*)", done.stdout)
+    assert kept and not Path(kept[1]).exists(), done.stdout

@@ -34,6 +34,8 @@ FROM_CONTROL: Final = {
     "max_locks_per_xact setting": "max_locks_per_transaction",
 }
 """Lines of pg_controldata and the settings that a recovery wants no smaller."""
+SHARED_MEMORY: Final = "pg_dynshmem"
+"""The folder in which a server has shared memory of the type `mmap`; it empties it first."""
 REDO: Final = "Latest checkpoint's REDO location"
 TIMELINE: Final = "Latest checkpoint's TimeLineID"
 """Lines of pg_controldata that say where a recovery begins."""
@@ -63,6 +65,7 @@ def check_cluster(data: Path, deadline: Deadline, moved: tuple[Path, Path]) -> N
     account = _server_account(data)
     for name in REMOVED:
         (data / name).unlink(missing_ok=True)
+    _make_shared_memory(data, account)
     _lead_links_into_copy(data, moved)
     with tempfile.TemporaryDirectory(prefix="statefs-") as room:
         folder = Path(room)
@@ -110,6 +113,17 @@ def _server_account(data: Path) -> Account | None:
         run(["chown", "-R", f"{SERVER_USER}:", str(data)], Deadline(60))
         owner = owner_of(data)
     return owner
+
+
+def _make_shared_memory(data: Path, account: Account | None) -> None:
+    """Give the copy a folder for shared memory; a link would lead to that of the living server."""
+    place = data / SHARED_MEMORY
+    if place.is_symlink():
+        place.unlink()
+    if not place.exists():  # a server that has its shared memory elsewhere does not miss it
+        place.mkdir(mode=0o700)
+        if account:
+            os.chown(place, account.uid, account.gid)
 
 
 def outside_folders(data: Path, original: Path) -> list[Path]:
@@ -204,6 +218,8 @@ class _Copy:
             "listen_addresses": "''",
             "unix_socket_directories": f"'{self._folder}'",
             "shared_buffers": "16MB",
+            # In the copy, with which it goes when a server dies of what is damaged.
+            "dynamic_shared_memory_type": "mmap",
             "fsync": "off",
             "autovacuum": "off",
             **{name: control[line] for line, name in FROM_CONTROL.items() if line in control},

@@ -185,13 +185,27 @@ def test_a_server_recovers_on_a_copy_of_a_running_one(server: Server) -> None:
 
 
 def test_a_copy_without_its_log_is_damaged(server: Server) -> None:
-    """What a server needs to recover is missing: told, not waited for."""
+    """What a server needs to recover is missing: told, not waited for; its memory is the copy's."""
     with server.serving():
         data = copied(server)
     for segment in (data / "pg_wal").glob("0*"):
         segment.unlink()
     with pytest.raises(ClusterDamaged, match="does not recover"):
         check_cluster(data, Deadline(60), (server.current, server.current.with_name("copy")))
+    assert list((data / "pg_dynshmem").iterdir()) != []
+
+
+def test_shared_memory_of_a_copy_is_its_own(server: Server) -> None:
+    """A server empties the folder of its shared memory: that is never the living server's."""
+    elsewhere = server.current.parent / "memory"
+    make_private_folder(elsewhere, server.account)
+    (elsewhere / "mmap.1").touch()
+    with server.serving():
+        data = copied(server)
+    (data / "pg_dynshmem").rmdir()
+    (data / "pg_dynshmem").symlink_to(elsewhere)
+    check_cluster(data, Deadline(60), (server.current, server.current.with_name("copy")))
+    assert (elsewhere / "mmap.1").exists()
 
 
 def test_tablespaces_of_a_copy_are_its_own(server: Server) -> None:

@@ -1,6 +1,6 @@
 """statefs: a versioned filesystem for the state of applications.
 
-`statefs.open` gives programs what the command line can do (statefs/api.py).
+`statefs.open` gives programs the operations on a state (statefs/api.py).
 """
 
 from __future__ import annotations

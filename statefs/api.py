@@ -1,4 +1,4 @@
-"""The Python API: `statefs.open(...)` returns a `State`; the command line uses nothing else.
+"""The Python API: `statefs.open(...)` returns a `State`, the command line's own way to a store.
 
     import statefs
 
@@ -151,7 +151,7 @@ class State:
 
         Returns:
             `restored` and `saved` (names of snapshots), `changes` (`path`, `what`), `overridden`
-                (`name`, `pid`, `path`: programs that have files open for writing there).
+                (`name`, `pid`, `path`: who writes there, for which it is refused without `force`).
 
         Raises:
             NoSuchPath: a path is not in the snapshot. FilesInUse: see `force`. As `show`.
@@ -417,7 +417,7 @@ class State:
 
         Args:
             path: where it is now, or was last; renames are followed.
-            digests: whether to hash files: None does so while that is cheap.
+            digests: whether to hash what has no stored SHA-256: None does so while it is cheap.
 
         Raises:
             NoSuchPath: neither current nor any snapshot has it.
@@ -425,7 +425,8 @@ class State:
         versions = msgspec.convert(self._ask("log", path=encoded_path(path)), list[Version])
         left_bytes = DIGESTS_BYTES_MAX
         for number, version in enumerate(versions):
-            if version.type != "file" or version.size is None or digests is False:
+            is_wanted = version.sha256 is None and digests is not False
+            if version.type != "file" or version.size is None or not is_wanted:
                 continue
             if digests or version.size <= min(DIGEST_BYTES_MAX, left_bytes):
                 left_bytes -= version.size

@@ -11,6 +11,7 @@ from statefs.cli.difference_view import print_contents, print_differences, print
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import find_moments, json_option, moments_argument, store_option
 from statefs.cli.output import plain, print_json
+from statefs.cli.progress import shown_progress
 from statefs.errors import UsageError
 
 EXIT_DIFFERENT = 1
@@ -51,7 +52,8 @@ def command(
         raise UsageError("--content is for people: give it without --json")
     target, older, newer = find_moments(words, store)
     with api.open_target(target) as opened:
-        comparison = opened.diff(older, newer)
+        with shown_progress(as_json) as on_progress:
+            comparison = opened.diff(older, newer, on_progress)
         if as_json:
             document = plain(comparison)
             if stat:

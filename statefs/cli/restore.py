@@ -93,6 +93,10 @@ def print_restored(told: Mapping[str, Any], *, dry_run: bool = False) -> None:
     paths = paths_text(changes)
     if dry_run:
         print_line(f"would change {paths}, back to {told['restored']}")
+        if told["overridden"]:
+            from statefs.snapshots.reports import writers_text
+
+            warn(f"without --force it would be refused: {writers_text(told['overridden'])}")
     else:
         print_line(
             f"restored {told['restored']}: {paths} changed; 'statefs undo' brings back what was"

@@ -53,9 +53,6 @@ _SEEN: Final = (
     ' FROM extents e WHERE e.object = ?1 AND e.start < ?3 AND e."end" > ?2 AND seen IS NOT NULL'
     " ORDER BY seen DESC"
 )
-_DIGEST: Final = (
-    "SELECT sha256, blocks FROM digests WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2"
-)
 _INLINE_DIGEST: Final = (
     "SELECT s.epoch, d.sha256 FROM snapshots s CROSS JOIN digests d ON d.ino = ?1"
     " AND d.valid_to > s.epoch AND d.valid_from <= s.epoch"
@@ -391,7 +388,7 @@ def _read_version(database: Queries, ino: int, epoch: int) -> _Version | None:
         DamagedBytes: the digest is one of a file of another size.
     """
     row = past_row(database, ino, Epoch(epoch))
-    digest = database.execute(_DIGEST, (ino, epoch)).fetchone()
+    digest = rows.digest(database, ino, epoch)
     if row is None or digest is None:
         return None
     size = Inode(row).size

@@ -18,6 +18,9 @@ _EXTENTS: Final = (
     'SELECT start, "end", object, valid_from FROM extents'
     " WHERE ino = ? AND valid_to > ? AND valid_from <= ? ORDER BY start"
 )
+_DIGEST: Final = (
+    "SELECT sha256, blocks FROM digests WHERE ino = ?1 AND valid_to > ?2 AND valid_from <= ?2"
+)
 
 
 def inline(database: Queries, ino: int, epoch: int) -> tuple[bytes, int] | None:
@@ -35,3 +38,13 @@ def shared(database: Queries, ino: int) -> tuple[int, int] | None:
 def extents(database: Queries, ino: int, epoch: int) -> list[Extent]:
     """Return the extents of a file in the order of their starts."""
     return [Extent(*row) for row in database.execute(_EXTENTS, (ino, epoch, epoch)).fetchall()]
+
+
+def digest(database: Queries, ino: int, epoch: int) -> tuple[bytes, bytes | None] | None:
+    """Return the `sha256` and `blocks` of an inode in a sealed snapshot; None without a row.
+
+    Args:
+        epoch: of the snapshot; of one that is not sealed the rows say nothing.
+    """
+    row: tuple[bytes, bytes | None] | None = database.execute(_DIGEST, (ino, epoch)).fetchone()
+    return row

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from statefs.clock import iso_time
+from statefs.content import rows
 from statefs.errors import NoSuchPath, PosixError, UsageError
 from statefs.ids import NOW, Epoch
 from statefs.maintenance.progress import reporting
 from statefs.maintenance.steps import Steps
 from statefs.metadata.connection import Queries
 from statefs.snapshots import reports
+from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.diff import compare, document_of, type_of
 from statefs.snapshots.history import History, Version
 from statefs.snapshots.naming import CURRENT
@@ -95,28 +97,42 @@ def log(store: Store, path: str) -> Steps[list[Document]]:
     """
     yield from _ready(store, CURRENT)
     snapshots = list(store.catalog.snapshots)
-    epochs = [*(snapshot.epoch for snapshot in snapshots), NOW]
-    moments = [(each.name, iso_time(each.created_ns)) for each in snapshots]
     wanted = base64.b64decode(path)
     with store.reader() as reader:
-        versions = yield lambda: History(reader, epochs).versions(wanted)
+        versions = yield lambda: _version_documents(reader, snapshots, wanted)
     if not versions:
         raise NoSuchPath(f"neither current nor any snapshot has '{reports.path_text(wanted)}'")
-    found: list[Document] = msgspec.to_builtins(
-        [_version_document(each, [*moments, (CURRENT, None)]) for each in versions]
-    )
+    found: list[Document] = msgspec.to_builtins(versions)
     return found
 
 
+def _version_documents(
+    reader: Queries, snapshots: Sequence[Snapshot], path: bytes
+) -> list[reports.Version]:
+    epochs = [*(snapshot.epoch for snapshot in snapshots), NOW]
+    moments = [*snapshots, None]
+    return [
+        _version_document(reader, version, moments[version.index])
+        for version in History(reader, epochs).versions(path)
+    ]
+
+
 def _version_document(
-    version: Version, moments: Sequence[tuple[str, str | None]]
+    reader: Queries, version: Version, snapshot: Snapshot | None
 ) -> reports.Version:
+    """Return what is told of a version that a snapshot is the oldest to show; None: current."""
     told = document_of(version.pair)
-    name, timestamp = moments[version.index]
     after = version.pair.after
-    fields = {key: getattr(told, key) for key in told.__struct_fields__}
-    mode = None if after is None else f"{after.inode.mode & 0o7777:04o}"
-    return reports.Version(snapshot=name, timestamp=timestamp, mode=mode, **fields)
+    digest = None
+    if after is not None and after.inode.is_file and snapshot is not None and snapshot.state_digest:
+        digest = rows.digest(reader, after.inode.ino, snapshot.epoch)
+    return reports.Version(
+        snapshot=CURRENT if snapshot is None else snapshot.name,
+        timestamp=None if snapshot is None else iso_time(snapshot.created_ns),
+        mode=None if after is None else f"{after.inode.mode & 0o7777:04o}",
+        sha256=None if digest is None else digest[0].hex(),
+        **{key: getattr(told, key) for key in told.__struct_fields__},
+    )
 
 
 def locate(

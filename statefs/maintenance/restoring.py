@@ -77,7 +77,8 @@ def bring_back(
 
     Returns:
         `restored` (the snapshot's name), `saved` (that of the safety snapshot, null when nothing
-        was done), `changes` (path and what becomes of it), `overridden` (see `_writers`).
+        was done), `changes` (path and what becomes of it), `overridden` (see `_writers`): with
+        `dry_run` those under whose hands it would be, and who have it refused without `force`.
 
     Raises:
         NoSuchPath: a path is not in the snapshot. FilesInUse: see `force`. OSError: the disk.
@@ -87,9 +88,11 @@ def bring_back(
     known = store.database.commits
     on_progress = reporting(call, "finding out what changed", "files")
     plan: Plan = yield lambda: _planned_beside(store, snapshot, scope, on_progress)
-    if dry_run or plan.is_empty:
-        return _told(snapshot, None, plan)
+    if plan.is_empty:
+        return _told(snapshot, None, plan, [])
     writers: list[dict[str, Any]] = yield lambda: _writers(store, call, scope)
+    if dry_run:
+        return _told(snapshot, None, plan, writers)
     if writers and not force:
         raise FilesInUse(_refusal(writers))
     store.reserve.require()
@@ -120,7 +123,7 @@ def bring_back(
         StateLoaded, how=operation.kind, snapshot=snapshot.name, changes=len(plan.paths),
         seconds=seconds,
     )  # fmt: skip
-    return _told(snapshot, saved, plan) | {"overridden": writers}
+    return _told(snapshot, saved, plan, writers)
 
 
 def restore_message(name: str, paths: Sequence[str]) -> str:
@@ -149,7 +152,9 @@ def _planned_beside(
         return Planner(reader, snapshot.epoch, NOW, scope).plan(on_progress)
 
 
-def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, Any]:
+def _told(
+    snapshot: Snapshot, saved: Snapshot | None, plan: Plan, writers: list[dict[str, Any]]
+) -> dict[str, Any]:
     return {
         "restored": snapshot.name,
         "saved": None if saved is None else saved.name,
@@ -157,7 +162,7 @@ def _told(snapshot: Snapshot, saved: Snapshot | None, plan: Plan) -> dict[str, A
             {"path": path_text(path) or ".", "what": what}
             for path, what in sorted(plan.paths.items())
         ],
-        "overridden": [],
+        "overridden": writers,
     }
 
 

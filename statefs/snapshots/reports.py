@@ -25,10 +25,6 @@ SUBSTANCE: Final[frozenset[Aspect]] = frozenset({"entries", "type", "content", "
 """What differs in one of these is modified, in the others only its metadata is."""
 
 
-WRITERS_NAMED_MAX: Final = 5
-"""Programs named in a message; one is mostly enough to know what is meant."""
-
-
 class Difference(msgspec.Struct, rename="camel", frozen=True, kw_only=True):
     """One name that differs at two moments.
 
@@ -131,12 +127,15 @@ def count_all(differences: list[Difference]) -> dict[Kind, Count]:
 
 
 def writers_text(writers: Iterable[Mapping[str, Any]]) -> str:
-    """Return which programs have which files open for writing, the first few by name."""
-    found = sorted(
-        {f"{each['name']} (pid {each['pid']}) has {each['path']} open" for each in writers}
-    )
-    more = len(found) - WRITERS_NAMED_MAX
-    return ", ".join(found[:WRITERS_NAMED_MAX]) + (f" and {more} more" if more > 0 else "")
+    """Return all programs that have files open for writing, each with the first of its paths."""
+    paths: dict[tuple[int, str], set[str]] = {}
+    for each in writers:
+        paths.setdefault((each["pid"], each["name"]), set()).add(each["path"])
+    told = []
+    for (pid, name), names in sorted(paths.items()):
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        told.append(f"{name} (pid {pid}) has {min(names)}{more} open")
+    return ", ".join(told)
 
 
 def path_text(path: bytes) -> str:

@@ -150,7 +150,9 @@ def test_a_working_folder_stays_one(own_state: MountedState) -> None:
     assert out.strip() == f"{folder} one"
 
 
-def test_programs_that_write_are_named(own_state: MountedState) -> None:
+def test_programs_that_write_are_named(
+    own_state: MountedState, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The restore refuses, and says who; --force goes on, and other paths are free."""
     (own_state.files / "used").write_text("one")
     (own_state.files / "free").write_text("one")
@@ -167,12 +169,19 @@ def test_programs_that_write_are_named(own_state: MountedState) -> None:
             with pytest.raises(FilesInUse, match=rf"\(pid {program.pid}\) has files/used open"):
                 opened.restore(name)
             assert (own_state.files / "used").read_text() == "two"
+            beforehand = opened.restore(name, dry_run=True)
+            assert opened.restore(name, ["files/free"], dry_run=True)["overridden"] == []
+            assert app.run(["restore", str(own_state.state), name, "--dry-run"]) == 0
+            shown = capsys.readouterr().err
+            assert (
+                "without --force" in shown and f"(pid {program.pid}) has files/used open" in shown
+            )
             told = opened.restore(name, ["files/free"])
             assert (own_state.files / "free").read_text() == "one"
             message = f"before restore of {name}: files/free"
             assert opened.show(told["saved"]).message == message
             told = opened.restore(name, force=True)
-            assert told["overridden"] == [
+            assert told["overridden"] == beforehand["overridden"] == [
                 {"name": Path(f"/proc/{program.pid}/comm").read_text().strip(),
                  "pid": program.pid, "path": "files/used"},
             ]  # fmt: skip

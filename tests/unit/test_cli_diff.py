@@ -267,6 +267,30 @@ def test_digests_are_taken_while_they_are_cheap(
         assert [each.sha256 for each in opened.log("files/chmod", digests=True)] == [expected] * 2
 
 
+def test_digests_of_sealed_snapshots_are_not_taken_again(
+    state: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are stored: of files of any size, and also where none is to be taken."""
+    monkeypatch.setattr("statefs.api.DIGEST_BYTES_MAX", 0)
+    stored, taken = (hashlib.sha256(text).hexdigest() for text in (b"one\ntwo\n", b"one\n2wo\n"))
+    with statefs.open(state) as opened:
+        assert [each.sha256 for each in opened.log("files/text")] == [None, None]
+        opened.seal("a")
+        for digests, expected in ((None, None), (False, None), (True, taken)):
+            versions = opened.log("files/text", digests=digests)
+            assert [each.sha256 for each in versions] == [stored, expected]
+        assert [each.sha256 for each in opened.log("files", digests=True)] == [None, None]
+        assert [each.sha256 for each in opened.log("files/removed")][1] is None
+
+
+def test_diff_tells_how_far_it_is(state: Path, capsys: Capture) -> None:
+    """As lines of JSON on standard error, where the answer is for programs."""
+    events = [
+        json.loads(line) for line in call(capsys, "diff", state, "a", "--json").err.splitlines()
+    ]
+    assert {(each["event"], each["what"]) for each in events} == {("progress", "comparing")}
+
+
 def test_cat_prints_bytes(state: Path) -> None:
     """Unchanged, of a snapshot and of current, by any name."""
     commands = [("a", "files/text"), ("current", "files/text"), ("a", "files/big")]

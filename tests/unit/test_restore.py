@@ -13,6 +13,7 @@ from statefs.ids import NOW, TREE_ROOT
 from statefs.layout import RUNTIME
 from statefs.maintenance import steps
 from statefs.maintenance.commands import Commands
+from statefs.snapshots.reports import writers_text
 from statefs.snapshots.restore import Restored, restore
 from statefs.snapshots.restore_plan import Plan, Planner, Scope, parsed_paths
 from statefs.volume.names import RENAME_EXCHANGE
@@ -448,3 +449,17 @@ def test_a_path_that_the_snapshot_has_not_is_refused(engine: EngineStore) -> Non
     engine.file("new", b"x")
     with pytest.raises(NoSuchPath, match="not in the snapshot"):
         go_back(engine, epoch, ["new"])
+
+
+def test_every_program_that_writes_is_named_once() -> None:
+    """However many they are, and however many files each has open."""
+    writers = [
+        {"name": "app", "pid": pid, "path": f"files/{number}"}
+        for pid in range(107, 100, -1)
+        for number in range(pid - 100)
+    ]
+    told = writers_text(writers).split(", ")
+    assert told[0] == "app (pid 101) has files/0 open"
+    assert told[1:] == [
+        f"app (pid {pid}) has files/0 and {pid - 101} more open" for pid in range(102, 108)
+    ]

@@ -6,12 +6,15 @@ says of itself is checked here, before anything is made of it; every complaint n
 
 from __future__ import annotations
 
+import bz2
+import gzip
+import lzma
 import stat
 import tarfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from decimal import Decimal, InvalidOperation
-from typing import IO, Final, cast
+from typing import IO, Any, Final, cast
 
 import zstandard
 
@@ -40,7 +43,7 @@ NAME_MAX: Final = 255
 END_BYTES: Final = 2 * TAR_BLOCK_BYTES
 """An archive that is whole ends in two empty blocks."""
 _READ_BYTES: Final = 1 << 20
-_ZSTD_MAGIC: Final = b"\x28\xb5\x2f\xfd"
+_MAGIC_BYTES: Final = 4
 _SECOND_NS: Final = 1_000_000_000
 _TIME_MAX_NS: Final = (1 << 63) - 1
 _ID_MAX: Final = (1 << 32) - 2
@@ -68,6 +71,23 @@ _EXTENDED: Final = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
+
+
+def _zstd(source: IO[bytes]) -> IO[bytes]:
+    decompressor = zstandard.ZstdDecompressor()
+    return cast(
+        "IO[bytes]", decompressor.stream_reader(source, read_across_frames=True, closefd=False)
+    )
+
+
+_DECOMPRESSIONS: Final[Mapping[bytes, Callable[[Any], Any]]] = {
+    b"\x28\xb5\x2f\xfd": _zstd,
+    b"\x1f\x8b": lambda source: gzip.GzipFile(fileobj=source),
+    b"BZ": bz2.BZ2File,
+    b"\xfd7": lzma.LZMAFile,
+}
+"""By the first bytes of what they read. Python's tarfile knows some of them, too, but takes for the
+end of an archive what is cut off there, and looks at no checksum."""
 
 
 class _Input:
@@ -117,23 +137,15 @@ class Archive:
 
     def __init__(self, source: IO[bytes], name: str) -> None:
         self._name = name
-        beginning = source.read(len(_ZSTD_MAGIC))
-        self._input = _Input(source, beginning)
-        if beginning == _ZSTD_MAGIC:
-            unpacked = zstandard.ZstdDecompressor().stream_reader(
-                self._input,  # type: ignore[arg-type]  # it only reads
-                read_across_frames=True,
-                closefd=False,
-            )
-            self._plain = _Input(unpacked, b"")
-            mode = "r|"
-        else:
-            self._plain, mode = self._input, "r|*"
-        self._is_plain = mode == "r|" or beginning[:2] not in (b"\x1f\x8b", b"BZ", b"\xfd7")
+        beginning = source.read(_MAGIC_BYTES)
+        self._input = self._plain = _Input(source, beginning)
+        for magic, decompressed in _DECOMPRESSIONS.items():
+            if beginning.startswith(magic):
+                self._plain = _Input(decompressed(self._input), b"")
         with self._faults():
             self._tar = tarfile.open(  # noqa: SIM115  # only `source` is to be closed
                 fileobj=self._plain,  # type: ignore[call-overload]  # stream mode only reads
-                mode=mode,
+                mode="r|",
                 tarinfo=_Header,
                 encoding="utf-8",
                 errors="surrogateescape",
@@ -149,9 +161,11 @@ class Archive:
     def _faults(self) -> Iterator[None]:
         try:
             yield
-        except (OSError, UsageError):
-            raise  # of the disk, and of what was understood
+        except UsageError:
+            raise  # of what was understood
         except Exception as error:  # tarfile raises whatever it comes across, TypeError among it
+            if isinstance(error, OSError) and error.errno:
+                raise  # of the disk; those of decompressors have no number
             raise UsageError(f"{self._name} is damaged, or no tar archive: {error}") from error
 
     def members(self) -> Iterator[Member]:
@@ -171,7 +185,7 @@ class Archive:
             yield self._member(self._info)
         with self._faults():
             self._plain.drain()
-        if self._is_plain and self._plain.tail != bytes(END_BYTES):
+        if self._plain.tail != bytes(END_BYTES):
             raise UsageError(f"{self._name} is cut off: its end is missing")
 
     def _correct_huge_sparse(self, info: tarfile.TarInfo) -> None:

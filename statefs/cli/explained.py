@@ -32,6 +32,10 @@ class ExplainedCommand(click.Command):
         write_examples(formatter, self.examples)
 
 
+class ExplainedGroup(ExplainedCommand, click.Group):
+    """A command of commands, with examples."""
+
+
 def write_examples(formatter: click.HelpFormatter, examples: Sequence[str]) -> None:
     """Write an "Examples" section whose lines are never wrapped: they are there to be copied."""
     with formatter.section("Examples"):

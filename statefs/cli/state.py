@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from statefs.cli.explained import ExplainedCommand
+from statefs.cli.explained import ExplainedCommand, ExplainedGroup
 from statefs.cli.options import FOLDER, TEXT, json_option
 from statefs.cli.output import Column, plain, print_json, print_line, print_table
 from statefs.clock import iso_time
@@ -23,6 +23,8 @@ folder_argument = click.argument("folder", type=FOLDER, metavar="FOLDER")
 
 
 @click.group(
+    cls=ExplainedGroup,
+    examples=["statefs state list ~/.config/shop", "statefs state check app"],
     short_help="List, show, check and repair what programs keep in a folder.",
     no_args_is_help=False,
 )

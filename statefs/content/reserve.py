@@ -67,6 +67,15 @@ class Reserve:
         self.is_held = False
         remove_now(self._path)
 
+    def lend(self) -> None:
+        """Let go of the room for what may free more than it takes, where the disk has little else.
+
+        It is taken again when somebody next asks for space.
+        """
+        disk = os.statvfs(self._path.parent)
+        if self.is_held and disk.f_bavail * disk.f_frsize < RESERVE_BYTES:
+            self.give_up()
+
     def require(self) -> None:
         """Refuse what takes space while the room has been given up and is still missing.
 

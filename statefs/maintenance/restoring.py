@@ -100,6 +100,7 @@ def bring_back(
     began = time.monotonic()
     with (yield store.host.refreshing) as refresh:
         with store.host.held():
+            store.reserve.lend()  # on a full disk this may be what gives room back
             store.settle()
             pending = store.catalog.begin("before-restore", message, {}, operation)
             saved = yield from make_durable(store, pending)

@@ -162,6 +162,16 @@ def _least_width(columns: Sequence[Column], needed: Sequence[int], dropped: set[
     return sum(least) + len(_GAP) * (len(least) - 1)
 
 
+def end_of_check(place: object, problems: int, exit_code: int) -> int:
+    """Say how many problems a check of `place` has printed, or none; return how it exits."""
+    if not problems:
+        print_line(f"{place}: no problems found")
+        return 0
+    count = "1 problem" if problems == 1 else f"{problems} problems"
+    click.echo(f"statefs: error: {place}: {count} found, see above", err=True)
+    return exit_code
+
+
 def print_facts(facts: Sequence[tuple[str, str]]) -> None:
     """Print names and values, one pair per line; pairs without a value are left out."""
     shown = [(name, one_line(value)) for name, value in facts if value]

@@ -9,7 +9,7 @@ import click
 
 from statefs.cli.explained import ExplainedCommand, ExplainedGroup
 from statefs.cli.options import FOLDER, TEXT, json_option
-from statefs.cli.output import Column, plain, print_json, print_line, print_table
+from statefs.cli.output import Column, end_of_check, plain, print_json, print_line, print_table
 from statefs.clock import iso_time
 from statefs.errors import StateDamaged
 from statefs.units import count_text, local_text, size_text
@@ -176,12 +176,7 @@ def check(folder: Path, as_json: bool) -> int:
         return StateDamaged.exit_code if problems else 0
     for each in problems:
         print_line(each.message)
-    if not problems:
-        print_line(f"{folder}: no problems found")
-        return 0
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    click.echo(f"statefs: error: {folder}: {count} found, see above", err=True)
-    return StateDamaged.exit_code
+    return end_of_check(folder, len(problems), StateDamaged.exit_code)
 
 
 @command.command(

@@ -11,7 +11,7 @@ import click
 from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, json_option, state_argument, store_option
-from statefs.cli.output import print_json, print_line
+from statefs.cli.output import end_of_check, print_json, print_line
 from statefs.cli.progress import shown_progress
 from statefs.errors import CorruptStore
 from statefs.target import find_target
@@ -61,12 +61,7 @@ def command(
         print_line(problem_text(problem))
     if read is not None:
         print_line(read_text(read))
-    if not problems:
-        print_line(f"{target.store}: no problems found")
-        return 0
-    count = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
-    click.echo(f"statefs: error: {target.store}: {count} found, see above", err=True)
-    return CorruptStore.exit_code
+    return end_of_check(target.store, len(problems), CorruptStore.exit_code)
 
 
 def read_text(read: Mapping[str, Any]) -> str:

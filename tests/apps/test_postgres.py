@@ -94,12 +94,13 @@ def test_acknowledged_transactions_are_in_snapshots_taken_under_load(
     app_state: MountedState, new_cluster: Cluster
 ) -> None:
     """A second server on a copy of each snapshot's volume recovers to all that was committed."""
-    cluster = new_cluster
-    with cluster.serving():
-        known = save_under_load(cluster, app_state)
-        final = check_rows(cluster, max(known.values()))
-    cluster.check_pages()
-    rows = [check_copy(cluster, app_state.snapshots / name, last) for name, last in known.items()]
+    with new_cluster.serving():
+        known = save_under_load(new_cluster, app_state)
+        final = check_rows(new_cluster, max(known.values()))
+    new_cluster.check_pages()
+    rows = [
+        check_copy(new_cluster, app_state.snapshots / name, last) for name, last in known.items()
+    ]
     assert [*rows, final] == sorted([*rows, final])
 
 

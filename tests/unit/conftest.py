@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from statefs.clock import SystemClock
+from statefs.maintenance.store import Store, init_store, open_store
 from statefs.maintenance.verify import verify
 from tests.unit.engine_store import EngineStore
 from tests.unit.supervisor_stage import Stage, staged
@@ -17,6 +19,15 @@ def no_waiting_for_disks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is made durable: no test here cuts the power, and the disk takes most of the time."""
     monkeypatch.setattr(os, "fsync", lambda _: None)
     monkeypatch.setattr(os, "fdatasync", lambda _: None)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """A new store, open, as the daemon has it; closed after the test."""
+    init_store(tmp_path / "store")
+    opened = open_store(tmp_path / "store", SystemClock())
+    yield opened
+    opened.close()
 
 
 @pytest.fixture

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from statefs.ids import TREE_ROOT, node_id
-from statefs.maintenance.store import Store, init_store, open_store
+from statefs.maintenance.store import Store
 from statefs.snapshots.namespace import TREES_CACHED
 from statefs.snapshots.views import PastTree
 from statefs.volume.names import Creator
@@ -16,15 +14,6 @@ from statefs.volume.table import EXTENTS_KEPT, Node
 CONTENT = b"small enough to be kept inline"
 HOLE_BYTES = 1 << 16
 """Apart enough that two writes do not become one extent."""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store, closed after the test."""
-    init_store(tmp_path / "store")
-    store = open_store(tmp_path / "store")
-    yield store
-    store.close()
 
 
 def new_file(store: Store, name: bytes) -> Node:

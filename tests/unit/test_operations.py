@@ -4,33 +4,22 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any, Final
 
 import pyfuse3
 import pytest
 import trio
 
-from statefs.clock import SystemClock
 from statefs.daemon.service import Service
 from statefs.fuse.operations import Operations
 from statefs.ids import CLONES_ROOT, MOUNT_ROOT, SNAPSHOTS_DIR, TREE_ROOT, node_id
-from statefs.maintenance.store import Store, init_store, open_store
+from statefs.maintenance.store import Store
 from statefs.volume.names import NAME_MAX
 from tests.unit.engine_store import FILE, FOLDER, ME
 
 PAGE_ENTRIES: Final = 10
 """Entries that one reply holds."""
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """An open store."""
-    init_store(tmp_path / "store")
-    opened = open_store(tmp_path / "store", SystemClock())
-    yield opened
-    opened.close()
 
 
 class Page:

@@ -1,28 +1,14 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
-from pathlib import Path
 
-import pytest
-
-from statefs.clock import SystemClock
 from statefs.fuse.resent import MKDIR, RMDIR
 from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR, node_id
 from statefs.ids import TREE_ROOT as ROOT
-from statefs.maintenance.store import Store, init_store, open_store
+from statefs.maintenance.store import Store
 from tests.unit.resent_requests import request, settled
 
 MKDIR_HEAD = struct.pack("<II", 0o755, 0o022)
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    init_store(tmp_path / "store")
-    opened = open_store(tmp_path / "store", SystemClock())
-    yield opened
-    opened.close()
 
 
 def test_a_snapshot_that_was_taken_is_not_taken_again(store: Store) -> None:

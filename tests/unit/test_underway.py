@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,6 @@ import pytest
 from statefs.clock import SystemClock
 from statefs.errors import PosixError
 from statefs.ids import TREE_ROOT
-from statefs.layout import StoreLayout
 from statefs.maintenance.store import Store, init_store, open_store
 from statefs.volume.names import RENAME_EXCHANGE, Creator
 from statefs.volume.underway import PAGE_BYTES, Kind, Note, Underway, was_applied
@@ -18,15 +17,6 @@ from statefs.volume.underway import PAGE_BYTES, Kind, Note, Underway, was_applie
 OWNER = Creator(0, 0)
 FILE = stat.S_IFREG | 0o644
 FOLDER = stat.S_IFDIR | 0o755
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    """A new store."""
-    init_store(tmp_path / "store")
-    opened = open_store(StoreLayout(tmp_path / "store").root, SystemClock())
-    yield opened
-    opened.close()
 
 
 def note_of(store: Store) -> Note:

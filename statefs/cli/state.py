@@ -9,15 +9,11 @@ import click
 
 from statefs.cli.explained import ExplainedCommand, ExplainedGroup
 from statefs.cli.options import FOLDER, TEXT, json_option
-from statefs.cli.output import Column, end_of_check, plain, print_json, print_line, print_table
-from statefs.clock import iso_time
+from statefs.cli.output import end_of_check, print_json, print_line, print_table
 from statefs.errors import StateDamaged
-from statefs.units import count_text, local_text, size_text
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from statefs.state import checking, session_checking
+    from statefs.state import checking
 
 folder_argument = click.argument("folder", type=FOLDER, metavar="FOLDER")
 
@@ -45,88 +41,16 @@ def command() -> None:
 @json_option
 def list_(folder: Path, as_json: bool) -> None:
     """List the documents in FOLDER, broken ones too; or its sessions, the last saved first."""
-    from statefs.state import checking, session_checking
+    from statefs.cli.state_kinds import kinds_in
 
-    if session_checking.scopes_of(folder):
-        print_sessions(folder, session_checking.list_sessions(folder), as_json)
-        return
-    entries = checking.list_documents(folder)
+    listings = [(kind.entries, kind.listed(folder)) for kind in kinds_in(folder)]
     if as_json:
-        print_json({"folder": str(folder), "documents": [entry_document(each) for each in entries]})
+        print_json({"folder": str(folder), **{name: each.rows for name, each in listings}})
         return
-    columns = [
-        Column("name", style="bold", may_shorten=True),
-        Column("keys", align_right=True),
-        Column("size", align_right=True),
-        Column("copies", align_right=True, drop_rank=1),
-        Column("changed", drop_rank=2),
-        Column("damage", style="red", may_shorten=True),
-    ]
-    print_table(columns, [entry_cells(each) for each in entries])
-
-
-def print_sessions(
-    folder: Path, sessions: Sequence[session_checking.ListedSession], as_json: bool
-) -> None:
-    """Print the sessions of a folder."""
-    from statefs.state.session_checking import label_of
-
-    if as_json:
-        rows = [{"scope": label_of(scope), **plain(entry)} for scope, entry in sessions]
-        print_json({"folder": str(folder), "sessions": rows})
-        return
-    columns = [
-        Column("session", style="bold", may_shorten=True),
-        Column("scope", may_shorten=True),
-        Column("agent", may_shorten=True, drop_rank=1),
-        Column("title", may_shorten=True),
-        Column("turns", align_right=True),
-        Column("saved", drop_rank=2),
-    ]
-    cells = [
-        [
-            entry.id,
-            label_of(scope),
-            entry.agent_id,
-            entry.title,
-            count_text(entry.turn_count),
-            local_text(entry.updated_at),
-        ]
-        for scope, entry in sessions
-    ]
-    print_table(columns, cells)
-
-
-def entry_document(entry: checking.Entry) -> dict[str, Any]:
-    """Return one document of the list as JSON shows it."""
-    return {
-        "name": entry.name,
-        "encrypted": entry.encrypted,
-        "keys": entry.keys,
-        "bytes": entry.bytes,
-        "changed": iso_time(entry.changed_ns),
-        "copies": entry.copies,
-        "damage": entry.damage,
-    }
-
-
-def entry_cells(entry: checking.Entry) -> list[str]:
-    """Return one document of the list as cells of the table."""
-    return [
-        entry.name,
-        keys_text(entry),
-        size_text(entry.bytes),
-        str(entry.copies),
-        local_text(iso_time(entry.changed_ns)),
-        entry.damage or "",
-    ]
-
-
-def keys_text(entry: checking.Entry) -> str:
-    """Return how many keys a document has, or why nobody can say."""
-    if entry.keys is not None:
-        return count_text(entry.keys)
-    return "encrypted" if entry.encrypted else ""
+    for number, (_, listing) in enumerate(listings):
+        if number:
+            print_line("")
+        print_table(listing.columns, listing.cells)
 
 
 @command.command(
@@ -145,12 +69,9 @@ def show(folder: Path, document: str, key: str | None) -> None:
 
     A session is named by its id, or by SCOPE/ID where several scopes have one of that id.
     """
-    from statefs.state import checking, session_checking
+    from statefs.cli.state_kinds import shown
 
-    if session_checking.scopes_of(folder) and key is None:
-        print_json(session_checking.show_session(folder, document))
-        return
-    print_json(checking.show_document(folder, document, key))
+    print_json(shown(folder, document, key))
 
 
 @command.command(
@@ -164,18 +85,22 @@ def check(folder: Path, as_json: bool) -> int:
     """Read every document in FOLDER and print each problem, with file and line.
 
     Changes nothing. Exits with 29 when something was found. Works while a program has it open.
+    Actions that were begun and whose end nobody has written down are named, too.
     """
-    from statefs.state import checking, session_checking
+    from statefs.cli.state_kinds import problems_in, unfinished_actions
 
-    is_sessions = bool(session_checking.scopes_of(folder))
-    look = session_checking.check_sessions if is_sessions else checking.check_documents
-    problems = look(folder)
+    problems, unfinished = problems_in(folder), unfinished_actions(folder)
     if as_json:
         shown = [{"path": str(each.path), "message": each.message} for each in problems]
-        print_json({"folder": str(folder), "ok": not problems, "problems": shown})
+        actions = [{**each._asdict(), "path": str(each.path)} for each in unfinished]
+        print_json(
+            {"folder": str(folder), "ok": not problems, "problems": shown, "unfinished": actions}
+        )
         return StateDamaged.exit_code if problems else 0
-    for each in problems:
-        print_line(each.message)
+    for problem in problems:
+        print_line(problem.message)
+    for action in unfinished:
+        print_line(action.text())
     return end_of_check(folder, len(problems), StateDamaged.exit_code)
 
 
@@ -192,11 +117,9 @@ def repair(folder: Path, as_json: bool) -> int:
     In a mounted state, the snapshots that have a good one are named. No program may have FOLDER
     open. Exits with 29 when a document is left without a good copy.
     """
-    from statefs.state import checking, session_checking
+    from statefs.cli.state_kinds import kinds_in
 
-    is_sessions = bool(session_checking.scopes_of(folder))
-    mend = session_checking.repair_sessions if is_sessions else checking.repair_documents
-    repairs = mend(folder)
+    repairs = [each for kind in kinds_in(folder) for each in kind.repair(folder)]
     is_lost = any(each.aside is not None and each.source is None for each in repairs)
     if as_json:
         print_json({"folder": str(folder), "repairs": [repair_document(each) for each in repairs]})

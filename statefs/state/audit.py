@@ -11,14 +11,91 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, NamedTuple, Self
+
+import msgspec
 
 from statefs.clock import Clock, SystemClock, iso_time
-from statefs.state.journal import Journal, Record
+from statefs.state.documents import converted
+from statefs.state.journal import Journal, read_journal
 
 BEGUN: Final = "begun"
 DONE: Final = "done"
 FAILED: Final = "failed"
+
+
+class Begun(msgspec.Struct, tag_field="event", tag=BEGUN, forbid_unknown_fields=True):
+    """The record of an action that is about to be done."""
+
+    at: str
+    what: str
+    pid: int
+    details: dict[str, Any]
+
+
+class Done(msgspec.Struct, tag_field="event", tag=DONE, forbid_unknown_fields=True):
+    """The record of an action's end; `of` is the number of the first one."""
+
+    at: str
+    of: int
+
+
+class Failed(msgspec.Struct, tag_field="event", tag=FAILED, forbid_unknown_fields=True):
+    """The record of an end by an error, of which it has the type."""
+
+    at: str
+    of: int
+    error: str
+
+
+class Unfinished(NamedTuple):
+    """An action that was begun, and of which no record says that it has ended.
+
+    Args:
+        path: of the audit log.
+        number: of the record, and of its line.
+        at: when it was begun, ISO 8601 in UTC.
+        what: it was to do.
+        pid: of the process that began it; it may be at it still.
+        details: as they were given.
+    """
+
+    path: Path
+    number: int
+    at: str
+    what: str
+    pid: int
+    details: dict[str, Any]
+
+    def text(self) -> str:
+        """Return one line about it, for people."""
+        return (
+            f"{self.path}, line {self.number}: '{self.what}' was begun at {self.at} "
+            f"by pid {self.pid} and has no end"
+        )
+
+
+def unfinished_actions(path: Path) -> list[Unfinished]:
+    """Return what was begun and has no end, the oldest first; nothing is changed, no lock needed.
+
+    Args:
+        path: of an audit log; there may be none.
+
+    Raises:
+        StateDamaged: a record is broken; the message names file and line.
+    """
+    open_ones: dict[int, Unfinished] = {}
+    try:
+        for number, value, _ in read_journal(path):
+            record = converted(value, Begun | Done | Failed, path, number)
+            if isinstance(record, Begun):
+                begun = Unfinished(path, number, record.at, record.what, record.pid, record.details)
+                open_ones[number] = begun
+            else:
+                open_ones.pop(record.of, None)
+    except FileNotFoundError:
+        return []
+    return list(open_ones.values())
 
 
 class AuditLog:
@@ -60,15 +137,9 @@ class AuditLog:
     def _append(self, record: dict[str, Any]) -> int:
         return self._journal.append({"at": iso_time(self._clock.now_ns()), **record})
 
-    def unfinished(self) -> list[Record]:
+    def unfinished(self) -> list[Unfinished]:
         """Return what was begun and has no end, the oldest first."""
-        open_ones: dict[int, Record] = {}
-        for record in self._journal.records():
-            if record.value["event"] == BEGUN:
-                open_ones[record.sequence] = record
-            else:
-                open_ones.pop(record.value["of"], None)
-        return list(open_ones.values())
+        return unfinished_actions(self._journal.path)
 
     def close(self) -> None:
         """Close the journal."""

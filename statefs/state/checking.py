@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple
 from statefs.clock import Clock, SystemClock
 from statefs.durable import sync_folder, write_file
 from statefs.errors import NotInStore, StateDamaged, UsageError
-from statefs.state.audit import AuditLog
+from statefs.state.audit import AuditLog, Unfinished, unfinished_actions
 from statefs.state.copies import copies_of, place_aside
 from statefs.state.documents import Form, current_text, decoded, read_bytes, read_document
 from statefs.state.identifiers import file_name_of, name_of_file
@@ -166,7 +166,7 @@ def check_documents(folder: Path) -> list[Problem]:
         NotInStore: there is no such folder.
     """
     require_folder(folder)
-    found = [*mode_problems(folder, FOLDER_MODE)]
+    found = [*mode_problems(folder, FOLDER_MODE), *audit_problems(folder / AUDIT)]
     if is_encrypted(folder):
         found += _keyring_problems(folder / KEYRING)
     for name in document_names(folder):
@@ -191,6 +191,22 @@ def _keyring_problems(path: Path) -> Iterator[Problem]:
         read_document(path, KEYRING_FORM)
     except StateDamaged as error:
         yield Problem(path, str(error), lost=False)
+
+
+def audit_problems(path: Path) -> Iterator[Problem]:
+    """Return that an audit log is broken, where it is."""
+    try:
+        unfinished_actions(path)
+    except StateDamaged as error:
+        yield Problem(path, str(error), lost=False)
+
+
+def unfinished_in(folder: Path) -> list[Unfinished]:
+    """Return the actions on a store as a whole that have no end; none of a log that is broken."""
+    try:
+        return unfinished_actions(folder / AUDIT)
+    except StateDamaged:
+        return []  # a check has named it
 
 
 def mode_problems(path: Path, mode: int) -> Iterator[Problem]:

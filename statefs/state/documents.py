@@ -145,6 +145,21 @@ def decoded(text: str, path: Path, type_: type[T]) -> T:
     raise StateDamaged(f"{path}, line {line}: {message}")
 
 
+def converted(value: Any, type_: Any, path: Path, line: int) -> Any:
+    """Return the value of one line of a file as something typed, strictly.
+
+    Raises:
+        StateDamaged: it is not of that type; the message names file and line.
+    """
+    try:
+        return msgspec.convert(value, type_)
+    except msgspec.ValidationError as error:
+        message = _QUOTED.sub("", str(error))
+        hit = _AT.search(message)
+        message = message if hit is None else _placed(message, hit)
+    raise StateDamaged(f"{path}, line {line}: {message[:1].lower()}{message[1:]}")
+
+
 def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, int]:
     """Return what is wrong and where in the text, counted in characters."""
     message = _QUOTED.sub("", str(error))
@@ -156,12 +171,17 @@ def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, 
     hit = _AT.search(message)
     steps: list[str | int] = []
     if hit is not None:
-        message = message[: hit.start()] + f" at {hit[1].lstrip('.')}"
+        message = _placed(message, hit)
         steps = [int(one) if one else each or key for one, each, key in _STEP.findall(hit[1])]
     unknown = _UNKNOWN.search(message.partition(" at ")[0])
     if unknown is not None:
         steps.append(unknown[1])
     return message, _offset_of(text, steps, type_)
+
+
+def _placed(message: str, hit: re.Match[str]) -> str:
+    """Return msgspec's message with the place in the document in our words."""
+    return f"{message[: hit.start()]} at {hit[1].lstrip('.')}"
 
 
 def _offset_of(text: str, steps: Sequence[str | int], type_: Any) -> int:

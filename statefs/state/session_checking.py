@@ -18,6 +18,7 @@ from statefs.state.checking import (
     FOLDER_MODE,
     Problem,
     Repair,
+    audit_problems,
     mode_problems,
     repaired,
     require_folder,
@@ -99,7 +100,7 @@ def label_of(scope: Scope) -> str:
 def check_sessions(folder: Path) -> list[Problem]:
     """Return everything that is wrong in a folder of sessions; nothing is changed."""
     require_folder(folder)
-    found = [*mode_problems(folder, FOLDER_MODE)]
+    found = [*mode_problems(folder, FOLDER_MODE), *audit_problems(folder / AUDIT)]
     for scope in scopes_of(folder):
         place = folder / scope.place()
         found += mode_problems(place, FOLDER_MODE)

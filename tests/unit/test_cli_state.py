@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import pytest
 
 from statefs.state import EncryptedJsonStore, JsonStore, Scope, SessionManager, make_key_file
+from statefs.state.audit import AuditLog
 from statefs.state.checking import check_documents, repair_documents
 from statefs.state.copies import copies_of
+from statefs.state.journal import Journal
 from tests.harness.killed_calls import Acknowledge, each_kill
+from tests.harness.processes import start
 from tests.unit.cli_fakes import call
 from tests.unit.test_cli_documentation import example_document, shape
 
@@ -131,11 +135,62 @@ def test_the_json_shown_of_a_folder_is_what_is_printed(folder: Path, capsys: Cap
     printed = json.loads(call(capsys, "state", "list", folder, "--json").out)
     assert shape(printed) == shape(example_document("state list"))
     break_settings(folder)
+    with Journal(folder / ".audit.log") as log:
+        log.append({"event": "begun", "at": "", "what": "rotate-key", "pid": 1, "details": {}})
     printed = json.loads(call(capsys, "state", "check", folder, "--json").out)
     assert shape(printed) == shape(example_document("state check"))
     assert re.search("line 4", printed["problems"][0]["message"])
     [repair] = json.loads(call(capsys, "state", "repair", folder, "--json").out)["repairs"]
     assert list(repair) == ["path", "done", "aside", "source", "snapshots"]
+
+
+def test_what_was_begun_and_has_no_end_is_named_and_is_no_damage(
+    folder: Path, capsys: Capture
+) -> None:
+    """By check, with its line; a broken audit log is a problem."""
+    log = folder / ".audit.log"
+    with AuditLog(log) as audit, audit.action("done"):
+        pass
+
+    def cut_short() -> None:
+        with AuditLog(log) as audit, audit.action("rotate-key"):
+            os._exit(0)
+
+    os.waitpid(start(cut_short), 0)
+    done = call(capsys, "state", "check", folder)
+    assert done.exit_code == 0
+    assert f"{log}, line 3: 'rotate-key' was begun at " in done.out
+    for record, said in (
+        ({"event": "done", "at": "", "off": 3}, "object contains unknown field `off`"),
+        ({"event": "began"}, "invalid value at event"),
+        ({"event": "done", "at": "", "of": ""}, "expected `int`, got `str` at of"),
+        (["begun"], "expected `object`, got `array`"),
+    ):
+        with Journal(log) as journal:
+            journal.append(record)
+        done = call(capsys, "state", "check", folder)
+        assert done.exit_code == 29 and f"{log}, line 4: {said}\n" in done.out
+        log.write_bytes(b"".join(log.read_bytes().splitlines(keepends=True)[:3]))
+
+
+def test_a_folder_of_settings_and_sessions_is_both(folder: Path, capsys: Capture) -> None:
+    """Each command looks after all that is in it."""
+    with SessionManager(folder) as sessions:
+        sessions.create("coder", "first", "one")
+    assert list(json.loads(call(capsys, "state", "list", folder, "--json").out)) == [
+        "folder", "documents", "sessions"]  # fmt: skip
+    assert "first" in call(capsys, "state", "list", folder).out
+    assert json.loads(call(capsys, "state", "show", folder, "one").out)["title"] == "first"
+    done = call(capsys, "state", "show", folder, "two")
+    assert done.exit_code == 30 and "no document 'two'" in done.err and "session 'two'" in done.err
+    assert call(capsys, "state", "show", folder, "one", "title").exit_code == 30
+    folder.chmod(0o755)
+    break_settings(folder)
+    (folder / "global" / "sessions" / "one.json").write_text("{")
+    done = call(capsys, "state", "check", folder)
+    assert done.exit_code == 29 and len(done.out.splitlines()) == 3
+    assert call(capsys, "state", "repair", folder).exit_code == 29
+    assert call(capsys, "state", "check", folder).exit_code == 0
 
 
 def test_encrypted_documents_are_listed_and_not_shown(tmp_path: Path, capsys: Capture) -> None:

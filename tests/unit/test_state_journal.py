@@ -172,7 +172,7 @@ def test_an_action_that_a_crash_cut_short_is_found(tmp_path: Path) -> None:
     seen = set()
     for killed in each_kill(work):
         with AuditLog(path) as audit:
-            unfinished = [record.value["what"] for record in audit.unfinished()]
+            unfinished = [each.what for each in audit.unfinished()]
         if "done" in killed.acknowledged:
             assert unfinished == []
         elif "begun" in killed.acknowledged:

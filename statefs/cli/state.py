@@ -67,7 +67,8 @@ def list_(folder: Path, as_json: bool) -> None:
 def show(folder: Path, document: str, key: str | None) -> None:
     """Print the values of DOCUMENT in FOLDER as JSON, or the value of KEY alone; or a session.
 
-    A session is named by its id, or by SCOPE/ID where several scopes have one of that id.
+    A session is named by its id, or by SCOPE/ID where several scopes have one of that id. Of one
+    with a journal, KEY is a slot.
     """
     from statefs.cli.state_kinds import shown
 

@@ -4,9 +4,12 @@ They need no mount and import nothing of the engine; in a mounted state they use
 place of copies. docs/state-stores.md describes them and what they write.
 """
 
+from statefs.state.audit import Unfinished
 from statefs.state.encrypted_store import EncryptedJsonStore
+from statefs.state.journaled_session import JournaledSession
 from statefs.state.json_store import DocumentType, JsonStore
 from statefs.state.keyring import Key, make_key_file
+from statefs.state.secret_values import without_secrets
 from statefs.state.session_documents import (
     CodeBlock,
     ErrorBlock,
@@ -21,24 +24,33 @@ from statefs.state.session_documents import (
     Usage,
 )
 from statefs.state.session_manager import Scope, SessionManager
+from statefs.state.session_recovery import Event, Recovery
+from statefs.state.session_store import SessionState, SessionStore
 
 __all__ = [
     "CodeBlock",
     "DocumentType",
     "EncryptedJsonStore",
     "ErrorBlock",
+    "Event",
     "FileBlock",
     "ImageBlock",
+    "JournaledSession",
     "JsonStore",
     "Key",
+    "Recovery",
     "Scope",
     "Session",
     "SessionEntry",
     "SessionManager",
+    "SessionState",
+    "SessionStore",
     "StatusBlock",
     "TextBlock",
     "ToolBlock",
     "Turn",
+    "Unfinished",
     "Usage",
     "make_key_file",
+    "without_secrets",
 ]

@@ -17,7 +17,7 @@ from typing import Any, Final, Generic, NamedTuple, TypeVar
 import msgspec
 
 from statefs.durable import open_plain, write_file
-from statefs.errors import NewerStore, StateDamaged
+from statefs.errors import NewerStore, StateDamaged, UsageError
 
 T = TypeVar("T")
 Migration = Callable[[dict[str, Any]], dict[str, Any]]
@@ -145,6 +145,33 @@ def decoded(text: str, path: Path, type_: type[T]) -> T:
     raise StateDamaged(f"{path}, line {line}: {message}")
 
 
+def json_text(value: Any, what: str) -> str:
+    """Return a value as JSON on one line; msgspec Structs, datetimes and UUIDs as msgspec has them.
+
+    Args:
+        value: of the caller.
+        what: it is, for the message.
+
+    Raises:
+        UsageError: JSON does not hold it; the message does not quote it, for it may be a secret.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=msgspec.to_builtins)
+        text.encode()
+    except RecursionError:
+        problem = "it contains itself"
+    except TypeError:
+        problem = f"JSON has nothing for the type {type(value).__name__} or for what is in it"
+    except UnicodeEncodeError:
+        problem = "there is text in it that is not UTF-8"
+    except ValueError:
+        problem = "JSON has no NaN or infinity, and nothing may contain itself"
+    else:
+        return text
+    # Raised here, so that the error does not carry the one that has the value in it.
+    raise UsageError(f"{what} cannot be stored: {problem}")
+
+
 def converted(value: Any, type_: Any, path: Path, line: int) -> Any:
     """Return the value of one line of a file as something typed, strictly.
 
@@ -154,10 +181,16 @@ def converted(value: Any, type_: Any, path: Path, line: int) -> Any:
     try:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
-        message = _QUOTED.sub("", str(error))
-        hit = _AT.search(message)
-        message = message if hit is None else _placed(message, hit)
-    raise StateDamaged(f"{path}, line {line}: {message[:1].lower()}{message[1:]}")
+        message = mismatch_text(error)
+    raise StateDamaged(f"{path}, line {line}: {message}")
+
+
+def mismatch_text(error: msgspec.ValidationError) -> str:
+    """Return why a value is not of a type, and where in it; nothing of the value is quoted."""
+    message = _QUOTED.sub("", str(error))
+    hit = _AT.search(message)
+    message = message if hit is None else _placed(message, hit)
+    return message[:1].lower() + message[1:]
 
 
 def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, int]:

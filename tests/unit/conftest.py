@@ -10,8 +10,7 @@ import pytest
 from statefs.clock import SystemClock
 from statefs.maintenance.store import Store, init_store, open_store
 from statefs.maintenance.verify import verify
-from statefs.state import SessionStore
-from tests.unit.engine_store import EngineStore, SteppingClock
+from tests.unit.engine_store import EngineStore
 from tests.unit.supervisor_stage import Stage, staged
 
 
@@ -29,12 +28,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = open_store(tmp_path / "store", SystemClock())
     yield opened
     opened.close()
-
-
-@pytest.fixture
-def sessions(tmp_path: Path) -> SessionStore:
-    """A state store of journaled sessions, of any events and slots."""
-    return SessionStore(tmp_path / "agent", "coder", clock=SteppingClock())
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from statefs.doors import Document, Door, OfflineDoor, OnProgress, daemon_has, o
 from statefs.errors import AlreadyMounted, typed
 from statefs.snapshots.documents import ListedSnapshot, SnapshotDocument
 from statefs.snapshots.naming import CURRENT
-from statefs.snapshots.reports import Comparison, Location, Version, path_bytes
+from statefs.snapshots.reports import Comparison, Location, Version
 from statefs.target import Target, find_target
 
 if TYPE_CHECKING:
@@ -37,10 +37,6 @@ if TYPE_CHECKING:
 
 HOLE_BYTES: Final = 1 << 20
 """Zeros of a hole handed out at a time."""
-DIGEST_BYTES_MAX: Final = 4 << 20
-"""A file up to this size is hashed for a log: some hundredths of a second."""
-DIGESTS_BYTES_MAX: Final = 64 << 20
-"""As much is hashed for one log unless more is asked for."""
 
 
 class State:
@@ -412,7 +408,13 @@ class State:
             found["differences"] = msgspec.json.decode(found["differences"])
         return msgspec.convert(found, Comparison)
 
-    def log(self, path: AnyPath, *, digests: bool | None = None) -> list[Version]:
+    def log(
+        self,
+        path: AnyPath,
+        *,
+        digests: bool | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> list[Version]:
         """Return the versions of a file or folder over all snapshots and current, oldest first.
 
         Args:
@@ -422,24 +424,10 @@ class State:
         Raises:
             NoSuchPath: neither current nor any snapshot has it.
         """
+        from statefs.snapshots.version_digests import with_digests
+
         versions = msgspec.convert(self._ask("log", path=encoded_path(path)), list[Version])
-        left_bytes = DIGESTS_BYTES_MAX
-        for number, version in enumerate(versions):
-            is_wanted = version.sha256 is None and digests is not False
-            if version.type != "file" or version.size is None or not is_wanted:
-                continue
-            if digests or version.size <= min(DIGEST_BYTES_MAX, left_bytes):
-                left_bytes -= version.size
-                versions[number] = msgspec.structs.replace(version, sha256=self._sha256(version))
-        return versions
-
-    def _sha256(self, version: Version) -> str:
-        import hashlib
-
-        digest = hashlib.sha256()
-        for part in self.read(version.snapshot, path_bytes(version.path, version.raw_path)):
-            digest.update(part)
-        return digest.hexdigest()
+        return with_digests(versions, self.read, digests, on_progress)
 
     def read(self, snapshot: AnySnapshot, path: AnyPath) -> Iterator[bytes]:
         """Yield the bytes of a file, some megabytes at a time.
@@ -568,7 +556,13 @@ def open_target(target: Target) -> State:
     return State(target, open_door(target))
 
 
-def repair(target: Target, *, dry_run: bool = False, read_data: bool = False) -> Document:
+def repair(
+    target: Target,
+    *,
+    dry_run: bool = False,
+    read_data: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Document:
     """Make a store that nobody has open sound again (docs/cli.md, "repair").
 
     Args:
@@ -593,7 +587,9 @@ def repair(target: Target, *, dry_run: bool = False, read_data: bool = False) ->
     lock = StoreLock(target.layout, role="command")
     lock.acquire(COMMAND_WAIT_SECONDS)
     try:
-        report, problems = repair_store(target.layout, dry_run=dry_run, read_data=read_data)
+        report, problems = repair_store(
+            target.layout, dry_run=dry_run, read_data=read_data, on_progress=on_progress
+        )
     finally:
         lock.release()
     found: Document = {"store": str(target.store), **msgspec.to_builtins(report)}

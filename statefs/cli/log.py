@@ -11,6 +11,7 @@ from statefs.cli.difference_view import print_versions
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import find_path, json_option, path_argument, store_option
 from statefs.cli.output import plain, print_json
+from statefs.cli.progress import shown_progress
 
 
 @click.command(
@@ -33,8 +34,8 @@ def command(words: tuple[str, ...], store: Path | None, digest: bool, as_json: b
     version is shown with the oldest snapshot that has it.
     """
     target, path = find_path(words, store)
-    with api.open_target(target) as opened:
-        versions = opened.log(path, digests=True if digest else None)
+    with api.open_target(target) as opened, shown_progress(as_json) as told:
+        versions = opened.log(path, digests=True if digest else None, on_progress=told)
     if as_json:
         print_json({"versions": plain(versions)})
     else:

@@ -22,6 +22,7 @@ from statefs.cli.app import explain
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import TEXT, store_option
 from statefs.cli.output import plain, print_json, print_line
+from statefs.cli.progress import OnProgress, shown_progress
 from statefs.cli.restore import paths_text, warn_of_writers
 from statefs.doors import Document
 from statefs.errors import NotMounted, StatefsError, UsageError, typed
@@ -83,7 +84,8 @@ def command(
             what = message or f"after: {shlex.join(arguments)}"
             ending.save(opened, what, before, arguments, exit_code)
             if exit_code and wants_rollback(on_failure, arguments, exit_code):
-                ending.put_back(opened, before)
+                with shown_progress(as_json) as on_progress:
+                    ending.put_back(opened, before, on_progress)
     except (StatefsError, OSError) as error:
         ending.failures.append(error)
     explained = list(map(explain, ending.failures))
@@ -124,12 +126,16 @@ class Ending:
         except (StatefsError, OSError) as error:
             self.failures.append(error)
 
-    def put_back(self, state: State, before: SnapshotDocument) -> None:
+    def put_back(
+        self, state: State, before: SnapshotDocument, on_progress: OnProgress | None
+    ) -> None:
         """Undo what the command changed; without a snapshot after it, all that changed since."""
         if self.after is not None:
-            self.told = state.undo(force=True, of=self.after.snapshot_id)
+            self.told = state.undo(
+                force=True, of=self.after.snapshot_id, on_progress=on_progress
+            )
         else:
-            self.told = state.restore(before.name, force=True)
+            self.told = state.restore(before.name, force=True, on_progress=on_progress)
 
 
 def split_command(words: tuple[str, ...]) -> tuple[Path | None, list[str]]:

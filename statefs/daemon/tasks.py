@@ -105,6 +105,7 @@ class Tasks:
         self.seals = Bell()
         self.scrubs = Bell()
         self._long_log = Bell()
+        self._log_moved = Bell()
         store.database.on_commit = self._note_log_length
 
     def _note_log_length(self, pages: int) -> None:
@@ -157,12 +158,22 @@ class Tasks:
         await in_threads(merging.merge_all(self._store))
 
     async def _give_way(self) -> None:
+        """Let others go first, and a long log be started anew: nobody waits for what is in it then.
+
+        What is committed beside the last checkpoint is moved by it while all commits wait.
+        """
         await trio.sleep(FREEING_PAUSE_SECONDS if self._is_busy() else 0)
+        if self._store.database.wal_pages > WAL_PAGES_RESTART:
+            self._long_log.ring()
+            await self._log_moved.heard()
 
     async def _shorten_log(self) -> None:
         """Move the log into meta.db when it has become long."""
         await self._long_log.heard()
-        await self.move_log()
+        try:
+            await self.move_log()
+        finally:
+            self._log_moved.ring()
         if self._store.database.wal_pages >= WAL_PAGES_MAX:
             await trio.sleep(CHECKPOINT_PAUSE_SECONDS)
 

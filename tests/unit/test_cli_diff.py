@@ -28,6 +28,7 @@ from tests.unit.engine_store import FILE, ME, EngineStore
 
 Capture = pytest.CaptureFixture[str]
 BIG = 20_000
+BIG_DIGEST = hashlib.sha256(b"x" * BIG).hexdigest()
 
 
 @contextmanager
@@ -258,11 +259,11 @@ def test_digests_are_taken_while_they_are_cheap(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small files, not too many; all of them when asked for, none when not wanted."""
-    expected = hashlib.sha256(b"x" * BIG).hexdigest()
+    expected = BIG_DIGEST
     with statefs.open(state) as opened:
         assert [each.sha256 for each in opened.log("files/chmod")] == [expected, expected]
         assert [each.sha256 for each in opened.log("files/chmod", digests=False)] == [None, None]
-        monkeypatch.setattr("statefs.api.DIGESTS_BYTES_MAX", BIG)
+        monkeypatch.setattr("statefs.snapshots.version_digests.ALL_BYTES_MAX", BIG)
         assert [each.sha256 for each in opened.log("files/chmod")] == [expected, None]
         assert [each.sha256 for each in opened.log("files/chmod", digests=True)] == [expected] * 2
 
@@ -271,7 +272,7 @@ def test_digests_of_sealed_snapshots_are_not_taken_again(
     state: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They are stored: of files of any size, and also where none is to be taken."""
-    monkeypatch.setattr("statefs.api.DIGEST_BYTES_MAX", 0)
+    monkeypatch.setattr("statefs.snapshots.version_digests.VERSION_BYTES_MAX", 0)
     stored, taken = (hashlib.sha256(text).hexdigest() for text in (b"one\ntwo\n", b"one\n2wo\n"))
     with statefs.open(state) as opened:
         assert [each.sha256 for each in opened.log("files/text")] == [None, None]
@@ -289,6 +290,17 @@ def test_diff_tells_how_far_it_is(state: Path, capsys: Capture) -> None:
         json.loads(line) for line in call(capsys, "diff", state, "a", "--json").err.splitlines()
     ]
     assert {(each["event"], each["what"]) for each in events} == {("progress", "comparing")}
+
+
+def test_hashing_all_versions_tells_how_far_it_is(state: Path, capsys: Capture) -> None:
+    """The bytes of those that have no digest stored, each of which is read."""
+    told = call(capsys, "log", state, "files/chmod", "--digest", "--json")
+    assert [each["sha256"] for each in json.loads(told.out)["versions"]] == [BIG_DIGEST] * 2
+    events = [json.loads(line) for line in told.err.splitlines()]
+    assert {(each["what"], each["total"], each["unit"]) for each in events} == {
+        ("hashing", 2 * BIG, "bytes")
+    }
+    assert events[-1]["done"] == 2 * BIG
 
 
 def test_cat_prints_bytes(state: Path) -> None:

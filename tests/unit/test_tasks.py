@@ -10,6 +10,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from statefs.daemon import tasks as daemon_tasks
 from statefs.daemon.tasks import FREEING_PAUSE_SECONDS, Tasks, in_threads
 from statefs.fuse.durability import Durability
 from statefs.ids import TREE_ROOT
@@ -56,6 +57,34 @@ async def test_who_frees_space_lets_operations_go_first(
         took = trio.current_time() - began
         nursery.cancel_scope.cancel()
     assert (took >= (FILES - 2) * FREEING_PAUSE_SECONDS) == is_busy
+
+
+async def test_who_frees_space_waits_for_a_long_log_to_be_moved(
+    engine: EngineStore, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the last checkpoint has much to move while commits wait."""
+    monkeypatch.setattr(trio.to_thread, "run_sync", here)
+    monkeypatch.setattr(daemon_tasks, "WAL_PAGES_RESTART", 0)
+    monkeypatch.setattr(gc, "OBJECTS_PER_STEP", 1)
+    for number in range(FILES):
+        engine.file(f"f{number}", b"a" * (1 << 20))
+        engine.names.unlink(TREE_ROOT, b"f%d" % number)
+    left: list[int] = []
+
+    def counted(restart: bool = False) -> None:
+        assert restart
+        left.append(engine.rows("garbage"))
+
+    monkeypatch.setattr(engine.store.database, "checkpoint", counted)
+    durability = Durability(engine.store.volume, "close", engine.store.freeing)
+    tasks = Tasks(engine.store, durability, alone, lambda: False)
+    tasks.space.ring()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(tasks.run)
+        while engine.rows("garbage"):
+            await trio.sleep(0.001)
+        nursery.cancel_scope.cancel()
+    assert len(set(left)) >= FILES - 1, left
 
 
 async def test_giving_way_takes_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:

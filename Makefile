@@ -1,7 +1,7 @@
 # `make run` gives a mounted ./state, `make test` checks everything; `make help` names the rest.
 
 PY := .venv/bin/python
-PYTEST = $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile
+PYTEST = $(PY) -m pytest --numprocesses $(TEST_JOBS) --dist loadfile --no-loadscope-reorder
 STATE ?= ./state
 # More arguments for pytest, e.g. make test PYTEST_ARGS="-k rename tests/mounted"
 PYTEST_ARGS ?=
@@ -18,7 +18,7 @@ FAULT_ARGS ?=
 # Of scripts/power_cuts.py, e.g. make power POWER_ARGS=--without-syncs
 POWER_ARGS ?=
 
-.PHONY: help run setup stop test check lint types layers bench crash load power faults install-helper install-service
+.PHONY: help run setup stop test long check lint types layers bench crash load power faults install-helper install-service
 
 help: ## Name the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1\t\2/p' Makefile | expand -t 24
@@ -34,6 +34,9 @@ stop: ## Unmount ./state; its data stays in ./state.store
 
 test: setup-tests ## Run the test suite (installs the programs that tests drive)
 	@$(PYTEST) $(PYTEST_ARGS)
+
+long: setup-tests ## Run the tests that take minutes each, which `make test` leaves out
+	@STATEFS_LONG_TESTS=1 $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 check: setup-tests ## Lint, types, layers, then the test suite
 	@$(MAKE) --no-print-directory lint types layers

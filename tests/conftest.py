@@ -38,7 +38,7 @@ MARKS_OF_FOLDERS: Final = {
 }
 """The marks that a test gets from the folder it lies in."""
 FOLDERS_IN_ORDER: Final = ("", "unit", "project", "model", "mounted", "crash", "apps")
-"""Cheap tests first, honest tests last."""
+"""Cheap tests first, honest tests last; where several processes test, the long ones first."""
 RUN_FOLDER: Final = pytest.StashKey[Path]()
 ABORT_SHARE: Final = 0.8
 """The part of a test's time limit after which its mounts are aborted."""
@@ -49,7 +49,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test by its folder, skip what cannot mount here, and put cheap tests first."""
+    """Mark each test by its folder, skip what cannot mount here, and put all in their order."""
     reason = why_no_mount()
     for item in items:
         for mark in MARKS_OF_FOLDERS.get(folder_of(item), ()):
@@ -59,7 +59,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if reason and item.get_closest_marker("mounted"):
             item.add_marker(pytest.mark.skip(reason=reason))
 
-    items.sort(key=lambda item: FOLDERS_IN_ORDER.index(folder_of(item)))
+    are_beside_others = "PYTEST_XDIST_WORKER" in os.environ  # then none is to be left over alone
+    order = FOLDERS_IN_ORDER[::-1] if are_beside_others else FOLDERS_IN_ORDER
+    items.sort(key=lambda item: order.index(folder_of(item)))
 
 
 def folder_of(item: pytest.Item) -> str:

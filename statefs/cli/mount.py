@@ -25,6 +25,7 @@ from statefs.cli.prepare import (
     refuse_covered_files,
     refuse_overlap,
 )
+from statefs.cli.progress import shown_progress
 from statefs.durable import is_on_read_only
 from statefs.errors import AlreadyMounted, MountPointNotEmpty, StaleMount, typed
 from statefs.layout import StoreLayout
@@ -122,7 +123,8 @@ def mount_in_background(mount_point: Path, store: Path, options: MountOptions) -
     from statefs.daemon.background import start_background
 
     covered = adopted_names(mount_point)
-    remark = start_background(mount_point, store, options)
+    with shown_progress(as_json=False) as on_progress:
+        remark = start_background(mount_point, store, options, on_progress)
     print_line(f"mounted {mount_point}")
     if covered:
         print_line(f"brought into {mount_point / CURRENT}: {names_text(covered)}")

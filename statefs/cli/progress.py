@@ -117,7 +117,9 @@ def amount_text(amount: float, unit: str) -> str:
 
 
 def state_text(done: float, total: float | None, rate: float | None, unit: str) -> str:
-    """Return what stands behind a bar: `1.0 MiB of 5.0 MiB, 2.0 MiB/s`."""
+    """Return what stands behind a bar: `1.0 MiB of 5.0 MiB, 2.0 MiB/s`; "" where nobody counts."""
+    if not done and total is None:
+        return ""
     text = amount_text(done, unit)
     if total is not None:
         text += f" of {amount_text(total, unit)}"

@@ -12,6 +12,7 @@ from statefs import api
 from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import print_json, print_line
+from statefs.cli.progress import shown_progress
 from statefs.cli.verify import problem_text
 from statefs.errors import CorruptStore
 from statefs.target import find_target
@@ -44,7 +45,8 @@ def command(
     Exits with 20 when something is lost.
     """
     target = find_target(state, store)
-    report = api.repair(target, dry_run=dry_run, read_data=read_data)
+    with shown_progress(as_json) as told:
+        report = api.repair(target, dry_run=dry_run, read_data=read_data, on_progress=told)
     is_lost = bool(report["losses"] or report["problems"])
     if as_json:
         print_json(report)

@@ -131,9 +131,7 @@ class Ending:
     ) -> None:
         """Undo what the command changed; without a snapshot after it, all that changed since."""
         if self.after is not None:
-            self.told = state.undo(
-                force=True, of=self.after.snapshot_id, on_progress=on_progress
-            )
+            self.told = state.undo(force=True, of=self.after.snapshot_id, on_progress=on_progress)
         else:
             self.told = state.restore(before.name, force=True, on_progress=on_progress)
 

@@ -84,6 +84,15 @@ class CoveredFiles:
         """What `bring_in` needs of the process that made this."""
         return (self._fd,)
 
+    def size(self) -> int:
+        """Return how many bytes the files have."""
+        found = 0
+        for _, _, names, folder in os.fwalk(".", dir_fd=self._fd):
+            for name in names:
+                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                found += status.st_size if stat.S_ISREG(status.st_mode) else 0
+        return found
+
     def bring_in(self) -> str:
         """Move every file into current/.
 

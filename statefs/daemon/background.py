@@ -1,8 +1,9 @@
 """Starting the daemon in the background, and what it says to the one who started it.
 
-The daemon writes one JSON line into a pipe: that the mount is usable, or why it will not be. If the
-pipe closes without a line, the daemon has died. A daemon on a leash, another pipe, unmounts when
-that closes: when whoever needed the mount for a while is done with it, or is killed.
+The daemon writes JSON lines into a pipe: how far it is where that takes long, and last that the
+mount is usable, or why it will not be. If the pipe closes without that, the daemon has died. A
+daemon on a leash, another pipe, unmounts when that closes: when whoever needed the mount for a
+while is done with it, or is killed.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 import statefs
 from statefs.control.messages import ErrorBody, error_body, raised_error
+from statefs.daemon.handover import Working
 from statefs.daemon.spawning import LEASH_VARIABLE, READY_VARIABLE
 from statefs.durable import open_plain
 from statefs.errors import StatefsError
@@ -31,7 +33,7 @@ from statefs.layout import StoreLayout
 from statefs.mounts import MountOptions
 
 READY_SECONDS: Final = 60.0
-"""Starting takes a fraction of a second; recovery after a crash of a large store takes longer."""
+"""How long a daemon may take to start, or to say that it is still at it: that takes a second."""
 CLOSE_SECONDS: Final = 60.0
 """How long a daemon on a leash may take to unmount and to close the store."""
 END_SECONDS: Final = 10.0
@@ -40,22 +42,25 @@ LOG_BYTES_MAX: Final = 8 << 20
 """A log larger than this is set aside as statefs.log.1 when a daemon starts."""
 _DAEMON: Final = (sys.executable, "-P", "-m", "statefs.daemon")
 """`-P`: the working directory, which may be anybody's, stays out of the import path."""
-_LINE_BYTES_MAX: Final = 1 << 16
+
+OnProgress = Callable[[dict[str, Any]], None]
 
 
 class Readiness(msgspec.Struct, omit_defaults=True):
-    """The line in the pipe: an error, or none when the mount is usable.
+    """A line in the pipe: an error, or none when the mount is usable.
 
     Args:
         remark: a line for whoever mounts, "" for none.
+        progress: how far the daemon is (docs/cli.md, "Progress"): it is not usable yet.
     """
 
     error: ErrorBody | None = None
     remark: str = ""
+    progress: Working | None = None
 
 
 class ReadyNotice:
-    """The daemon's end of the pipe; says one thing, and nothing when nobody asked.
+    """The daemon's end of the pipe; says one thing at last, and nothing when nobody asked.
 
     Args:
         fd: the descriptor to write to, or None.
@@ -81,16 +86,23 @@ class ReadyNotice:
         """Say why the mount will not be usable."""
         self._say(Readiness(error_body(error)))
 
+    def work(self, progress: Working) -> None:
+        """Say that the mount is not usable yet, and how far it is."""
+        if self._fd is not None:
+            self._write(self._fd, Readiness(progress=progress))
+
     def _say(self, readiness: Readiness) -> None:
         if self._fd is None:
             return
         fd, self._fd = self._fd, None
         try:
-            os.write(fd, msgspec.json.encode(readiness) + b"\n")
-        except BrokenPipeError:
-            pass  # whoever started us has gone; the mount is usable all the same
+            self._write(fd, readiness)
         finally:
             os.close(fd)
+
+    def _write(self, fd: int, readiness: Readiness) -> None:
+        with suppress(BrokenPipeError):  # whoever started us has gone; it is usable all the same
+            os.write(fd, msgspec.json.encode(readiness) + b"\n")
 
 
 @contextmanager
@@ -156,13 +168,16 @@ def obey_leash() -> bool:
     return True
 
 
-def start_background(state: Path, store: Path, options: MountOptions) -> str:
+def start_background(
+    state: Path, store: Path, options: MountOptions, on_progress: OnProgress | None = None
+) -> str:
     """Start a daemon for `state` and return when the mount is usable.
 
     Args:
         state: the mount point, an existing folder.
         store: an existing store; the daemon's log is written there.
         options: of the mount.
+        on_progress: told how far it is, where that takes more than a second.
 
     Returns:
         A line to tell the user, "" for none.
@@ -170,13 +185,17 @@ def start_background(state: Path, store: Path, options: MountOptions) -> str:
     Raises:
         StatefsError: what the daemon raised, or that it died, or was not ready in time.
     """
-    process, remark = _started(state, store, options, {})
+    process, remark = _started(state, store, options, {}, on_progress)
     process.returncode = 0  # it lives on; Popen need not warn that nobody waits for it
     return remark
 
 
 def _started(
-    state: Path, store: Path, options: MountOptions, descriptors: Mapping[str, int]
+    state: Path,
+    store: Path,
+    options: MountOptions,
+    descriptors: Mapping[str, int],
+    on_progress: OnProgress | None = None,
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start a daemon and return it, and its remark, when its mount is usable.
 
@@ -185,11 +204,14 @@ def _started(
     """
     layout = StoreLayout(store.absolute())
     command = [*_DAEMON, str(state.absolute()), str(layout.root), options.text()]
-    return start_daemon(command, layout, descriptors)
+    return start_daemon(command, layout, descriptors, on_progress)
 
 
 def start_daemon(
-    command: Sequence[str], layout: StoreLayout, descriptors: Mapping[str, int] | None = None
+    command: Sequence[str],
+    layout: StoreLayout,
+    descriptors: Mapping[str, int] | None = None,
+    on_progress: OnProgress | None = None,
 ) -> tuple[subprocess.Popen[bytes], str]:
     """Start a program that is a daemon, and return it, and its remark, when its mount is usable.
 
@@ -197,6 +219,7 @@ def start_daemon(
         command: the program and its arguments.
         layout: of the store, whose log it writes.
         descriptors: that it inherits, by the variables that tell it of them.
+        on_progress: see `start_background`.
 
     Raises:
         StatefsError: see `start_background`.
@@ -217,7 +240,7 @@ def start_daemon(
         os.close(writer)
         writer = -1
         try:
-            remark = _await_readiness(reader, process, layout)
+            remark = _await_readiness(reader, process, layout, on_progress or _ignore)
         except BaseException:
             _end(process)
             raise
@@ -246,26 +269,42 @@ def _import_path() -> dict[str, str]:
     return {"PYTHONPATH": f"{root}{os.pathsep}{known}" if known else str(root)}
 
 
-def _await_readiness(reader: int, process: subprocess.Popen[bytes], layout: StoreLayout) -> str:
+def _await_readiness(
+    reader: int, process: subprocess.Popen[bytes], layout: StoreLayout, on_progress: OnProgress
+) -> str:
+    while True:
+        readiness = msgspec.json.decode(_line(reader, process, layout), type=Readiness)
+        if readiness.progress is None:
+            break
+        on_progress(msgspec.structs.asdict(readiness.progress))
+    if readiness.error is not None:
+        raise raised_error(readiness.error)
+    return readiness.remark
+
+
+def _ignore(_: dict[str, Any]) -> None:
+    """Be told how far it is, and do nothing."""
+
+
+def _line(reader: int, process: subprocess.Popen[bytes], layout: StoreLayout) -> bytes:
+    """Return the next line of the pipe; it is read by the byte, as another may follow."""
     give_up = time.monotonic() + READY_SECONDS
     line = b""
     while not line.endswith(b"\n"):
         left = give_up - time.monotonic()
         if left <= 0 or not select.select([reader], [], [], left)[0]:
             raise StatefsError(
-                f"the daemon was not ready within {READY_SECONDS:.0f} s: see {layout.log}"
+                f"the daemon said nothing for {READY_SECONDS:.0f} s, and the mount is not usable: "
+                f"see the end of {layout.log}, and try again"
             )
-        chunk = os.read(reader, _LINE_BYTES_MAX)
-        if not chunk:
+        byte = os.read(reader, 1)
+        if not byte:
             raise StatefsError(
                 f"the daemon ended before the mount was usable{_ending(process)}: "
                 f"see the end of {layout.log}"
             )
-        line += chunk
-    readiness = msgspec.json.decode(line, type=Readiness)
-    if readiness.error is not None:
-        raise raised_error(readiness.error)
-    return readiness.remark
+        line += byte
+    return line
 
 
 def _ending(process: subprocess.Popen[bytes]) -> str:

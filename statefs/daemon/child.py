@@ -9,12 +9,13 @@ import select
 import signal
 import socket
 import time
+from collections.abc import Callable
 from typing import Final, TypeVar
 
 import msgspec
 
 from statefs.control.messages import raised_error
-from statefs.daemon.handover import Channel, Failed, Loaded, Message
+from statefs.daemon.handover import Channel, Failed, Loaded, Message, Working
 from statefs.errors import StatefsError
 
 M = TypeVar("M", bound=Message)
@@ -82,14 +83,19 @@ class Worker(Child):
         self.has_ended = False
         self.loaded: Loaded | None = None
 
-    def expect(self, kind: type[M]) -> M:
+    def expect(self, kind: type[M], on_working: Callable[[Working], None]) -> M:
         """Return the next message, which is of a kind; blocks.
+
+        Args:
+            on_working: told how far it is, where that takes long.
 
         Raises:
             StatefsError: the worker has failed or died instead.
         """
         received = self.receive()
-        while received is not None and isinstance(received[0], Loaded):
+        while received is not None and isinstance(received[0], Loaded | Working):
+            if isinstance(received[0], Working):
+                on_working(received[0])
             received = self.receive()
         if received is None:
             raise StatefsError(f"the worker ended before the mount was usable{self.ending()}")

@@ -1,6 +1,7 @@
 """What supervisor and worker say to each other, and the descriptors that go with it.
 
     supervisor  Begin   the store's lock, the page of changes under way
+    worker      Working where that takes long, here and before Ready; only the first worker says it
     worker      Opened  the store is open; or Failed
     supervisor  Serve   the connection to the kernel
     worker      Ready   programs are answered; or Failed
@@ -69,6 +70,22 @@ class Serve(msgspec.Struct, tag=True, frozen=True, kw_only=True):
     init_reply: bytes = b""
 
 
+class Working(msgspec.Struct, tag=True, frozen=True, kw_only=True):
+    """The mount is not usable yet; said about once a second.
+
+    Args:
+        what: is done meanwhile, in words.
+        done: how much of that.
+        total: how much there is to do, None where that is not known.
+        unit: of both: `s`, `bytes`.
+    """
+
+    what: str
+    done: int
+    total: int | None
+    unit: str
+
+
 class Opened(msgspec.Struct, tag=True, frozen=True):
     """The store is open."""
 
@@ -121,7 +138,7 @@ class Refused(msgspec.Struct, tag=True, frozen=True):
     error: ErrorBody
 
 
-Message = Begin | Serve | Opened | Ready | Failed | Ended | Loaded | Upgrade | Refused
+Message = Begin | Serve | Working | Opened | Ready | Failed | Ended | Loaded | Upgrade | Refused
 _encoder: Final = msgspec.json.Encoder()
 _decoder: Final[msgspec.json.Decoder[Message]] = msgspec.json.Decoder(Message)
 

@@ -45,6 +45,10 @@ class InitSystem:
         """Say that the mount is usable, and in words for people what is served."""
         self._say(f"READY=1\nSTATUS={status}")
 
+    def wait(self, seconds: float) -> None:
+        """Say that the start, or the end, goes on: it may take so long from now."""
+        self._say(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
+
     def alive(self) -> None:
         """Give a sign of life, where one is expected."""
         if self.watchdog_seconds is not None:

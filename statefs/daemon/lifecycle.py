@@ -12,7 +12,8 @@ import logging
 import os
 import queue
 import signal
-from collections.abc import Callable, Collection
+import threading
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,7 +25,7 @@ import trio
 from statefs.control.messages import ErrorBody, error_body, raised_error
 from statefs.control.server import Call, ControlServer
 from statefs.daemon.adopt import CoveredFiles
-from statefs.daemon.handover import Begin, Channel, Opened, Ready, Refused, Serve, Upgrade
+from statefs.daemon.handover import Begin, Channel, Opened, Ready, Refused, Serve, Upgrade, Working
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, undisturbed
 from statefs.errors import MountBusy, NotMounted, StatefsError, unforeseen
 from statefs.fuse import session_loop
@@ -42,6 +43,8 @@ log = logging.getLogger(__name__)
 
 FIRST_ANSWER_SECONDS: Final = 50.0
 """How long the first stat of current/ may take; a little less than start_background() waits."""
+WORKING_SECONDS: Final = 1.0
+"""How often it is said that the mount is not usable yet."""
 LAST_REPLIES_SECONDS: Final = 5.0
 """How long requests on the control socket may go on after the mount has ended."""
 NO_SUPERVISOR: Final = "the supervisor of this mount is gone: unmount and mount again"
@@ -71,6 +74,9 @@ class Service(Protocol):
     async def run_alone(self, steps: Steps[T]) -> T:
         """Run an operation while no other one changes the list of snapshots."""
 
+    def size(self) -> int:
+        """Return how many bytes all files of current/ have."""
+
     def log_format(self) -> str:
         """Return how the log is to be written, and write it so in this process."""
 
@@ -98,7 +104,8 @@ def serve_for(channel: Channel, begin: Begin, page: int) -> None:
     state, layout = Path(begin.state), StoreLayout(Path(begin.store))
     options = MountOptions.parse(begin.options)
     with contextlib.ExitStack() as stack:
-        service = _open_service(layout, options, page, begin)
+        with contextlib.nullcontext() if begin.since else _saying_so(channel):
+            service = _open_service(layout, options, page, begin)
         is_clean = False
         try:
             covered = stack.enter_context(CoveredFiles(state)) if options.adopt else None
@@ -118,6 +125,29 @@ def serve_for(channel: Channel, begin: Begin, page: int) -> None:
         finally:
             with undisturbed():
                 service.close(clean=is_clean)
+
+
+@contextlib.contextmanager
+def _saying_so(channel: Channel) -> Iterator[None]:
+    """Tell the supervisor every second that the store is still being opened."""
+    is_open = threading.Event()
+
+    def say() -> None:
+        seconds = 0
+        while not is_open.wait(WORKING_SECONDS):
+            seconds += 1
+            with contextlib.suppress(OSError):  # the supervisor has gone: it is seen later
+                channel.send(
+                    Working(what="opening the store", done=seconds, total=None, unit="seconds")
+                )
+
+    thread = threading.Thread(target=say, name="opening", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        is_open.set()
+        thread.join()
 
 
 def _open_service(layout: StoreLayout, options: MountOptions, page: int, begin: Begin) -> Service:
@@ -240,14 +270,33 @@ class MountDaemon:
             raise StatefsError(f"the mount at {self._state} does not answer")
         remark = ""
         if self._covered is not None:
-            remark = await _in_thread(self._covered.bring_in, self._covered.descriptors)
-            self._covered.let_go()
+            remark = await self._brought_in(self._covered)
         if not self._since:
             self._since = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
         log_format = self._service.log_format()
         self._service.tell_served(self._begin.restarts)
         with contextlib.suppress(BrokenPipeError):  # `_hear_supervisor` will tell
             self._channel.send(Ready(self._since, self._greeting.reply, remark, log_format))
+
+    async def _brought_in(self, covered: CoveredFiles) -> str:
+        """Bring in the files that the mount hides, and return what is to be said of that."""
+        total, before = covered.size(), self._service.size()
+
+        async def say() -> None:
+            while True:
+                await trio.sleep(WORKING_SECONDS)
+                done = min(max(0, self._service.size() - before), total)
+                with contextlib.suppress(BrokenPipeError):
+                    self._channel.send(
+                        Working(what="bringing files in", done=done, total=total, unit="bytes")
+                    )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(say)
+            remark = await _in_thread(covered.bring_in, covered.descriptors)
+            nursery.cancel_scope.cancel()
+        covered.let_go()
+        return remark
 
     async def _hear_supervisor(self) -> None:
         """Take in what the supervisor says, until it has gone: this process serves on, the last."""

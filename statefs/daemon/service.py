@@ -189,6 +189,10 @@ class Service:
         """Run a deletion, on a full disk with the room that is reserved for it."""
         return self._store.freeing(deletion)
 
+    def size(self) -> int:
+        """Return how many bytes all files of current/ have."""
+        return self._store.volume.table.bytes
+
     def log_format(self) -> str:
         """Return how the log is to be written, and write it so in this process."""
         try:

@@ -27,7 +27,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final, Self
 
-from statefs.daemon.background import ReadyNotice
+from statefs.daemon.background import READY_SECONDS, ReadyNotice
 from statefs.daemon.child import Child, Worker
 from statefs.daemon.handover import (
     Begin,
@@ -39,6 +39,7 @@ from statefs.daemon.handover import (
     Ready,
     Serve,
     Upgrade,
+    Working,
 )
 from statefs.daemon.init_system import InitSystem
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_process, undisturbed
@@ -248,14 +249,18 @@ class Supervisor:
     def _start(self, worker: Worker) -> str:
         """Have a worker open the store, mount, and have it serve; return its remark."""
         worker.channel.send(self._begin(self._options), [self._lock.fileno(), self._page])
-        worker.expect(Opened)
+        worker.expect(Opened, self._tell_working)
         self._fuse_fd = mount_fuse(self._layout.root, self._state, self._options)
         self._mount = find_mount(self._state)
         self._greeting = Greeting(read_init_request(self._fuse_fd))
         worker.channel.send(self._serve(), [self._fuse_fd])
-        ready = worker.expect(Ready)
+        ready = worker.expect(Ready, self._tell_working)
         self._note_ready(worker, ready)
         return ready.remark
+
+    def _tell_working(self, message: Working) -> None:
+        self._notice.work(message)
+        self._manager.wait(READY_SECONDS)
 
     def _begin(self, options: MountOptions) -> Begin:
         return Begin(

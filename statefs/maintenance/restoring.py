@@ -27,6 +27,7 @@ from statefs.maintenance.saving import make_durable, publish, tell_saved
 from statefs.maintenance.steps import Steps
 from statefs.snapshots import undoing
 from statefs.snapshots.catalog import Snapshot
+from statefs.snapshots.diff import compare
 from statefs.snapshots.documents import AROUND, ChangedPaths, Operation
 from statefs.snapshots.naming import CURRENT
 from statefs.snapshots.reports import path_text, writers_text
@@ -109,8 +110,9 @@ def bring_back(
                 plan = planner.plan()
             changed = _changed(planner, plan)
             restored = store.freeing(partial(restore, store.volume.table, plan))
+            is_as_then = scope.paths is None or _has_the_digest(store, snapshot)
         yield lambda: refresh(restored)  # before all that may fail: it would never look
-    if scope.paths is None:
+    if is_as_then:
         store.catalog.note_restored(snapshot)
     for ino in restored.lost:
         size = store.volume.table.node(ino).size
@@ -151,6 +153,12 @@ def _planned_beside(
     """Return what would be done as of now, while programs go on."""
     with store.reader() as reader:
         return Planner(reader, snapshot.epoch, NOW, scope).plan(on_progress)
+
+
+def _has_the_digest(store: Store, snapshot: Snapshot) -> bool:
+    """Return whether current/ differs from a snapshot in nothing that a state digest contains."""
+    differences = compare(store.database, snapshot.epoch, NOW)
+    return all(pair.kind == "metadata" and pair.changed == ("mtime",) for pair in differences)
 
 
 def _told(

@@ -370,7 +370,7 @@ class Catalog:
             self._database.set_store_value("last_operation", msgspec.json.encode(last).decode())
 
     def note_restored(self, snapshot: Snapshot) -> None:
-        """Write down that `current/`, but for `runtime/`, is what a snapshot shows."""
+        """Write down that `current/`, but for `runtime/` and times, is what a snapshot shows."""
         with self._database.transaction():
             self._database.set_store_value("current_as", snapshot.uuid)
         self._show(self.snapshots)

@@ -53,3 +53,10 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     """A supervisor that has yet to run, in a folder of its own."""
     with staged(tmp_path, monkeypatch) as stage:
         yield stage
+
+
+@pytest.fixture
+def mount_point(tmp_path: Path) -> Path:
+    """What would be a mount point: a folder that has current/ in it."""
+    (tmp_path / "state" / "current").mkdir(parents=True)
+    return tmp_path / "state"

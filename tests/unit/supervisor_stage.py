@@ -25,6 +25,7 @@ from statefs.daemon.handover import (
     Opened,
     Ready,
     Serve,
+    Working,
 )
 from statefs.daemon.spawning import Spawn, start
 from statefs.daemon.supervisor import Supervisor
@@ -77,6 +78,10 @@ class Told(ReadyNotice):
     def __init__(self, stage: list[str]) -> None:
         super().__init__(None)
         self._stage = stage
+
+    def work(self, progress: Working) -> None:
+        """Note how far the worker is."""
+        self._stage.append(f"{progress.what} {progress.done} {progress.unit}")
 
     def succeed(self, remark: str = "") -> None:
         """Note it, with what the worker remarks."""

@@ -113,7 +113,7 @@ def test_an_ordinary_user_is_told_that_suid_and_dev_have_no_effect(
     monkeypatch.setattr(os, "geteuid", lambda: user)
     monkeypatch.setattr(mounts, "require_fuse", lambda _options: None)
 
-    def start_background(_state: Path, _store: Path, options: MountOptions) -> str:
+    def start_background(_state: Path, _store: Path, options: MountOptions, _: object) -> str:
         started.append(options)
         return ""
 

@@ -15,7 +15,9 @@ from statefs.daemon.handover import (
     Channel,
     Failed,
     Opened,
+    Ready,
     Serve,
+    Working,
 )
 from statefs.daemon.supervisor import Supervisor
 from statefs.errors import (
@@ -57,6 +59,23 @@ def test_a_mount_is_served_and_unmounted(stage: Stage) -> None:
     stage.run()
     assert (stage.done, stage.told) == (["mounted", "unmounted"], ["usable"])
     assert read_owner(stage.layout) is None
+
+
+def test_whoever_mounts_is_told_how_far_a_worker_is(stage: Stage) -> None:
+    """While it opens the store, and before programs are answered."""
+
+    def life(channel: Channel) -> None:
+        channel.receive()
+        channel.send(Working(what="opening", done=1, total=None, unit="seconds"))
+        channel.send(Opened())
+        channel.receive()
+        channel.send(Working(what="bringing in", done=2, total=3, unit="bytes"))
+        channel.send(Ready(SINCE, b"reply"))
+        ended(channel)
+
+    stage.lives.append(life)
+    stage.run()
+    assert stage.told == ["opening 1 seconds", "bringing in 2 bytes", "usable"]
 
 
 def test_a_dead_worker_is_followed_by_another(stage: Stage) -> None:

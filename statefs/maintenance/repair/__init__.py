@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Callable
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import apsw
 
@@ -45,6 +46,9 @@ MADE: Final = "made"
 ROUNDS_MAX: Final = 4
 """Each round leaves out what the one before has found damaged."""
 
+Document = dict[str, Any]
+OnProgress = Callable[[Document], None]
+
 
 def repair(
     layout: StoreLayout,
@@ -52,12 +56,14 @@ def repair(
     dry_run: bool = False,
     read_data: bool = False,
     clock: Clock | None = None,
+    on_progress: OnProgress | None = None,
 ) -> Report:
     """Make a store sound again; the caller holds its lock and nobody has it open.
 
     Args:
         dry_run: leave everything as it is, and tell what would be lost.
         read_data: compare all content with its digests, too.
+        on_progress: told how far it is (docs/cli.md, "Progress").
 
     Raises:
         NoSuchStore: there is neither a database nor an object file.
@@ -73,7 +79,8 @@ def repair(
     shutil.rmtree(work, ignore_errors=True)
     make_folder(work)
     try:
-        return _Repair(layout, work, clock or SystemClock(), dry_run, read_data).run()
+        told = on_progress or _ignore
+        return _Repair(layout, work, clock or SystemClock(), dry_run, read_data, told).run()
     except OSError as error:
         if isinstance(error.filename, str):  # reached by a link of the repair's own
             made = str(StoreLayout(work / MADE).objects)
@@ -86,7 +93,7 @@ def repair(
 
 
 def repair_store(
-    layout: StoreLayout, *, dry_run: bool, read_data: bool
+    layout: StoreLayout, *, dry_run: bool, read_data: bool, on_progress: OnProgress | None = None
 ) -> tuple[Report, list[Problem]]:
     """Repair a store and open it once, so that all of it is as after any crash.
 
@@ -96,7 +103,7 @@ def repair_store(
     Raises:
         As `repair`.
     """
-    report = repair(layout, dry_run=dry_run, read_data=read_data)
+    report = repair(layout, dry_run=dry_run, read_data=read_data, on_progress=on_progress)
     if dry_run:
         return report, []
     store = open_store(layout.root)
@@ -104,7 +111,18 @@ def repair_store(
         store.collect()
     finally:
         store.close()
-    return report, verify(layout)
+    return report, verify(layout, on_rule=_counting(on_progress or _ignore))
+
+
+def _ignore(_: Document) -> None:
+    """Be told how far it is, and do nothing."""
+
+
+def _counting(on_progress: OnProgress) -> Callable[[int, int], None]:
+    def told(done: int, total: int) -> None:
+        on_progress({"what": "checking rules", "done": done, "total": total, "unit": "rules"})
+
+    return told
 
 
 class _SoundCopy(NamedTuple):
@@ -127,13 +145,20 @@ class _Repair:
     """One repair, in a folder of its own."""
 
     def __init__(
-        self, layout: StoreLayout, work: Path, clock: Clock, dry_run: bool, read_data: bool
+        self,
+        layout: StoreLayout,
+        work: Path,
+        clock: Clock,
+        dry_run: bool,
+        read_data: bool,
+        on_progress: OnProgress,
     ) -> None:
         self._layout = layout
         self._work = work
         self._clock = clock
         self._dry_run = dry_run
         self._read_data = read_data
+        self._on_progress = on_progress
         self._report = Report(source="")
         self._passed_over: dict[str, str] = {}
         self._moved: list[str] = []
@@ -142,15 +167,17 @@ class _Repair:
         """Do it."""
         if not self._dry_run:
             self._tidy_objects()
+        self._begin("reading the database")
         plain, source, troubles = self._source()
         damaged = nothing()
         for _ in range(ROUNDS_MAX):
             self._report = Report(source=source, troubles=troubles, passed_over=self._passed_over)
             for name in self._moved:
                 self._report.right(f"moved to backups/{name}, as it is no object file")
+            self._begin("making the new database")
             made = self._rebuild(plain, damaged)
             self._report.right("digests of volumes", settle(made, damaged.epochs))
-            if not self._read_data or not damaged.add(search(made)):
+            if not self._read_data or not damaged.add(search(made, self._on_progress)):
                 break
         plain.close()
         self._tell_of_snapshots(made)
@@ -160,6 +187,10 @@ class _Repair:
             if kept is not None:
                 self._report.kept = str(kept.relative_to(self._layout.root))
         return self._report
+
+    def _begin(self, what: str) -> None:
+        """Tell what is done now; nobody knows how much that is."""
+        self._on_progress({"what": what, "done": 0, "total": None, "unit": "rows"})
 
     def _tidy_objects(self) -> None:
         """Make the folders of object files that are missing; move out what is no object file."""

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Any, Final
 
 import apsw
 from msgspec.structs import replace
@@ -113,13 +113,18 @@ class _Search(Rereading):
             self.damaged.ranges.setdefault(number, []).append((start, end))
 
 
-def search(layout: StoreLayout) -> Damaged:
-    """Read everything that has a digest; return what is damaged."""
+def search(layout: StoreLayout, on_progress: Callable[[dict[str, Any]], None]) -> Damaged:
+    """Read everything that has a digest; return what is damaged.
+
+    Args:
+        on_progress: told how many bytes of how many have been read.
+    """
     store = _Bare(layout)
     try:
         reading = _Search(store)
         while not reading.is_done:
             reading.step()
+            on_progress(reading.progress("reading"))
         with store.reader() as reader:
             epochs = dict(reader.rows("SELECT name, epoch FROM snapshots"))
         folders: defaultdict[str, set[int]] = defaultdict(set)

@@ -31,6 +31,7 @@
     ├── StateDamaged                exit 29  EIO      a file of a state store is broken
     ├── NotInStore                  exit 30  ENOENT   a state store has nothing of that name
     ├── WrongKey                    exit 31  EACCES   the key does not open a state store
+    ├── ResumeMismatch              exit 32  EINVAL   a session is of another store, or another one
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -275,6 +276,13 @@ class WrongKey(StatefsError):
 
     exit_code = 31
     errno = _errno.EACCES
+
+
+class ResumeMismatch(StatefsError):
+    """A session was made by another state store than the one that is to go on with it."""
+
+    exit_code = 32
+    errno = _errno.EINVAL
 
 
 def refusal(error: OSError, place: object = None) -> StatefsError:

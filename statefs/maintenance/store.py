@@ -38,7 +38,6 @@ from statefs.maintenance.migrations import migrate
 from statefs.maintenance.opening import refuse_older, refuse_planted, refuse_unclean
 from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.recovery import recover
-from statefs.maintenance.replacing import end_replacement
 from statefs.maintenance.rereading import describe
 from statefs.maintenance.scrubbing import Scrubber
 from statefs.maintenance.sealing import Sealer
@@ -168,7 +167,6 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
             have to be recovered, or migrated, and nothing can be written there.
     """
     layout = StoreLayout(root)
-    end_replacement(layout)
     if not layout.meta_db.exists():
         if layout.objects.is_dir():
             raise CorruptStore(f"{layout.meta_db} is missing: 'statefs repair' makes another one")

@@ -4,9 +4,12 @@ They need no mount and import nothing of the engine; in a mounted state they use
 place of copies. docs/state-stores.md describes them and what they write.
 """
 
+from statefs.state.audit import Unfinished
 from statefs.state.encrypted_store import EncryptedJsonStore
+from statefs.state.journaled_session import JournaledSession
 from statefs.state.json_store import DocumentType, JsonStore
 from statefs.state.keyring import Key, make_key_file
+from statefs.state.secret_values import without_secrets
 from statefs.state.session_documents import (
     CodeBlock,
     ErrorBlock,
@@ -21,39 +24,33 @@ from statefs.state.session_documents import (
     Usage,
 )
 from statefs.state.session_manager import Scope, SessionManager
-from statefs.state.task_async import AsyncStatePersistence
-from statefs.state.task_documents import Report, Task, TaskMetrics, TaskState, WorkSession
-from statefs.state.task_health import PersistenceMetrics, TaskLimits
-from statefs.state.task_migration import rollback_migration
-from statefs.state.task_persistence import StatePersistence
+from statefs.state.session_recovery import Event, Recovery
+from statefs.state.session_store import SessionState, SessionStore
 
 __all__ = [
-    "AsyncStatePersistence",
     "CodeBlock",
     "DocumentType",
     "EncryptedJsonStore",
     "ErrorBlock",
+    "Event",
     "FileBlock",
     "ImageBlock",
+    "JournaledSession",
     "JsonStore",
     "Key",
-    "PersistenceMetrics",
-    "Report",
+    "Recovery",
     "Scope",
     "Session",
     "SessionEntry",
     "SessionManager",
-    "StatePersistence",
+    "SessionState",
+    "SessionStore",
     "StatusBlock",
-    "Task",
-    "TaskLimits",
-    "TaskMetrics",
-    "TaskState",
     "TextBlock",
     "ToolBlock",
     "Turn",
+    "Unfinished",
     "Usage",
-    "WorkSession",
     "make_key_file",
-    "rollback_migration",
+    "without_secrets",
 ]

@@ -16,12 +16,17 @@ from typing import Any, Final, NamedTuple, Self
 import msgspec
 
 from statefs.clock import Clock, SystemClock, iso_time
+from statefs.errors import UsageError
 from statefs.state.documents import converted
-from statefs.state.journal import Journal, read_journal
+from statefs.state.journal import LOST, Journal, read_journal
 
 BEGUN: Final = "begun"
 DONE: Final = "done"
 FAILED: Final = "failed"
+SETTLED: Final = "settled"
+
+LOST_ACTION: Final = "lost"
+"""What a record was about that a repair could not save, which may have begun an action."""
 
 
 class Begun(msgspec.Struct, tag_field="event", tag=BEGUN, forbid_unknown_fields=True):
@@ -46,6 +51,14 @@ class Failed(msgspec.Struct, tag_field="event", tag=FAILED, forbid_unknown_field
     at: str
     of: int
     error: str
+
+
+class Settled(msgspec.Struct, tag_field="event", tag=SETTLED, forbid_unknown_fields=True):
+    """The record of what somebody has found out about an action that had been cut short."""
+
+    at: str
+    of: int
+    outcome: str
 
 
 class Unfinished(NamedTuple):
@@ -85,22 +98,20 @@ def unfinished_actions(path: Path) -> list[Unfinished]:
         StateDamaged: a record is broken; the message names file and line.
     """
     open_ones: dict[int, Unfinished] = {}
-    for number, record in actions(path):
-        if isinstance(record, Begun):
-            begun = Unfinished(path, number, record.at, record.what, record.pid, record.details)
-            open_ones[number] = begun
-        else:
-            open_ones.pop(record.of, None)
-    return list(open_ones.values())
-
-
-def actions(path: Path) -> Iterator[tuple[int, Begun | Done | Failed]]:
-    """Return the records of an audit log and their numbers, the oldest first; see above."""
     try:
         for number, value, _ in read_journal(path):
-            yield number, converted(value, Begun | Done | Failed, path, number)
+            if value == LOST:
+                open_ones[number] = Unfinished(path, number, "", LOST_ACTION, 0, {})
+                continue
+            record = converted(value, Begun | Done | Failed | Settled, path, number)
+            if isinstance(record, Begun):
+                begun = Unfinished(path, number, record.at, record.what, record.pid, record.details)
+                open_ones[number] = begun
+            else:
+                open_ones.pop(record.of, None)
     except FileNotFoundError:
-        return
+        return []
+    return list(open_ones.values())
 
 
 class AuditLog:
@@ -114,6 +125,11 @@ class AuditLog:
     def __init__(self, path: Path, clock: Clock | None = None) -> None:
         self._journal = Journal(path)
         self._clock = clock or SystemClock()
+
+    @property
+    def cut_bytes(self) -> int:
+        """Of a record that was never finished, and that was cut off at opening."""
+        return self._journal.cut_bytes
 
     @contextmanager
     def action(self, what: str, **details: Any) -> Iterator[int]:
@@ -141,6 +157,21 @@ class AuditLog:
 
     def _append(self, record: dict[str, Any]) -> int:
         return self._journal.append({"at": iso_time(self._clock.now_ns()), **record})
+
+    def settle(self, number: int, outcome: str) -> None:
+        """Write down what became of an action that has no end.
+
+        Args:
+            number: of its first record.
+            outcome: in words that programs can compare, such as `done`.
+
+        Raises:
+            UsageError: no action of that number is without an end.
+            OSError: it could not be written down.
+        """
+        if number not in (each.number for each in self.unfinished()):
+            raise UsageError(f"{self._journal.path} has no action {number} without an end")
+        self._append({"event": SETTLED, "of": number, "outcome": outcome})
 
     def unfinished(self) -> list[Unfinished]:
         """Return what was begun and has no end, the oldest first."""

@@ -8,7 +8,7 @@ from typing import Final
 
 from statefs.clock import Clock, iso_time
 from statefs.durable import make_folder, sync_folder, write_file
-from statefs.state.snapshots import MountedFolder, mounted_folder
+from statefs.state.snapshots import mounted_folder
 
 FOLDER: Final = "backups"
 KEPT_COPIES: Final = 10
@@ -27,12 +27,7 @@ def keep_before_migration(path: Path, data: bytes, clock: Clock) -> None:
     if mounted is None:
         keep_copy(path, data, clock)
     else:
-        snapshot_before_migration(mounted, clock)
-
-
-def snapshot_before_migration(mounted: MountedFolder, clock: Clock) -> Path:
-    """Take a snapshot of a mounted state, and return its folder."""
-    return mounted.take_snapshot(f"before-migration-{stamp(clock)}")
+        mounted.take_snapshot(f"before-migration-{_stamp(clock)}")
 
 
 def keep_copy(path: Path, data: bytes, clock: Clock) -> Path:
@@ -48,7 +43,7 @@ def keep_copy(path: Path, data: bytes, clock: Clock) -> Path:
     if not folder.is_dir():
         make_folder(folder)
         sync_folder(path.parent)
-    copy = folder / f"{path.stem}.{stamp(clock)}{path.suffix}"
+    copy = folder / f"{path.stem}.{_stamp(clock)}{path.suffix}"
     write_file(copy, data)
     for old in copies_of(path)[KEPT_COPIES:]:
         old.unlink(missing_ok=True)
@@ -57,25 +52,22 @@ def keep_copy(path: Path, data: bytes, clock: Clock) -> Path:
 
 def copies_of(path: Path) -> list[Path]:
     """Return the copies of a file, the newest first."""
-    return stamped_files(path.parent / FOLDER, path.stem, path.suffix)
-
-
-def stamped_files(folder: Path, stem: str, suffix: str) -> list[Path]:
-    """Return the files `STEM.TIME` with a suffix in a folder, the newest first."""
-    found = []
-    for each in folder.iterdir() if folder.is_dir() else ():
+    folder, found = path.parent / FOLDER, []
+    if not folder.is_dir():
+        return []
+    for each in folder.iterdir():
         hit = _NAME.fullmatch(each.name)
-        if hit and hit["stem"] == stem and (hit["suffix"] or "") == suffix:
+        if hit and hit["stem"] == path.stem and (hit["suffix"] or "") == path.suffix:
             found.append((hit["time"], each))
-    return [path for _, path in sorted(found, reverse=True)]
+    return [copy for _, copy in sorted(found, reverse=True)]
 
 
 def place_aside(path: Path, clock: Clock) -> Path:
     """Return where a broken file may be moved to, so that nobody takes it for a good one."""
-    return path.with_name(f"{path.name}.broken-{stamp(clock)}")
+    return path.with_name(f"{path.name}.broken-{_stamp(clock)}")
 
 
-def stamp(clock: Clock) -> str:
+def _stamp(clock: Clock) -> str:
     """Return the time for a file name: ordered as text, without characters that need quotes."""
     text = iso_time(clock.now_ns()).replace("-", "").replace(":", "")
     return text if "." in text else text.replace("Z", ".000000Z")

@@ -34,10 +34,6 @@ _ANY: Final = "[...]"
 """How msgspec names a member of a dict: it does not say which."""
 
 
-class NoMigration(StateDamaged):
-    """A document is older than the program, which has nothing to bring it up to date with."""
-
-
 @dataclass(frozen=True)
 class Form(Generic[T]):
     """What a kind of document looks like, and how older ones become that.
@@ -86,24 +82,6 @@ def write_document(path: Path, document: msgspec.Struct) -> None:
     write_file(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
 
 
-def encoded(document: msgspec.Struct, what: str) -> bytes:
-    """Return the JSON of a Struct, after a look at whether it can be read again.
-
-    Args:
-        document: whose type says what may be in it.
-        what: it is, for the message.
-
-    Raises:
-        UsageError: something in it has a wrong type.
-    """
-    try:
-        data = msgspec.json.encode(document)
-        msgspec.json.decode(data, type=type(document))
-    except (msgspec.MsgspecError, TypeError, UnicodeEncodeError, RecursionError) as error:
-        raise UsageError(f"{what} cannot be saved: {error}") from None
-    return data
-
-
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a file; no link is followed, no pipe waited for.
 
@@ -146,8 +124,7 @@ def current_text(data: bytes, path: Path, form: Form[Any]) -> Current:
     for step in range(version, form.version):
         migration = form.migrations.get(step)
         if migration is None:
-            kind = StateDamaged if step < 1 else NoMigration
-            raise kind(f"{path} has version {step}, from which nothing leads on")
+            raise StateDamaged(f"{path} has version {step}, from which nothing leads on")
         document = migration(document) | {"version": step + 1}
     return Current(json.dumps(document, ensure_ascii=False), version)
 
@@ -168,6 +145,33 @@ def decoded(text: str, path: Path, type_: type[T]) -> T:
     raise StateDamaged(f"{path}, line {line}: {message}")
 
 
+def json_text(value: Any, what: str) -> str:
+    """Return a value as JSON on one line; msgspec Structs, datetimes and UUIDs as msgspec has them.
+
+    Args:
+        value: of the caller.
+        what: it is, for the message.
+
+    Raises:
+        UsageError: JSON does not hold it; the message does not quote it, for it may be a secret.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=msgspec.to_builtins)
+        text.encode()
+    except RecursionError:
+        problem = "it contains itself"
+    except TypeError:
+        problem = f"JSON has nothing for the type {type(value).__name__} or for what is in it"
+    except UnicodeEncodeError:
+        problem = "there is text in it that is not UTF-8"
+    except ValueError:
+        problem = "JSON has no NaN or infinity, and nothing may contain itself"
+    else:
+        return text
+    # Raised here, so that the error does not carry the one that has the value in it.
+    raise UsageError(f"{what} cannot be stored: {problem}")
+
+
 def converted(value: Any, type_: Any, path: Path, line: int) -> Any:
     """Return the value of one line of a file as something typed, strictly.
 
@@ -177,10 +181,16 @@ def converted(value: Any, type_: Any, path: Path, line: int) -> Any:
     try:
         return msgspec.convert(value, type_)
     except msgspec.ValidationError as error:
-        message = _QUOTED.sub("", str(error))
-        hit = _AT.search(message)
-        message = message if hit is None else _placed(message, hit)
-    raise StateDamaged(f"{path}, line {line}: {message[:1].lower()}{message[1:]}")
+        message = mismatch_text(error)
+    raise StateDamaged(f"{path}, line {line}: {message}")
+
+
+def mismatch_text(error: msgspec.ValidationError) -> str:
+    """Return why a value is not of a type, and where in it; nothing of the value is quoted."""
+    message = _QUOTED.sub("", str(error))
+    hit = _AT.search(message)
+    message = message if hit is None else _placed(message, hit)
+    return message[:1].lower() + message[1:]
 
 
 def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, int]:

@@ -21,6 +21,9 @@ from typing import Any, Final, NamedTuple, Self
 from statefs.durable import open_plain, sync_folder
 from statefs.errors import StateDamaged
 
+LOST: Final = {"lost": True}
+"""The value of a record that a repair could not save; its number is kept."""
+
 _FIELDS: Final = 3
 _log = logging.getLogger(__name__)
 
@@ -39,28 +42,44 @@ class Record(NamedTuple):
     end: int
 
 
+class Position(NamedTuple):
+    """A place between two records.
+
+    Args:
+        sequence: the number of the record before it; 0 at the beginning.
+        end: where that one's line ends, in bytes.
+    """
+
+    sequence: int
+    end: int
+
+
+START: Final = Position(0, 0)
+
+
 class Journal:
     """A journal that can be added to; whoever opens it has the store's lock.
 
     Args:
         path: of the file, made where there is none.
+        after: records before it are not read, and not checked.
 
     Raises:
-        StateDamaged: a line that is not torn is broken.
+        StateDamaged: a line that is not torn is broken, or the file ends before `after`.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, after: Position = START) -> None:
         self.path = path
         self.cut_bytes = 0
         self._mutex = threading.Lock()
-        self._sequence, self._end = 0, 0
+        self._sequence, self._end = after
         self._refusal = ""
         is_new = not path.exists()
         self._fd = open_plain(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
         try:
             if is_new:
                 sync_folder(path.parent)
-            for record in read_journal(path):
+            for record in read_journal(path, after):
                 self._sequence, self._end = record.sequence, record.end
             self._cut_tail()
         except BaseException:
@@ -106,6 +125,11 @@ class Journal:
             self._end += len(line)
             return self._sequence
 
+    def position(self) -> Position:
+        """Return the place behind the last record."""
+        with self._mutex:
+            return Position(self._sequence, self._end)
+
     def records(self) -> Iterator[Record]:
         """Return the records, the oldest first, read from the disk one by one."""
         return read_journal(self.path)
@@ -129,16 +153,21 @@ def line_of(sequence: int, text: str) -> bytes:
     return f"{sequence} {_checksum(sequence, text):08x} {text}\n".encode()
 
 
-def read_journal(path: Path) -> Iterator[Record]:
-    """Return the records of a journal, the oldest first; a torn tail is left out.
+def read_journal(path: Path, after: Position = START) -> Iterator[Record]:
+    """Return the records of a journal after a place, the oldest first; a torn tail is left out.
 
     Raises:
         FileNotFoundError: there is none.
-        StateDamaged: a line that is not torn is broken; the message names file and line.
+        StateDamaged: a line that is not torn is broken, or the file ends before `after`; the
+            message names file and line.
     """
-    end, count = 0, 0
+    count, end = after
     with open(open_plain(path, os.O_RDONLY), "rb") as file:
         size = os.fstat(file.fileno()).st_size
+        if end:
+            file.seek(end - 1)
+            if file.read(1) != b"\n":
+                raise StateDamaged(f"{path}, line {count}: it does not end where it did")
         for line in file:
             is_last = end + len(line) >= size
             if is_last and (not line.endswith(b"\n") or b"\0" in line):
@@ -155,7 +184,7 @@ def _value(line: bytes, sequence: int, path: Path) -> Any:
         if int(number) != sequence:
             raise StateDamaged(f"{path}, line {sequence}: it has the number {number}")
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise StateDamaged(f"{path}, line {sequence}: not a record of a journal") from None
 
 

@@ -6,7 +6,6 @@ or the new one. The layout is described in docs/state-stores.md.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -23,7 +22,7 @@ from statefs.clock import Clock, SystemClock
 from statefs.durable import make_folder, sync_folder, write_file
 from statefs.errors import NotInStore, StateDamaged, UsageError
 from statefs.state.copies import keep_before_migration, keep_copy
-from statefs.state.documents import Form, Migration, current_text, decoded, read_bytes
+from statefs.state.documents import Form, Migration, current_text, decoded, json_text, read_bytes
 from statefs.state.identifiers import file_name_of, name_of_file
 from statefs.state.locks import ProcessLock
 from statefs.state.snapshots import mounted_folder
@@ -364,23 +363,11 @@ def _line_of(key: object, value: Any) -> bytes:
     """Return the line of a key in the file.
 
     Raises:
-        UsageError: JSON does not hold it; the message does not quote it, for it may be a secret.
+        UsageError: see `json_text`.
     """
     if not isinstance(key, str):
         raise UsageError(f"a key is a text, not of type {type(key).__name__}")
-    try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, default=msgspec.to_builtins)
-        return _head_of(key) + text.encode()
-    except RecursionError:
-        problem = "it contains itself"
-    except TypeError:
-        problem = f"JSON has nothing for the type {type(value).__name__} or for what is in it"
-    except UnicodeEncodeError:
-        problem = "there is text in it that is not UTF-8"
-    except ValueError:
-        problem = "JSON has no NaN or infinity, and nothing may contain itself"
-    # Raised here, so that the error does not carry the one that has the value in it.
-    raise UsageError(f"the value of a key cannot be stored: {problem}")
+    return _head_of(key) + json_text(value, "the value of a key").encode()
 
 
 def _document_text(form: Form[Any], lines: Mapping[str, bytes]) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -16,9 +16,7 @@ from tests.harness.processes import start
 
 Acknowledge = Callable[[str], None]
 
-CALLS: Final = (
-    "open", "write", "pwrite", "rename", "link", "unlink", "mkdir", "ftruncate", "chmod"
-)  # fmt: skip
+CALLS: Final = ("open", "write", "pwrite", "rename", "unlink", "mkdir", "ftruncate", "chmod")
 SYNCS: Final = ("fsync", "fdatasync")
 
 
@@ -34,28 +32,23 @@ class Killed(NamedTuple):
     acknowledged: list[str]
 
 
-def each_kill(
-    function: Callable[[Acknowledge], None], calls: Sequence[str] = (*CALLS, *SYNCS)
-) -> Iterator[Killed]:
+def each_kill(function: Callable[[Acknowledge], None]) -> Iterator[Killed]:
     """Run `function` killed at its first call, at its second, until it ends by itself.
 
     Args:
         function: is told how to say what it has done; what it changes is put back by the caller.
-        calls: those that count.
     """
     at = 0
     while True:
         at += 1
-        acknowledged, was_killed = _run(function, at, calls)
+        acknowledged, was_killed = _run(function, at)
         if not was_killed:
             assert at > len(SYNCS), "nothing was killed: the function changes nothing"
             return
         yield Killed(at, acknowledged)
 
 
-def _run(
-    function: Callable[[Acknowledge], None], at: int, calls: Sequence[str]
-) -> tuple[list[str], bool]:
+def _run(function: Callable[[Acknowledge], None], at: int) -> tuple[list[str], bool]:
     reader, writer = os.pipe()
     write = os.write
 
@@ -64,7 +57,7 @@ def _run(
 
     def child() -> None:
         os.close(reader)
-        _arm(at, calls)
+        _arm(at)
         function(acknowledge)
 
     pid = start(child)
@@ -76,7 +69,7 @@ def _run(
     return words, status != 0
 
 
-def _arm(at: int, calls: Sequence[str]) -> None:
+def _arm(at: int) -> None:
     """Count calls of this process and kill it at one of them."""
     count = 0
     write = os.write
@@ -90,5 +83,5 @@ def _arm(at: int, calls: Sequence[str]) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return None if name in SYNCS else call(*args, **kwargs)
 
-    for name in calls:
+    for name in (*CALLS, *SYNCS):
         setattr(os, name, partial(counted, getattr(os, name), name))

@@ -10,7 +10,8 @@ import pytest
 from statefs.clock import SystemClock
 from statefs.maintenance.store import Store, init_store, open_store
 from statefs.maintenance.verify import verify
-from tests.unit.engine_store import EngineStore
+from statefs.state import SessionStore
+from tests.unit.engine_store import EngineStore, SteppingClock
 from tests.unit.supervisor_stage import Stage, staged
 
 
@@ -28,6 +29,12 @@ def store(tmp_path: Path) -> Iterator[Store]:
     opened = open_store(tmp_path / "store", SystemClock())
     yield opened
     opened.close()
+
+
+@pytest.fixture
+def sessions(tmp_path: Path) -> SessionStore:
+    """A state store of journaled sessions, of any events and slots."""
+    return SessionStore(tmp_path / "agent", "coder", clock=SteppingClock())
 
 
 @pytest.fixture

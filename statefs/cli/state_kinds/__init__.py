@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any, Final
 
 from statefs.cli.state_kinds.documents import DOCUMENTS
+from statefs.cli.state_kinds.journals import JOURNALS
 from statefs.cli.state_kinds.kind import Kind
 from statefs.cli.state_kinds.sessions import SESSIONS
-from statefs.cli.state_kinds.tasks import TASKS
 from statefs.errors import NotInStore
 from statefs.state.audit import Unfinished
 from statefs.state.checking import Problem, require_folder
 
-KINDS: Final = (DOCUMENTS, SESSIONS, TASKS)
+KINDS: Final = (DOCUMENTS, SESSIONS, JOURNALS)
 """In the order in which they are listed, and asked for a name."""
 
 

@@ -10,17 +10,11 @@ from statefs.cli.state_kinds.kind import Kind, Listing
 from statefs.clock import iso_time
 from statefs.state import checking
 from statefs.state.json_store import SUFFIX
-from statefs.state.task_checking import has_tasks
 from statefs.units import count_text, local_text, size_text
 
 
 def has_documents(folder: Path) -> bool:
-    """Return whether there is a document or a keyring, whatever its name and state.
-
-    The `state.json` of a folder of tasks is none; no program can have a folder open as both.
-    """
-    if has_tasks(folder):
-        return False
+    """Return whether there is a document or a keyring, whatever its name and state."""
     return checking.is_encrypted(folder) or any(folder.glob(f"*{SUFFIX}"))
 
 

@@ -48,17 +48,12 @@ BATCH: Final = 12
 WITNESSES_MAX: Final = 200
 """Workloads that are asked whether they see that a sync is missing, until one does."""
 LOG: Final = "metadata/connection.py:sync < maintenance/store.py:sync < maintenance/"
-RECOVERED: Final = "metadata/connection.py:sync < maintenance/recovery.py:recover"
 SPARE: Final = {
     f"{LOG}restoring.py:bring_back": (
         "paid while programs go on, so that little is owed while they are held up"
     ),
     "metadata/connection.py:sync < maintenance/store.py:_close_cleanly": (
         "SQLite syncs the log when it is closed, but not while somebody still reads"
-    ),
-    **dict.fromkeys(
-        (RECOVERED, f"durable.py:sync_folder < {RECOVERED}"),
-        "the whole filesystem was synced just before; it is noted so that all commits are durable",
     ),
     f"{LOG}saving.py:make_durable": "a disk that fails is noticed before the snapshot is shown",
 }

@@ -46,7 +46,7 @@ class Durability:
         """Return the mode in force for a file."""
         return self._volume.attributes.durability(node, self.mode)
 
-    async def sync_bytes(self, ino: int) -> None:
+    async def sync_bytes(self, node: Node) -> None:
         """Make the bytes of a file durable, and forget what they took the place of.
 
         What is written meanwhile, by others, is owed still.
@@ -54,6 +54,12 @@ class Durability:
         Raises:
             SyncFailed: from then on nothing is accepted. OSError: an object cannot be opened.
         """
+        await self._sync_objects(node.ino)
+        if node.ino in self._table.displaced and node.ino not in self._table.unsynced:
+            self.settle([node])
+
+    async def _sync_objects(self, ino: int) -> None:
+        """Do that; what has no more owing than that is forgotten when it is settled."""
         noted = self._table.noted
         for number in list(self._table.unsynced.get(ino, ())):
             try:
@@ -65,7 +71,7 @@ class Durability:
                 raise
             if self._table.objects.is_synced(number):
                 self._forget(ino, number)
-        if ino in self._table.displaced:
+        if ino in self._table.displaced and ino in self._table.unsynced:
             self._freeing(lambda: self._table.forget_displaced(ino, noted))
 
     def _forget(self, ino: int, number: int) -> None:
@@ -92,7 +98,7 @@ class Durability:
     async def sync_file(self, node: Node) -> None:
         """Make a file's bytes, attributes and name durable, as fsync(2) promises."""
         if node.ino in self._table.unsynced:
-            await self.sync_bytes(node.ino)
+            await self._sync_objects(node.ino)
         is_behind = node.is_stale or node.ino in self._table.displaced
         if is_behind and node.ino not in self._table.unsynced:
             self.settle([node])  # else it was written meanwhile: bytes before sizes, next time
@@ -102,7 +108,7 @@ class Durability:
     async def sync_everything(self) -> None:
         """Make all that was acknowledged durable."""
         for ino in list(self._table.unsynced):
-            await self.sync_bytes(ino)
+            await self._sync_objects(ino)
         unsynced = self._table.unsynced  # holds what was written while others were synced
         self.settle([node for node in self._table.unsettled_nodes() if node.ino not in unsynced])
         await self.sync_names()

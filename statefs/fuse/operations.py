@@ -352,7 +352,7 @@ class Operations(pyfuse3.Operations):
             if source is not None and (
                 source.ino in table.unsynced or source.ino in table.displaced
             ):
-                await self._durability.sync_bytes(source.ino)
+                await self._durability.sync_bytes(table.node(source.ino))
                 await session_loop.admitted()  # a restore may have begun meanwhile
         self._names.rename(old, name_old, new, name_new, flags, is_served=True)
 

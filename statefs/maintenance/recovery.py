@@ -43,6 +43,8 @@ def recover(
 ) -> None:
     """Repair what an unclean end may have left; harmless after a clean one.
 
+    What it commits the caller makes durable (`Database.sync`).
+
     Args:
         root: the store's folder. What the earlier process wrote there is made durable, for it may
             not have been, and nobody knows any more for which files.
@@ -56,11 +58,13 @@ def recover(
     if may_have_lost_power:
         _put_back_displaced(database)
         _make_unfinished_save_whole(database, objects)
+        _make_dirty_files_whole(database, objects)
+    sync_filesystem(root)  # before any row says that nothing is owed: the power may go now, too
     with database.transaction():
         database.execute(
             "UPDATE snapshots SET state = ?, label = NULL WHERE state = ?", (DELETING, PENDING)
         )
-    _recover_sizes(database, objects, may_have_lost_power)
+    _recover_sizes(database, objects)
     if not keeps_orphans:
         _drop_orphans(database)
     _remove_strays(database, objects)
@@ -68,10 +72,7 @@ def recover(
     with database.transaction():
         database.set_store_value("files", files)
         database.set_store_value("bytes", size)
-    sync_filesystem(root)
-    with database.transaction():
         database.execute("DELETE FROM displaced")
-    database.sync()
 
 
 def _put_back_displaced(database: Database) -> None:
@@ -103,23 +104,26 @@ def _put_back_displaced(database: Database) -> None:
             displaced.forget(database, [ino])
 
 
-def _recover_sizes(database: Database, objects: ObjectFiles, may_have_lost_power: bool) -> None:
+def _dirty_files(database: Database, temporal: Temporal) -> list[tuple[int, int | None]]:
+    """Return the files that were being written, each with its object of this epoch, if any."""
+    query = "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC"
+    return [
+        (ino, database.value(query, (ino, temporal.epoch)))
+        for (ino,) in database.rows("SELECT ino FROM dirty")
+    ]
+
+
+def _recover_sizes(database: Database, objects: ObjectFiles) -> None:
     """Take sizes and times of files that were being written from their object files."""
     temporal = Temporal.of(database)
-    for (ino,) in database.rows("SELECT ino FROM dirty"):
-        number = database.value(
-            "SELECT id FROM objects WHERE ino = ? AND epoch = ? ORDER BY id DESC",
-            (ino, temporal.epoch),
-        )
-        if number is not None and may_have_lost_power:
-            _make_whole(objects, number, _length_needed(database, number))
+    for ino, number in _dirty_files(database, temporal):
         try:
             state = None if number is None else objects.stat(number)
         except FileNotFoundError:
             log.error("the object file %x of inode %d is missing", number, ino)
             state = None
         with database.transaction():
-            if state is not None:
+            if number is not None and state is not None:
                 size = _recovered_size(database, temporal, ino, number, state.st_size)
                 _write_recovered(database, ino, size, state)
             database.execute("DELETE FROM dirty WHERE ino = ?", (ino,))
@@ -141,6 +145,13 @@ def _recovered_size(
         temporal.end(EXTENTS, born, ino, start)
         database.execute("INSERT OR IGNORE INTO garbage VALUES (?)", (number,))
     return int(max(length, start))
+
+
+def _make_dirty_files_whole(database: Database, objects: ObjectFiles) -> None:
+    """Give the objects of files that were being written the length that rows count on."""
+    for _, number in _dirty_files(database, Temporal.of(database)):
+        if number is not None:
+            _make_whole(objects, number, _length_needed(database, number))
 
 
 def _length_needed(database: Database, number: int) -> int:

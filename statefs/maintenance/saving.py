@@ -99,7 +99,7 @@ def _end_epoch(
 def make_durable(store: Store, pending: Snapshot) -> Steps[Snapshot]:
     """Make the bytes of a pending snapshot durable, then show it; give it up when that fails."""
     try:
-        yield store.sync
+        yield partial(store.sync, store.owed_objects())
         yield lambda: store.write_document(pending)
         store.owe_index()  # until `publish` has come to its end
         snapshot = store.catalog.complete(pending)

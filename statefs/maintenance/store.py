@@ -12,7 +12,7 @@ import shutil
 import stat
 import time
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -38,6 +38,7 @@ from statefs.maintenance.migrations import migrate
 from statefs.maintenance.opening import refuse_older, refuse_planted, refuse_unclean
 from statefs.maintenance.progress import OnProgress
 from statefs.maintenance.recovery import recover
+from statefs.maintenance.replacing import end_replacement
 from statefs.maintenance.rereading import describe
 from statefs.maintenance.scrubbing import Scrubber
 from statefs.maintenance.sealing import Sealer
@@ -167,6 +168,7 @@ def open_store(root: Path, clock: Clock | None = None, *, follows_another: bool 
             have to be recovered, or migrated, and nothing can be written there.
     """
     layout = StoreLayout(root)
+    end_replacement(layout)
     if not layout.meta_db.exists():
         if layout.objects.is_dir():
             raise CorruptStore(f"{layout.meta_db} is missing: 'statefs repair' makes another one")
@@ -319,20 +321,28 @@ class Store:
 
     # What a save consists of; the daemon runs the parts that wait in threads.
 
-    def sync(self) -> None:
+    def owed_objects(self) -> list[int]:
+        """Return the objects that files have written to and that may not be durable."""
+        owed = list(self.volume.table.unsynced.values())
+        return [number for numbers in owed for number in list(numbers)]
+
+    def sync(self, owed: Sequence[int] | None = None) -> None:
         """Make everything acknowledged so far durable: bytes first, then names.
+
+        Args:
+            owed: `owed_objects` as of a moment at which the files were there; None for those of
+                now. What is removed owes nothing, though a snapshot may hold it.
 
         Raises:
             SyncFailed: the store accepts nothing from then on. OSError: an object cannot be opened.
         """
-        self.sync_bytes()
+        self.sync_bytes(owed)
         self.database.sync()
 
-    def sync_bytes(self) -> None:
-        """Make the bytes written so far durable. Raises as `sync`."""
-        for numbers in list(self.volume.table.unsynced.values()):
-            for number in list(numbers):
-                self._sync_object(number)
+    def sync_bytes(self, owed: Sequence[int] | None = None) -> None:
+        """Make the bytes written so far durable. Args and raises as `sync`."""
+        for number in self.owed_objects() if owed is None else owed:
+            self._sync_object(number)
 
     def _sync_object(self, number: int) -> None:
         try:

@@ -297,8 +297,8 @@ class InodeTable:
         displaced.note(self.database, ino, number, before)
         self.noted += 1
         ranges = self.displaced.setdefault(ino, {})
-        for start, _, _ in before:
-            ranges.setdefault((number, start), self.noted)
+        for start, _, _ in before:  # anew where it was noted for a write that was refused
+            ranges[number, start] = self.noted
 
     def forget_displaced(self, ino: int, noted: int) -> None:
         """Forget what bytes of a file took the place of, now that they are durable.

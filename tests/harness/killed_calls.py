@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -32,23 +32,28 @@ class Killed(NamedTuple):
     acknowledged: list[str]
 
 
-def each_kill(function: Callable[[Acknowledge], None]) -> Iterator[Killed]:
+def each_kill(
+    function: Callable[[Acknowledge], None], calls: Sequence[str] = (*CALLS, *SYNCS)
+) -> Iterator[Killed]:
     """Run `function` killed at its first call, at its second, until it ends by itself.
 
     Args:
         function: is told how to say what it has done; what it changes is put back by the caller.
+        calls: those that count.
     """
     at = 0
     while True:
         at += 1
-        acknowledged, was_killed = _run(function, at)
+        acknowledged, was_killed = _run(function, at, calls)
         if not was_killed:
             assert at > len(SYNCS), "nothing was killed: the function changes nothing"
             return
         yield Killed(at, acknowledged)
 
 
-def _run(function: Callable[[Acknowledge], None], at: int) -> tuple[list[str], bool]:
+def _run(
+    function: Callable[[Acknowledge], None], at: int, calls: Sequence[str]
+) -> tuple[list[str], bool]:
     reader, writer = os.pipe()
     write = os.write
 
@@ -57,7 +62,7 @@ def _run(function: Callable[[Acknowledge], None], at: int) -> tuple[list[str], b
 
     def child() -> None:
         os.close(reader)
-        _arm(at)
+        _arm(at, calls)
         function(acknowledge)
 
     pid = start(child)
@@ -69,7 +74,7 @@ def _run(function: Callable[[Acknowledge], None], at: int) -> tuple[list[str], b
     return words, status != 0
 
 
-def _arm(at: int) -> None:
+def _arm(at: int, calls: Sequence[str]) -> None:
     """Count calls of this process and kill it at one of them."""
     count = 0
     write = os.write
@@ -83,5 +88,5 @@ def _arm(at: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         return None if name in SYNCS else call(*args, **kwargs)
 
-    for name in (*CALLS, *SYNCS):
+    for name in calls:
         setattr(os, name, partial(counted, getattr(os, name), name))

@@ -103,7 +103,7 @@ def test_a_cut_that_failed_can_be_repeated_from_what_was_printed(store: Bench) -
 @pytest.mark.parametrize(
     ("text", "needle"),
     [
-        ("old:append!", "objects.py:sync < fuse/durability.py:sync_bytes"),
+        ("old:append!", "objects.py:sync < fuse/durability.py:_sync_objects"),
         ("small:overwrite!", "connection.py:sync < fuse/durability.py:sync_names"),
         ("new:create,save", "durable.py:write_file < maintenance/store.py:write_document"),
     ],

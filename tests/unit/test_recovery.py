@@ -6,14 +6,18 @@ are, with nothing of what is only in memory, and the copy is opened as after a k
 
 from __future__ import annotations
 
+import errno
+import os
 import stat
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from statefs.ids import TREE_ROOT, ObjectId
-from statefs.maintenance import saving, store
+from statefs.layout import StoreLayout
+from statefs.maintenance import recovery, saving, store
 from statefs.metadata.schema import DELETING
 from statefs.volume.attributes import AttributeChange
 from statefs.volume.names import RENAME_EXCHANGE
@@ -345,3 +349,31 @@ def test_a_power_cut_within_a_save_costs_only_what_was_not_synced(
         assert after.problems() == []
     path.write_bytes(kept)
     saving.abandon(engine.store, pending)
+
+
+@pytest.mark.parametrize("is_saved", [False, True])
+def test_a_power_cut_within_a_recovery_leaves_it_to_the_next(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch, is_saved: bool
+) -> None:
+    """Of what a killed process has written: no row says that it is there before that is durable."""
+    number = engine.file("f", b"a" * BIG)
+    engine.store.sync()
+    engine.data.write(number, BIG, b"b" * 100)
+    if is_saved:
+        engine.store.catalog.begin("manual", "", {})
+    row = engine.database.value("SELECT max(id) FROM objects WHERE ino = ?", (number,))
+
+    def cut(_: Path) -> None:
+        raise OSError(errno.EIO, "no power")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(recovery, "sync_filesystem", cut)
+        with pytest.raises(OSError, match="no power"):
+            engine.killed()
+    killed = engine.root.with_name(f"{engine.root.name}-killed")
+    os.truncate(StoreLayout(killed).object_path(ObjectId(row)), BIG)
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    with EngineStore(killed) as after:
+        assert after.content(number)[:BIG] == b"a" * BIG
+        assert after.content(number)[BIG:] == (bytes(100) if is_saved else b"")
+        assert after.problems() == []

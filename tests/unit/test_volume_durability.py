@@ -14,7 +14,7 @@ from statefs import durable
 from statefs.errors import PosixError
 from statefs.fuse.durability import FSYNC, Durability
 from statefs.ids import TREE_ROOT
-from statefs.maintenance import store
+from statefs.maintenance import saving, store
 from statefs.volume.attributes import DURABILITY
 from tests.unit.engine_store import EngineStore
 
@@ -101,11 +101,11 @@ async def test_a_file_removed_meanwhile_owes_nothing(watched: Watched) -> None:
     """Its object may be gone before its turn comes."""
     engine = watched.engine
     ino = engine.file("f", b"a" * BIG)
-    waiting = dict(engine.table.unsynced)
+    node, waiting = engine.node(ino), dict(engine.table.unsynced)
     engine.names.unlink(TREE_ROOT, b"f")
     engine.store.collect()
     engine.table.unsynced.update(waiting)
-    await watched.durability.sync_bytes(ino)
+    await watched.durability.sync_file(node)
     assert engine.table.unsynced == {}
 
 
@@ -174,7 +174,7 @@ def test_a_durable_file_is_cut_when_the_log_says_so_durably(watched: Watched) ->
 
 
 def writing_during_a_sync(
-    monkeypatch: pytest.MonkeyPatch, engine: EngineStore, ino: int
+    monkeypatch: pytest.MonkeyPatch, engine: EngineStore, ino: int, offset: int = 2 * BIG
 ) -> list[bytes]:
     """Have another program write to a file while the next sync of an object is under way."""
     sync, written = durable.sync_file, list[bytes]()
@@ -182,7 +182,7 @@ def writing_during_a_sync(
     def syncing(fd: int) -> None:
         if not written:
             written.append(b"m" * 100)
-            trio.from_thread.run_sync(engine.data.write, ino, 2 * BIG, written[0])
+            trio.from_thread.run_sync(engine.data.write, ino, offset, written[0])
         sync(fd)
 
     monkeypatch.setattr("statefs.content.objects.sync_file", syncing)
@@ -205,7 +205,7 @@ async def test_what_is_written_during_a_sync_leaves_what_is_synced(
     elif way == "tick":
         await durability.sync_everything()
     else:
-        await durability.sync_bytes(ino)
+        await durability.sync_bytes(engine.node(ino))
         engine.names.rename(TREE_ROOT, b"f", TREE_ROOT, b"target", 0)
     assert written and engine.rows("displaced") == 1
     assert way == "rename" or engine.database.is_synced
@@ -227,3 +227,63 @@ async def test_fsync_waits_for_the_log_to_forget_what_was_displaced(engine: Engi
     assert engine.rows("displaced") == 1
     await durability.sync_file(engine.node(ino))
     assert engine.rows("displaced") == 0 and engine.database.is_synced
+
+
+async def test_a_write_that_was_refused_and_made_again_during_a_sync_is_owed_still(
+    engine: EngineStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it takes the place of is noted with it, not with the one that was refused."""
+    ino = engine.file("f", b"o" * (3 * BIG))
+    engine.save()
+    durability = Durability(engine.store.volume, FSYNC, lambda action: action())
+    engine.data.write(ino, 2 * BIG, b"n" * 100)
+    await durability.sync_file(engine.node(ino))
+
+    def full() -> None:
+        raise PosixError(errno.ENOSPC)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine.database, "commit", full)
+        with pytest.raises(PosixError):
+            engine.data.write(ino, 100, b"n" * 100)
+    assert engine.rows("displaced") == 0
+    assert writing_during_a_sync(monkeypatch, engine, ino, 100) == []
+    await durability.sync_file(engine.node(ino))
+    assert engine.rows("displaced") == 1
+    monkeypatch.setattr(store, "boot_id", lambda: "another")
+    with engine.killed() as after:
+        assert after.content(ino)[: 2 * BIG] == b"o" * (2 * BIG)
+        assert after.content(ino)[2 * BIG : 2 * BIG + 100] == b"n" * 100
+
+
+async def test_a_range_that_is_written_over_costs_one_commit_to_sync(watched: Watched) -> None:
+    """What it took the place of is forgotten when size and times are written."""
+    engine = watched.engine
+    ino = engine.file("f", b"o" * (3 * BIG))
+    engine.save()
+    await watched.durability.sync_file(engine.node(ino))
+    engine.data.write(ino, 100, b"n" * 100)
+    watched.steps.clear()
+    await watched.durability.sync_file(engine.node(ino))
+    assert watched.steps == ["bytes", "commit", "log"]
+    assert engine.rows("displaced") == engine.rows("dirty") == 0
+
+
+@pytest.mark.parametrize("way", ["unlinked", "replaced"])
+def test_a_save_syncs_what_goes_as_soon_as_it_has_begun(engine: EngineStore, way: str) -> None:
+    """The snapshot has the file, though nobody else owes its bytes any more."""
+    ino = engine.file("f", b"o" * BIG)
+    engine.file("g")
+    (number,) = engine.table.unsynced[ino]
+    pending = engine.store.catalog.begin("manual", "", {})
+    rest = saving.make_durable(engine.store, pending)
+    sync = next(rest)
+    if way == "unlinked":
+        engine.names.unlink(TREE_ROOT, b"f")
+    else:
+        engine.names.rename(TREE_ROOT, b"g", TREE_ROOT, b"f", 0)
+    assert ino not in engine.table.unsynced
+    assert not engine.store.objects.is_synced(number)
+    sync()
+    assert engine.store.objects.is_synced(number)
+    rest.close()

@@ -2,8 +2,9 @@
 
 The database is never changed in place: what can be read of it (salvage.py), its gaps filled from
 its newest sound copy (filling.py), goes into a new one that keeps every rule (rebuilding.py), which
-then takes its place. What it replaces is kept in `backups/`. Content that has digests is read, if
-that is wanted; what is damaged is treated as lost, and the database made once more.
+then takes its place (replacing.py), and what it replaces is kept in `backups/`. Content that has
+digests is read, if that is wanted; what is damaged is treated as lost, and the database made once
+more.
 """
 
 from __future__ import annotations
@@ -12,7 +13,6 @@ import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -21,7 +21,7 @@ import apsw
 
 from statefs.clock import Clock, SystemClock
 from statefs.content.objects import FOLDERS, object_number
-from statefs.durable import make_folder, sync_folder
+from statefs.durable import make_folder
 from statefs.errors import CorruptStore, NewerStore, NoSuchStore, StatefsError
 from statefs.layout import StoreLayout
 from statefs.maintenance.backups import Copy, copies, problems_of
@@ -34,6 +34,7 @@ from statefs.maintenance.repair.moments import Moments
 from statefs.maintenance.repair.object_files import Objects
 from statefs.maintenance.repair.rebuilding import Rebuilding
 from statefs.maintenance.repair.sealed import search, settle
+from statefs.maintenance.replacing import end_replacement, replace_database
 from statefs.maintenance.store import open_store
 from statefs.maintenance.verify import Problem, verify
 from statefs.metadata.connection import create_database
@@ -44,7 +45,6 @@ MADE: Final = "made"
 """The store, in the folder of a repair, that the new database lies in."""
 ROUNDS_MAX: Final = 4
 """Each round leaves out what the one before has found damaged."""
-_MOMENT: Final = "%Y-%m-%dT%H-%M-%SZ"
 
 Document = dict[str, Any]
 OnProgress = Callable[[Document], None]
@@ -72,6 +72,7 @@ def repair(
     """
     if not layout.objects.is_dir() and not layout.meta_db.exists():
         raise NoSuchStore(f"there is no store at {layout.root}: name it with --store DIR")
+    end_replacement(layout)
     is_new = not layout.backups.exists()
     make_folder(layout.backups)
     work = layout.backups / ".repair"
@@ -182,7 +183,9 @@ class _Repair:
         self._tell_of_snapshots(made)
         self._drop_unreadable_notes()
         if not self._dry_run:
-            self._place(made)
+            kept = replace_database(self._layout, made.meta_db)
+            if kept is not None:
+                self._report.kept = str(kept.relative_to(self._layout.root))
         return self._report
 
     def _begin(self, what: str) -> None:
@@ -349,19 +352,3 @@ class _Repair:
                 self._report.right(f"removed snapshots/{path.name}, which could not be read")
                 if not self._dry_run:
                     path.unlink()
-
-    def _place(self, made: StoreLayout) -> None:
-        """Put the new database in the place of the old one, which is kept."""
-        moment = datetime.now(UTC).strftime(_MOMENT)
-        with open(made.meta_db, "rb") as file:
-            os.fsync(file.fileno())
-        names = ("meta.db", "meta.db-wal", "meta.db-shm")
-        for name in names:
-            path = self._layout.root / name
-            if path.exists():
-                kept = self._layout.backups / f"replaced-{moment}{name.removeprefix('meta')}"
-                os.rename(path, kept)
-                self._report.kept = self._report.kept or str(kept.relative_to(self._layout.root))
-        os.rename(made.meta_db, self._layout.meta_db)
-        for folder in (self._layout.root, self._layout.backups):
-            sync_folder(folder)

@@ -3,10 +3,13 @@
 
     .venv/bin/python scripts/power_cuts.py                        every one and two operations
     .venv/bin/python scripts/power_cuts.py --three 500 --seed 7   and random three
+    .venv/bin/python scripts/power_cuts.py --during-only          what lands while another waits
     .venv/bin/python scripts/power_cuts.py --replay 'old:append!,save@41/bytes/0'
     .venv/bin/python scripts/power_cuts.py --without-syncs        does a test see each of them?
 
-A workload is some operations on a small store (tests/crash/workloads.py). At each change that its
+A workload is some operations on a small store (tests/crash/workloads.py), one after the other, or
+one while the sync of another is under way: on the kind of file whose old bytes may have to stand in
+all of those, on others some. At each change that its
 disk sees the store is rebuilt as a power cut may leave it, opened, verified (tests/crash/cuts.py).
 What fails is printed as the argument that repeats it.
 """
@@ -37,9 +40,11 @@ from tests.crash.cuts import (  # noqa: E402 - found by the path just added
 from tests.crash.workloads import (  # noqa: E402
     STARTS,
     Workload,
+    all_during,
     all_of_one,
     all_of_two,
     all_with_beside,
+    some_during,
     some_of_three,
 )
 
@@ -73,6 +78,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=str(__doc__).split("\n", 1)[0])
     parser.add_argument("--jobs", type=int, default=2, help="processes (default: 2)")
     parser.add_argument("--three", type=int, default=200, help="random workloads of three (200)")
+    parser.add_argument(
+        "--during", type=int, default=150, help="random ones in which a step lands in another (150)"
+    )
+    parser.add_argument("--during-only", action="store_true", help="those, and none of the others")
     parser.add_argument("--seed", type=int, default=1, help="of those (default: 1)")
     parser.add_argument(
         "--start", choices=STARTS, action="append", help="with pairs on this kind of file only"
@@ -88,8 +97,13 @@ def main() -> int:
     if given.without_syncs:
         return leave_syncs_out()
     starts = tuple(given.start or STARTS)
+    during = [*all_during(("old",)), *some_during(given.during, given.seed)]
+    if given.during_only:
+        return hunt(during, given.jobs)
     threes = some_of_three(given.three, given.seed)
-    return hunt([*all_of_one(), *all_of_two(starts), *all_with_beside(starts), *threes], given.jobs)
+    return hunt(
+        [*all_of_one(), *all_of_two(starts), *all_with_beside(starts), *threes, *during], given.jobs
+    )
 
 
 def replay(cut: Cut) -> int:

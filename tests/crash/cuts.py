@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from unittest.mock import patch
 from statefs.maintenance import verify
 from statefs.maintenance.store import init_store
 from tests.crash.disk import Image, Kept, Loss, WatchedDisk
-from tests.crash.engine import apply, quiet
+from tests.crash.engine import DURING, Step, apply, quiet
 from tests.crash.power import Recording
 from tests.crash.rebuilt import Found, Place
 from tests.crash.workloads import OLDEST, POLICY, SETUP, Workload
@@ -108,11 +108,19 @@ class Bench:
             for steps in workload.steps():
                 begin = len(recording.disk.changes)
                 for step in steps:
-                    if step[:2] == ("restore", OLDEST):
-                        step = ("restore", recording.snapshots[0])
+                    step = _of_snapshots(step, recording.snapshots)
                     assert apply(recording.reference, step), (workload, step)
                     recording.do(step)
         return recording, begin
+
+
+def _of_snapshots(step: Step, snapshots: Sequence[bytes]) -> Step:
+    """Return a step that names the oldest snapshot where it asks for that."""
+    if step[:2] == ("restore", OLDEST):
+        return ("restore", snapshots[0])
+    if step[0] == DURING:
+        return (DURING, _of_snapshots(step[1], snapshots), *step[2:])
+    return step
 
 
 class Looking:

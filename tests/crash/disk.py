@@ -85,6 +85,8 @@ class Loss(Enum):
     """Of files; names are there, as on a disk that writes its journal first."""
     NAMES = "names"
     """Files made, renamed and removed; bytes are there."""
+    OTHERS = "others"
+    """Everything but SQLite's log, which the kernel has written back by itself."""
     SOME = "some"
     SECTORS = "sectors"
     """Of the last write, behind one at a multiple of 512 bytes."""
@@ -318,13 +320,22 @@ class WatchedDisk:
             return self._kept_with_torn_end(length, unit, rng)
         if loss is Loss.SOME:
             return self._some_kept(length, rng)
-        takes_names = loss in (Loss.EVERYTHING, Loss.NAMES)
-        takes_bytes = loss in (Loss.EVERYTHING, Loss.BYTES)
+        takes_names = loss in (Loss.EVERYTHING, Loss.NAMES, Loss.OTHERS)
+        takes_bytes = loss in (Loss.EVERYTHING, Loss.BYTES, Loss.OTHERS)
+        logs = self._logs(length) if loss is Loss.OTHERS else set()
         return tuple(
             (index, change.end)
             for index, (change, is_safe) in enumerate(self._with_safety(length, left_out))
-            if is_safe or not (takes_names if change.is_of_names else takes_bytes)
+            if is_safe
+            or change.file in logs
+            or not (takes_names if change.is_of_names else takes_bytes)
         )
+
+    def _logs(self, length: int) -> set[int]:
+        """Return the numbers of SQLite's logs."""
+        made = [(each.name, each.file) for each in self.changes[:length] if each.kind == "name"]
+        known = [pair for names in self.start.names.values() for pair in names.items()]
+        return {number for name, number in (*known, *made) if name.endswith("-wal")}
 
     def _some_kept(self, length: int, rng: random.Random) -> Kept:
         kept_share = rng.choice((0.0, 0.2, 0.5, 0.8, 1.0))

@@ -34,6 +34,7 @@ from statefs.fuse.handles import WRITABLE
 from statefs.ids import CLONES_ROOT, SNAPSHOTS_DIR, TREE_ROOT
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.clones import CLONE_OF, CLONE_PATH
+from tests.crash.meanwhile import Meanwhile
 from tests.harness.trees import Entry, Tree
 from tests.model.reference import ReferenceTree
 from tests.unit.engine_store import EngineStore, tree_of
@@ -50,10 +51,13 @@ OWNER: Final = SimpleNamespace(uid=os.getuid(), gid=os.getgid(), umask=0o022, pi
 
 Step = tuple[Any, ...]
 """Name of an operation, then its arguments; those of `ReferenceTree`, and some more."""
+DURING: Final = "during"
+"""A step that has three: one, another that lands while the first waits, and where it lands
+(tests/crash/meanwhile.py)."""
 BESIDE: Final = frozenset(
     {
         "save", "delete", "restore", "prune", "clone", "seal",
-        "tick", "checkpoint", "collect", "syncdir", "kill",
+        "tick", "checkpoint", "collect", "syncdir", "kill", DURING,
     }
 )  # fmt: skip
 """Steps that are not done to the living tree, or that who does them applies to a reference."""
@@ -167,22 +171,26 @@ class Handlers:
         self.service = Service(self.store, "close")
         self._operations = self.service.operations
 
-    def do(self, step: Step) -> Any:
+    def do(self, step: Step, meanwhile: Meanwhile | None = None) -> Any:
         """Do a step and return what it answers. Raises pyfuse3.FUSEError.
 
         Threads are left out: what waits for the disk is done at once, which is as good here.
+
+        Args:
+            meanwhile: what is done while it waits.
         """
-        name, *arguments = step
-
-        async def doing() -> Any:
-            return await getattr(self, f"_{name}")(*arguments)
-
+        waited = _at_once if meanwhile is None else meanwhile.waited
         with (
             patch.object(service, "forget_attributes", lambda _: None),
             patch.object(self.service, "mount_point", lambda: None),
-            patch.object(trio.to_thread, "run_sync", _at_once),
+            patch.object(trio.to_thread, "run_sync", waited),
         ):
-            return trio.run(doing)
+            return trio.run(self.doing, step)
+
+    async def doing(self, step: Step) -> Any:
+        """Do a step within another one."""
+        name, *arguments = step
+        return await getattr(self, f"_{name}")(*arguments)
 
     def ino(self, path: bytes) -> int:
         """Return the inode at a path."""

@@ -14,18 +14,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 from statefs.maintenance.store import init_store
 from tests.crash.disk import WatchedDisk
 from tests.crash.engine import (
+    DURING,
     Handlers,
     Step,
     StepMaker,
+    apply,
     gone_back,
     new_reference,
     without_runtime,
 )
+from tests.crash.meanwhile import Meanwhile
 from tests.crash.rebuilt import Found, Place
 from tests.harness.trees import Entry, Tree, differences
 from tests.model.reference import Node, ReferenceTree
@@ -42,6 +45,8 @@ DURABLE_STEPS: Final = (
     "seal",
 )  # fmt: skip
 """Steps after which all names and attributes are durable."""
+SAVING_STEPS: Final = ("save", "restore")
+"""Steps that take a snapshot: what came before it in the log is durable when it is."""
 PUBLISHED_STEPS: Final = ("save", "delete", "restore", "prune")
 """Steps after which the plain files of documents tell of all snapshots."""
 
@@ -59,16 +64,30 @@ class Version:
     content: bytes
 
 
-@dataclass
-class FileHistory:
-    """A file's versions, and the steps at whose end its bytes were synced.
+class Synced(NamedTuple):
+    """A file's bytes were synced.
 
     Args:
-        synced: step -> whether that holds only where the step itself survived (a rename).
+        step: whose bytes.
+        until: the step at whose end they were; another one when something was done meanwhile.
+        is_own: whether that holds only where that step itself survived (a rename).
+    """
+
+    step: int
+    until: int
+    is_own: bool = False
+
+
+@dataclass
+class FileHistory:
+    """A file's versions, and when its bytes were synced.
+
+    Args:
+        synced: when.
     """
 
     versions: list[Version] = field(default_factory=list)
-    synced: dict[int, bool] = field(default_factory=dict)
+    synced: list[Synced] = field(default_factory=list)
 
 
 @dataclass
@@ -96,6 +115,25 @@ class Moment:
     sealed: frozenset[bytes] = frozenset()
     begin: int = 0
     end: int = 0
+    durable_step: int = 0
+
+
+@dataclass
+class Before:
+    """What was there when a step landed during another one, which promises that alone.
+
+    Args:
+        step: the newest one then.
+        saved: the living tree.
+        is_begun: whether the other one had ended an epoch.
+        node: the file that is synced, if it is one.
+        durable_step: the step that changed it last.
+    """
+
+    step: int
+    saved: ReferenceTree | None = None
+    is_begun: bool = False
+    node: Node | None = None
     durable_step: int = 0
 
 
@@ -142,7 +180,7 @@ class Recording:
         self.moments[0].sealed = last.sealed
         for history in self._histories.values():
             history.versions = [replace(history.versions[-1], step=0)]
-            history.synced = {0: False}
+            history.synced = [Synced(0, 0)]
 
     @contextmanager
     def running(self) -> Iterator[None]:
@@ -168,18 +206,65 @@ class Recording:
     def do(self, step: Step) -> None:
         """Do a step; the reference has it already, if it is one of those that change that."""
         assert self._handlers is not None
-        begin, last = len(self.disk.changes), self.moments[-1]
-        snapshots, clones = last.snapshots, last.clones
-        name = step[0]
-        if name == "kill":
+        if step[0] == DURING:
+            self._do_during(self._handlers, *step[1:])
+            return
+        begin = len(self.disk.changes)
+        answer = None
+        if step[0] == "kill":
             self._kill(self._handlers)
         else:
             answer = self._handlers.do(step)
-        sealed = last.sealed
+        self._note_done(step, answer, begin)
+
+    def _do_during(self, handlers: Handlers, step: Step, other: Step, place: str) -> None:
+        """Do a step, and another one while it waits; the reference has neither yet.
+
+        What the step promises it promises of what was there before the other one landed; but a
+        snapshot that is not begun by then is one of both.
+        """
+        begin, known = len(self.disk.changes), len(self.moments) - 1
+        table = handlers.store.volume.table
+        epoch, before = table.epoch, Before(known)
+        if step[0] == "fsync":
+            before.node = self.moments[-1].files[step[1]]
+            before.durable_step = self._last_change_of(step[1])
+
+        async def land() -> None:
+            nonlocal begin
+            begin = len(self.disk.changes)
+            before.is_begun = table.epoch != epoch
+            before.saved = copy.deepcopy(self._reference)
+            assert apply(self._reference, other), other
+            answer = await handlers.doing(other)
+            self._note_done(other, answer, begin)
+            begin = len(self.disk.changes)
+
+        meanwhile = Meanwhile(place, land)
+        answer = handlers.do(step, meanwhile)
+        if step[0] == "rename":
+            assert apply(self._reference, step), step
+        if meanwhile.has_landed:
+            is_of_both = step[0] in SAVING_STEPS and not before.is_begun
+            self._note_done(step, answer, begin, None if is_of_both else before)
+            return
+        self._note_done(step, answer, begin)
+        if apply(self._reference, other):  # nothing was waited for: one comes after the other
+            self.do(other)
+
+    def _note_done(self, step: Step, answer: Any, begin: int, before: Before | None = None) -> None:
+        """Note what a step has made of the store.
+
+        Args:
+            before: another step, where it promises nothing of what that one did.
+        """
+        last = self.moments[-1]
+        snapshots, clones = last.snapshots, last.clones
+        name, sealed = step[0], last.sealed
         if name == "seal":
             sealed |= frozenset(answer)
         if name == "save":
-            snapshots = self._with_snapshot(step[1])
+            snapshots = self._with_snapshot(step[1], None if before is None else before.saved)
         elif name == "delete":
             snapshots = _without(snapshots, step[1])
         elif name == "clone":
@@ -197,7 +282,7 @@ class Recording:
             self._go_back(step[1])
             self._note(step, snapshots, clones, begin, noted=last.noted | {answer})
             return
-        self._note(step, snapshots, clones, begin)
+        self._note(step, snapshots, clones, begin, before=before)
         self.moments[-1].sealed = sealed & frozenset(snapshots)
 
     def _kill(self, killed: Handlers) -> None:
@@ -210,9 +295,9 @@ class Recording:
         self._root = root
         self._handlers = Handlers(root)
 
-    def _with_snapshot(self, name: bytes) -> dict[bytes, Tree]:
-        self._saved[name] = copy.deepcopy(self._reference)
-        return self.moments[-1].snapshots | {name: without_runtime(self._reference.capture())}
+    def _with_snapshot(self, name: bytes, saved: ReferenceTree | None = None) -> dict[bytes, Tree]:
+        self._saved[name] = saved or copy.deepcopy(self._reference)
+        return self.moments[-1].snapshots | {name: without_runtime(self._saved[name].capture())}
 
     def _go_back(self, name: bytes) -> None:
         """Make the reference what it was when a snapshot was taken, but for runtime/."""
@@ -225,6 +310,7 @@ class Recording:
         clones: dict[bytes, Tree],
         begin: int,
         noted: frozenset[bytes] | None = None,
+        before: Before | None = None,
     ) -> None:
         tree = self._reference.capture()
         paths = (path for path, entry in tree.items() if entry.kind == "-")
@@ -240,21 +326,26 @@ class Recording:
         self.moments.append(moment)
         for node in set(files.values()):
             self._note_file(number, node)
+        synced = Synced(number if before is None else before.step, number, name == "rename")
         if name in DURABLE_STEPS:
-            moment.durable_step = number
+            is_late = before is not None and name not in SAVING_STEPS
+            moment.durable_step = synced.step if is_late else number
         if name in ("save", "tick", "kill", "closed") or step[2:] == ("safety",):
             for history in self._histories.values():
-                history.synced[number] = False
+                history.synced.append(synced)
         elif name == "restore":
             for node in files.values():
-                self._histories[node].synced[number] = False
+                self._histories[node].synced.append(synced)
+        elif before is not None and before.node is not None:
+            self._histories[before.node].synced.append(synced)
+            moment.durable_step = before.durable_step
         elif name in ("close", "fsync"):
-            self._histories[files[step[1]]].synced[number] = False
+            self._histories[files[step[1]]].synced.append(synced)
             moment.durable_step = self._last_change_of(step[1])
         elif name == "rename" and step[2] in self.moments[-2].tree:
             moved = files.get(step[2])  # what replaces another is synced first
             if moved is not None:
-                self._histories[moved].synced[number] = True
+                self._histories[moved].synced.append(synced)
 
     def _last_change_of(self, path: bytes) -> int:
         """Return the step that changed a file, its own names or its attributes last."""
@@ -344,9 +435,13 @@ class Recording:
         history, last = self._histories[node], span.last
         base = max(
             (
-                step
-                for step, is_own in history.synced.items()
-                if (step <= index if is_own else self.moments[step].end <= span.length)
+                each.step
+                for each in history.synced
+                if (
+                    each.until <= index
+                    if each.is_own
+                    else self.moments[each.until].end <= span.length
+                )
             ),
             default=-1,
         )

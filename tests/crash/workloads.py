@@ -3,6 +3,8 @@
 A workload is written `START:OPERATION,OPERATION,...`. START says which kind of file is used first:
 `small` lies in the database, `old` in an object file that a snapshot holds, `new` in one that none
 does. `!` behind an operation: what it changed is synced then, by fsync of the file or its folder.
+`&OPERATION.PLACE` behind that: while that sync, or the operation, waits for the disk, another
+program does something (tests/crash/meanwhile.py).
 """
 
 from __future__ import annotations
@@ -14,7 +16,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
-from tests.crash.engine import Step
+from tests.crash.engine import DURING, Step
+from tests.crash.meanwhile import PLACES, WITHIN
 
 STARTS: Final = ("small", "old", "new")
 ON_FILES: Final = ("create", "write", "overwrite", "append", "truncate", "link", "setxattr")
@@ -27,6 +30,10 @@ OPERATIONS: Final = (*ON_FILES, *ON_NAMES, *DURABLE)
 BESIDE: Final = ("tick", "checkpoint", "collect", "seal", "kill")
 """What happens to a store beside operations: what the daemon does, and the process that is killed
 and followed by another."""
+CHANGING: Final = ("write", "overwrite", "append", "truncate")
+"""Operations that change bytes of a file."""
+WAITING: Final = ("tick", "save", "restore", "rename")
+"""What waits for the bytes of a file that has not been synced."""
 FILES: Final = b"files"
 OLD: Final = b"1"
 """The older snapshot of the store."""
@@ -115,6 +122,9 @@ class _Script:
         return FILES + b"/" + self._files[0]
 
     def steps(self, operation: str) -> list[Step]:
+        operation, _, other = operation.partition("&")
+        if other:
+            return self._steps_with(operation, *other.split("."))
         name = operation.removesuffix("!")
         self._count += 1
         if name in BESIDE:
@@ -123,6 +133,15 @@ class _Script:
         if operation.endswith("!"):
             steps.append(("fsync", self._file) if name in ON_FILES else ("syncdir", FILES))
         return steps
+
+    def _steps_with(self, operation: str, other: str, place: str) -> list[Step]:
+        """Return the steps of an operation whose last one another lands in, on the same file."""
+        if operation == "rename":  # while it still has its old name
+            landing, steps = self.steps(other), self.steps(operation)
+        else:
+            steps, landing = self.steps(operation), self.steps(other)
+        (landed,) = landing
+        return [*steps[:-1], (DURING, steps[-1], landed, place)]
 
     def _create(self, number: bytes) -> list[Step]:
         self._files.insert(0, b"made" + number)
@@ -197,6 +216,28 @@ def all_with_beside(starts: tuple[str, ...] = STARTS) -> Iterator[Workload]:
     """Yield every operation, not synced, and something that happens beside it."""
     for start, operation, beside in itertools.product(starts, OPERATIONS, BESIDE):
         yield Workload(start, (operation, beside))
+
+
+def all_during(starts: tuple[str, ...] = STARTS) -> Iterator[Workload]:
+    """Yield what is waited for, and each operation that another program does meanwhile.
+
+    First a file is changed and not synced; by the sync of the file, a tick, a save, a restore or
+    when it replaces another one it is.
+    """
+    for start, one, other, place in itertools.product(starts, CHANGING, CHANGING, PLACES):
+        landing = f"&{other}.{place}"
+        yield Workload(start, (f"{one}!{landing}",))
+        yield from (Workload(start, (one, f"{name}{landing}")) for name in WAITING)
+    for start, one, other, place in itertools.product(starts, CHANGING, ON_NAMES[:2], PLACES):
+        landing = f"&{other}.{place}"
+        if other == "unlink" or place != WITHIN:  # it may have to sync, too
+            yield Workload(start, (f"{one}!{landing}",))
+            yield from (Workload(start, (one, f"{name}{landing}")) for name in ("tick", "save"))
+
+
+def some_during(count: int, seed: int) -> Iterator[Workload]:
+    """Yield some of them, with each kind of file but `old`, of which all are tried."""
+    yield from random.Random(seed).sample([*all_during(("small", "new"))], count)
 
 
 def some_of_three(count: int, seed: int) -> Iterator[Workload]:

@@ -21,13 +21,17 @@ from tests.crash.cuts import (
     try_one,
 )
 from tests.crash.disk import Loss
+from tests.crash.meanwhile import PLACES
 from tests.crash.sqlite_log import visible
 from tests.crash.workloads import (
     BESIDE,
     OPERATIONS,
+    STARTS,
     Workload,
+    all_during,
     all_of_one,
     all_of_two,
+    some_during,
     some_of_three,
 )
 
@@ -55,6 +59,31 @@ def test_one_operation_is_there_or_not_after_a_power_cut(store: Bench, operation
     assert total.found == []
     assert total.workloads == 3
     assert total.opened > total.workloads
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("place", PLACES)
+def test_what_lands_during_a_sync_takes_nothing_of_what_is_synced(store: Bench, place: str) -> None:
+    """By fsync, by a save, by the tick, and before a file replaces another one."""
+    for waiting in ("overwrite!", "overwrite,save", "append,tick", "overwrite,rename"):
+        workload = Workload.parse(f"old:{waiting}&write.{place}")
+        assert try_all(store, workload).found == []
+
+
+def test_a_save_holds_what_is_removed_as_soon_as_it_has_begun(store: Bench) -> None:
+    """Nobody owes its bytes any more, and the snapshot has them."""
+    assert try_all(store, Workload.parse("old:append,save&unlink.before")).found == []
+
+
+def test_what_lands_during_a_sync_is_among_the_workloads() -> None:
+    """Each change of a file during each sync of each, at each place; what removes names, too."""
+    for start in STARTS:
+        workloads = {str(each) for each in all_during((start,))}
+        assert len(workloads) == 3 * 4 * (4 * 5 + 3) + 2 * 4 * 3
+        assert f"{start}:overwrite!&append.within" in workloads
+        assert f"{start}:truncate,rename&write.after" in workloads
+        assert f"{start}:write,save&unlink.before" in workloads
+    assert len({*some_during(40, SEED)}) == 40
 
 
 def test_opening_and_closing_lose_nothing(store: Bench) -> None:

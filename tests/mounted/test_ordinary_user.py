@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,8 @@ from tests.harness.processes import NOBODY, Person, run_as
 COMMAND_SECONDS = 2 * END_SECONDS
 ROOT = Path(__file__).parents[2]
 IS_ROOT = os.geteuid() == 0
+NAMELESS = 54_321
+"""A user that no /etc/passwd has a line for."""
 
 
 @dataclass(frozen=True)
@@ -37,17 +39,19 @@ class OrdinaryUser:
         project: the top folder of statefs's code.
         python: an interpreter with what statefs needs.
         place: the folder that the namespace's own files are mounted on; empty outside.
+        uid: the user's and the group's number, where root runs the tests.
     """
 
     home: Path
     project: Path
     python: Path
     place: Path
+    uid: int = NOBODY
 
     @property
     def person(self) -> Person | None:
         """Who the user is; None is whoever runs the tests."""
-        return Person(NOBODY, NOBODY) if IS_ROOT else None
+        return Person(self.uid, self.uid) if IS_ROOT else None
 
     def do(self, function: Callable[[], Any]) -> Any:
         """Return what `function` returns when the user calls it."""
@@ -61,7 +65,7 @@ class OrdinaryUser:
         """Run a program as the user."""
         words = [str(word) for word in command]
         if IS_ROOT:
-            ids = ["--reuid", str(NOBODY), "--regid", str(NOBODY), "--clear-groups"]
+            ids = ["--reuid", str(self.uid), "--regid", str(self.uid), "--clear-groups"]
             words = ["setpriv", *ids, "--", *words]
         return subprocess.run(
             words,
@@ -177,5 +181,50 @@ def test_allow_other_is_refused_with_the_line_to_add(user: OrdinaryUser) -> None
         assert done.stderr.count("\n") == 1
         assert "user_allow_other" in done.stderr and "/etc/fuse.conf" in done.stderr
         assert list(user.home.glob("third*")) == []
+
+    user.where_users_mount(body)
+
+
+def test_a_user_without_a_name_is_told_so_and_needs_no_mount(user: OrdinaryUser) -> None:
+    """As in a container with a number for its user: a store is used without a mount, too."""
+    if not IS_ROOT:
+        pytest.skip("only root can become a user that has no name")
+    nameless = replace(user, home=user.home.with_name("nameless"), uid=NAMELESS)
+    nameless.home.mkdir()
+    os.chown(nameless.home, NAMELESS, NAMELESS)
+    state = nameless.home / "state"
+
+    def body() -> None:
+        refused = nameless.statefs("mount", state)
+        assert (refused.returncode, refused.stdout) == (9, "")
+        assert refused.stderr.count("\n") == 1 and f"{NAMELESS}" in refused.stderr
+        assert list(nameless.home.iterdir()) == []
+        for command in ("init", "save", "list", "verify"):
+            done = nameless.statefs(command, state)
+            assert (done.returncode, done.stderr) == (0, "")
+        assert nameless.statefs("pin", state, "latest", "--reason", "release").returncode == 0
+        refused = nameless.statefs("delete", state, "latest")
+        assert f"{NAMELESS}" in refused.stderr and "release" in refused.stderr
+
+    user.where_users_mount(body)
+
+
+def test_an_export_to_where_the_user_may_not_write_is_refused(user: OrdinaryUser) -> None:
+    """One line that names the file; nothing of it is left, and the store is as it was."""
+    if not IS_ROOT:
+        pytest.skip("a folder of another user is made by root")
+    state, others = user.home / "fourth", user.home / "others"
+    others.mkdir()
+
+    def body() -> None:
+        for command in ("init", "save"):
+            assert user.statefs(command, state).returncode == 0
+        for name in ("a.tar", "a.tar.zst", "missing/a.tar"):
+            refused = user.statefs("export", state, "latest", others / name)
+            assert (refused.returncode, refused.stdout) == (2, "")
+            assert refused.stderr.startswith("statefs: error: ") and refused.stderr.count("\n") == 1
+            assert str(others / name) in refused.stderr or str(others) in refused.stderr
+        assert list(others.iterdir()) == []
+        assert user.statefs("verify", state).returncode == 0
 
     user.where_users_mount(body)

@@ -32,6 +32,8 @@
     ├── NotInStore                  exit 30  ENOENT   a state store has nothing of that name
     ├── WrongKey                    exit 31  EACCES   the key does not open a state store
     ├── ResumeMismatch              exit 32  EINVAL   a session is of another store, or another one
+    ├── OperationLocked             exit 34  EBUSY    another operation has a deploy state
+    ├── OlderState                  exit 35  ESTALE   what is to be written is not the newest
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -283,6 +285,28 @@ class ResumeMismatch(StatefsError):
 
     exit_code = 32
     errno = _errno.EINVAL
+
+
+class OperationLocked(StatefsError):
+    """Another operation has the lock of a deploy state; the message says whose, and since when.
+
+    Args:
+        lock: the `OperationLock` that is there; None where the caller's own has been taken away.
+    """
+
+    exit_code = 34
+    errno = _errno.EBUSY
+
+    def __init__(self, message: str, lock: object = None) -> None:
+        super().__init__(message)
+        self.lock = lock
+
+
+class OlderState(StatefsError):
+    """What is to be written is no later version of the state that is there."""
+
+    exit_code = 35
+    errno = _errno.ESTALE
 
 
 def refusal(error: OSError, place: object = None) -> StatefsError:

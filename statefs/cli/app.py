@@ -50,6 +50,7 @@ COMMANDS: Final = {
     "import": "statefs.cli.import_",
     "check": "statefs.cli.check",
     "state": "statefs.cli.state",
+    "serve-http": "statefs.cli.serve_http",
     "completion": "statefs.cli.completion",
 }
 """Each subcommand and the module whose `command` it is, in the order --help shows them."""

@@ -134,6 +134,32 @@ def repair(folder: Path, as_json: bool) -> int:
     return StateDamaged.exit_code if is_lost else 0
 
 
+@command.command(
+    cls=ExplainedCommand,
+    short_help="Take the lock of a deploy state away from whoever has it.",
+    examples=[
+        "statefs state unlock deploy aws.eu-west-1",
+        "statefs state unlock states shop 5f1c7c6e-0d7c-4a2e-9d3f-3a4b5c6d7e8f",
+    ],
+)
+@folder_argument
+@click.argument("state", type=TEXT)
+@click.argument("lock_id", type=TEXT, required=False, metavar="[ID]")
+def unlock(folder: Path, state: str, lock_id: str | None) -> None:
+    """Take the lock of STATE in FOLDER away, whoever has it; with ID, only the lock of that id.
+
+    What its holder writes from then on is refused. The audit log of FOLDER has it.
+    """
+    from statefs.cli.state_kinds import unlocked
+    from statefs.state.operation_lock import held_text
+
+    lock = unlocked(folder, state, lock_id)
+    if lock is None:
+        print_line(f"{state}: nobody has a lock that can be named")
+    else:
+        print_line(f"{state}: the lock of {held_text(lock)} is taken away")
+
+
 def repair_document(done: checking.Repair) -> dict[str, Any]:
     """Return one repair as JSON shows it."""
     return {

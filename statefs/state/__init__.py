@@ -5,10 +5,13 @@ place of copies. docs/state-stores.md describes them and what they write.
 """
 
 from statefs.state.audit import Unfinished
+from statefs.state.deploy_documents import Target
+from statefs.state.deploy_state import DeployBackend, DeployState, Found, Resource
 from statefs.state.encrypted_store import EncryptedJsonStore
 from statefs.state.journaled_session import JournaledSession
 from statefs.state.json_store import DocumentType, JsonStore
 from statefs.state.keyring import Key, make_key_file
+from statefs.state.operation_lock import OperationLock
 from statefs.state.secret_values import without_secrets
 from statefs.state.session_documents import (
     CodeBlock,
@@ -29,16 +32,21 @@ from statefs.state.session_store import SessionState, SessionStore
 
 __all__ = [
     "CodeBlock",
+    "DeployBackend",
+    "DeployState",
     "DocumentType",
     "EncryptedJsonStore",
     "ErrorBlock",
     "Event",
     "FileBlock",
+    "Found",
     "ImageBlock",
     "JournaledSession",
     "JsonStore",
     "Key",
+    "OperationLock",
     "Recovery",
+    "Resource",
     "Scope",
     "Session",
     "SessionEntry",
@@ -46,6 +54,7 @@ __all__ = [
     "SessionState",
     "SessionStore",
     "StatusBlock",
+    "Target",
     "TextBlock",
     "ToolBlock",
     "Turn",

@@ -11,6 +11,8 @@ from statefs.durable import make_folder, sync_folder, write_file
 from statefs.state.snapshots import mounted_folder
 
 FOLDER: Final = "backups"
+MIGRATION: Final = "before-migration"
+"""Begins the label of a snapshot that stands for the copies."""
 KEPT_COPIES: Final = 10
 """Of each file: enough to go back some days, few enough to be no burden."""
 
@@ -23,11 +25,23 @@ def keep_before_migration(path: Path, data: bytes, clock: Clock) -> None:
     Raises:
         OSError: there is neither a copy nor a snapshot; nothing may be changed then.
     """
+    keep_before(path, data, clock, MIGRATION)
+
+
+def keep_before(path: Path, data: bytes, clock: Clock, label: str) -> None:
+    """Keep `data`, the content of a file that is about to be replaced, as a copy or in a snapshot.
+
+    Args:
+        label: of the snapshot, before the time.
+
+    Raises:
+        OSError: there is neither a copy nor a snapshot; nothing may be changed then.
+    """
     mounted = mounted_folder(path.parent)
     if mounted is None:
         keep_copy(path, data, clock)
     else:
-        mounted.take_snapshot(f"before-migration-{_stamp(clock)}")
+        mounted.take_snapshot(f"{label}-{stamp(clock)}")
 
 
 def keep_copy(path: Path, data: bytes, clock: Clock) -> Path:
@@ -43,7 +57,7 @@ def keep_copy(path: Path, data: bytes, clock: Clock) -> Path:
     if not folder.is_dir():
         make_folder(folder)
         sync_folder(path.parent)
-    copy = folder / f"{path.stem}.{_stamp(clock)}{path.suffix}"
+    copy = folder / f"{path.stem}.{stamp(clock)}{path.suffix}"
     write_file(copy, data)
     for old in copies_of(path)[KEPT_COPIES:]:
         old.unlink(missing_ok=True)
@@ -64,10 +78,10 @@ def copies_of(path: Path) -> list[Path]:
 
 def place_aside(path: Path, clock: Clock) -> Path:
     """Return where a broken file may be moved to, so that nobody takes it for a good one."""
-    return path.with_name(f"{path.name}.broken-{_stamp(clock)}")
+    return path.with_name(f"{path.name}.broken-{stamp(clock)}")
 
 
-def _stamp(clock: Clock) -> str:
+def stamp(clock: Clock) -> str:
     """Return the time for a file name: ordered as text, without characters that need quotes."""
     text = iso_time(clock.now_ns()).replace("-", "").replace(":", "")
     return text if "." in text else text.replace("Z", ".000000Z")

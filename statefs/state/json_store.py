@@ -367,6 +367,7 @@ def _line_of(key: object, value: Any) -> bytes:
     """
     if not isinstance(key, str):
         raise UsageError(f"a key is a text, not of type {type(key).__name__}")
+    json_text(key, "a key")  # what is wrong with it is told before it is put into a line
     return _head_of(key) + json_text(value, "the value of a key").encode()
 
 

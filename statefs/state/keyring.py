@@ -101,11 +101,8 @@ class Key:
             UsageError: it holds something else, or others may read it.
             OSError: it cannot be read.
         """
-        with open(open_plain(Path(path), os.O_RDONLY), "rb") as file:
-            if os.fstat(file.fileno()).st_mode & _OTHERS:
-                raise UsageError(f"others may read the key file {path}: 'chmod 600' it")
-            content = file.read(_KEY_FILE_BYTES_MAX)
-        return cls(_key_bytes(content, f"the key file {path}"), False, f"the key file {path}")
+        what = f"the key file {path}"
+        return cls(_key_bytes(read_secret(Path(path), what), what), False, what)
 
     @classmethod
     def from_environment(cls, variable: str) -> Self:
@@ -168,6 +165,23 @@ def make_key_file(path: str | os.PathLike[str]) -> Key:
         raise UsageError(f"there is a file {place} already; a new key would replace what it opens")
     write_file(place, base64.b64encode(os.urandom(KEY_BYTES)) + b"\n")
     return Key.from_file(place)
+
+
+def read_secret(path: Path, what: str) -> bytes:
+    """Return what is in a file that its owner alone may read, 4096 bytes of it at most.
+
+    Args:
+        path: of the file.
+        what: it is, for the message.
+
+    Raises:
+        UsageError: others may read it.
+        OSError: it cannot be read.
+    """
+    with open(open_plain(path, os.O_RDONLY), "rb") as file:
+        if os.fstat(file.fileno()).st_mode & _OTHERS:
+            raise UsageError(f"others may read {what}: 'chmod 600' it")
+        return file.read(_KEY_FILE_BYTES_MAX)
 
 
 class FileKey(NamedTuple):

@@ -12,6 +12,7 @@ import fcntl
 import json
 import logging
 import os
+import time
 from pathlib import Path
 from typing import Final, NamedTuple, Self
 
@@ -22,6 +23,8 @@ from statefs.errors import StoreLocked
 
 START_SECONDS: Final = 2.0
 """Two readings of one process's start differ by less: the boot time they count from is rounded."""
+POLL_SECONDS: Final = 0.005
+"""Between two looks at a lock that somebody has for the moment of a write."""
 _RECORD_BYTES_MAX: Final = 4096
 
 _log = logging.getLogger(__name__)
@@ -50,17 +53,27 @@ class ProcessLock:
         self._path = path
         self._fd: int | None = None
 
-    def acquire(self) -> None:
-        """Take the lock now, or not at all. What a process that is gone has left is taken over.
+    def acquire(self, wait_seconds: float = 0.0) -> None:
+        """Take the lock, waiting at most so long; what a process that is gone has left is taken.
 
         Raises:
             StoreLocked: a living process has it; the message names it.
             OSError: the lock file cannot be written.
         """
+        give_up = time.monotonic() + wait_seconds
+        while True:
+            try:
+                return self._acquire_now()
+            except StoreLocked:
+                if time.monotonic() >= give_up:
+                    raise
+            time.sleep(POLL_SECONDS)
+
+    def _acquire_now(self) -> None:
         fd = open_plain(self._path, os.O_RDWR | os.O_CREAT)
         try:
             holder = _read_holder(fd)
-            if not _try_lock(fd):
+            if not try_lock(fd):
                 raise StoreLocked(_locked_text(self._path.parent, holder))
             holder = _read_holder(fd)
             if holder is not None and holder.pid != os.getpid():
@@ -124,7 +137,8 @@ def is_running(holder: Holder) -> bool:
     return bool(abs(start_time - holder.start_time) < START_SECONDS)
 
 
-def _try_lock(fd: int) -> bool:
+def try_lock(fd: int) -> bool:
+    """Return whether the open file is locked for this descriptor now."""
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

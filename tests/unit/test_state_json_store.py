@@ -107,6 +107,8 @@ def test_what_json_does_not_hold_is_refused_and_changes_nothing(folder: Path, va
             store.set("settings", "a", {"deep": [value]})
         with pytest.raises(UsageError, match="a key is a text"):
             store.set("settings", 7, 1)  # type: ignore[arg-type]
+        with pytest.raises(UsageError, match="a key cannot be stored"):
+            store.set("settings", "\udcff", 1)
         with pytest.raises(UsageError, match="document"):
             store.set("", "a", 1)
         assert store.all("settings") == {"a": 1} == store.load("settings")

@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Final
 
+from statefs.cli.state_kinds.deploys import DEPLOYS, TERRAFORM
 from statefs.cli.state_kinds.documents import DOCUMENTS
 from statefs.cli.state_kinds.journals import JOURNALS
 from statefs.cli.state_kinds.kind import Kind
@@ -16,8 +17,9 @@ from statefs.cli.state_kinds.sessions import SESSIONS
 from statefs.errors import NotInStore
 from statefs.state.audit import Unfinished
 from statefs.state.checking import Problem, require_folder
+from statefs.state.operation_lock import OperationLock
 
-KINDS: Final = (DOCUMENTS, SESSIONS, JOURNALS)
+KINDS: Final = (DEPLOYS, TERRAFORM, DOCUMENTS, SESSIONS, JOURNALS)
 """In the order in which they are listed, and asked for a name."""
 
 
@@ -44,6 +46,24 @@ def shown(folder: Path, name: str, part: str | None) -> Any:
         except NotInStore as error:
             said.append(str(error))
     raise NotInStore("; ".join(said))
+
+
+def unlocked(folder: Path, name: str, lock_id: str | None) -> OperationLock | None:
+    """Take a lock away and return it, of the first kind that has an entry of that name.
+
+    Raises:
+        NotInStore: none has; the message has what each of them says.
+        OperationLocked: the lock has another id.
+    """
+    said = []
+    for kind in kinds_in(folder):
+        if kind.unlock is None:
+            continue
+        try:
+            return kind.unlock(folder, name, lock_id)
+        except NotInStore as error:
+            said.append(str(error))
+    raise NotInStore("; ".join(said) or f"{folder} has no states with locks of their own")
 
 
 def problems_in(folder: Path) -> list[Problem]:

@@ -9,12 +9,18 @@ from statefs.cli.output import Column
 from statefs.cli.state_kinds.kind import Kind, Listing
 from statefs.clock import iso_time
 from statefs.state import checking
+from statefs.state.deploy_checking import is_deploys
 from statefs.state.json_store import SUFFIX
 from statefs.units import count_text, local_text, size_text
 
 
 def has_documents(folder: Path) -> bool:
-    """Return whether there is a document or a keyring, whatever its name and state."""
+    """Return whether there is a document or a keyring, whatever its name and state.
+
+    One of deploy states is none of documents: no program can have a folder open as both.
+    """
+    if is_deploys(folder):
+        return False
     return checking.is_encrypted(folder) or any(folder.glob(f"*{SUFFIX}"))
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from statefs.cli.output import Column
 from statefs.state.audit import Unfinished
 from statefs.state.checking import Problem, Repair, unfinished_in
+from statefs.state.operation_lock import OperationLock
 
 
 class Listing(NamedTuple):
@@ -39,6 +40,8 @@ class Kind:
         check: what is wrong; changes nothing.
         repair: puts that right, and returns what was done.
         unfinished: actions that its audit logs say have begun, and not that they have ended.
+        unlock: takes the lock of the entry of a name, and of an id if that is not None, away from
+            whoever has it, and returns it; None where entries have no locks of their own.
     """
 
     entries: str
@@ -48,3 +51,4 @@ class Kind:
     check: Callable[[Path], list[Problem]]
     repair: Callable[[Path], list[Repair]]
     unfinished: Callable[[Path], list[Unfinished]] = unfinished_in
+    unlock: Callable[[Path, str, str | None], OperationLock | None] | None = None

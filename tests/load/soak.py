@@ -23,6 +23,7 @@ from typing import Final
 
 from statefs.errors import DaemonUnreachable
 from statefs.layout import StoreLayout
+from statefs.maintenance.pruning import bytes_on_disk
 from tests.harness.mounted_state import MountedState, mounted_as
 from tests.load.clients import CLIENTS
 
@@ -188,16 +189,10 @@ class Soak:
             descriptors = len(os.listdir(f"/proc/{worker}/fd"))
         except FileNotFoundError:
             return  # just killed
-        store = sum(
-            os.stat(Path(place) / name).st_blocks * 512
-            for place, _, found in os.walk(self._state.store)
-            for name in found
-            if (Path(place) / name).exists()
-        )
         for name, value in (
             ("resident_bytes", pages * os.sysconf("SC_PAGE_SIZE")),
             ("descriptors", descriptors),
-            ("store_bytes", store),
+            ("store_bytes", bytes_on_disk(self._state.store)),
         ):
             self._tally.samples.setdefault(name, []).append(value)
 

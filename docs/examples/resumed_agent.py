@@ -1,7 +1,7 @@
 """An agent that may be killed at any moment: it goes on where it was, and mails nobody twice.
 
 python resumed_agent.py FOLDER MAILS TASK         work on a task: the next step, each time
-python resumed_agent.py FOLDER MAILS TASK sent    say what became of a mail that a kill cut short
+python resumed_agent.py FOLDER MAILS TASK done    say what became of a mail that a kill cut short
 """
 
 from __future__ import annotations
@@ -27,10 +27,22 @@ def mail(place: Path, text: str) -> None:
         mails.write(f"{text}\n")
 
 
-def state_of(session: JournaledSession) -> list[str]:
-    """Return what the agent knew: the last snapshot, and the events after it."""
+def go_on(session: JournaledSession, outcome: str | None) -> list[str]:
+    """Return what the agent knew: the last snapshot, the events after it, and the mails sent."""
     known = list(session.recovery.slots.get("known", []))
-    return known + [event.value.text for event in session.recovery.events]
+    known += [event.value.text for event in session.recovery.events]
+    for number, text, ended in (
+        (each.begun.number, each.begun.details["text"], each.outcome)
+        for each in session.recovery.actions
+    ):
+        if ended is None:
+            if outcome is None:
+                sys.exit(f"was this mail sent? {text}: look, and say 'done' or 'failed'")
+            session.settle(number, outcome)
+        if (ended or outcome) == "done" and text not in known:
+            session.append(Noted(text))  # a kill came between the mail and its event
+            known.append(text)
+    return known
 
 
 def main(folder: str, mails: str, task: str, outcome: str | None = None) -> None:
@@ -41,11 +53,7 @@ def main(folder: str, mails: str, task: str, outcome: str | None = None) -> None
     except NotInStore:
         session = store.create(task)
     with session:
-        for action in session.recovery.unfinished:
-            if outcome is None:
-                sys.exit(f"was this mail sent? {action.details['text']}: look, and say so")
-            session.settle(action.number, outcome)
-        known = state_of(session)
+        known = go_on(session, outcome)
         step = f"step {len(known) + 1} of {task}"
         with session.audit("mail", text=step):  # durable before the mail is sent
             mail(Path(mails), step)

@@ -4,7 +4,7 @@ They need no mount and import nothing of the engine; in a mounted state they use
 place of copies. docs/state-stores.md describes them and what they write.
 """
 
-from statefs.state.audit import Unfinished
+from statefs.state.audit import Action, Unfinished
 from statefs.state.deploy_documents import Target
 from statefs.state.deploy_state import DeployBackend, DeployState, Found, Resource
 from statefs.state.encrypted_store import EncryptedJsonStore
@@ -31,6 +31,7 @@ from statefs.state.session_recovery import Event, Recovery
 from statefs.state.session_store import SessionState, SessionStore
 
 __all__ = [
+    "Action",
     "CodeBlock",
     "DeployBackend",
     "DeployState",

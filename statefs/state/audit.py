@@ -88,30 +88,56 @@ class Unfinished(NamedTuple):
         )
 
 
-def unfinished_actions(path: Path) -> list[Unfinished]:
-    """Return what was begun and has no end, the oldest first; nothing is changed, no lock needed.
+class Action(NamedTuple):
+    """An action in an audit log.
 
     Args:
-        path: of an audit log; there may be none.
+        begun: its first record.
+        outcome: `done`, `failed`, or what somebody has settled; None of one without an end.
+        end: the number of the record of its end; 0 where there is none.
+    """
+
+    begun: Unfinished
+    outcome: str | None
+    end: int
+
+
+def read_actions(path: Path) -> list[Action]:
+    """Return the actions in an audit log, the oldest first; nothing is changed, no lock needed.
+
+    Args:
+        path: of the log; there may be none.
 
     Raises:
         StateDamaged: a record is broken; the message names file and line.
     """
-    open_ones: dict[int, Unfinished] = {}
+    found: dict[int, Action] = {}
     try:
         for number, value, _ in read_journal(path):
             if value == LOST:
-                open_ones[number] = Unfinished(path, number, "", LOST_ACTION, 0, {})
+                begun = Unfinished(path, number, "", LOST_ACTION, 0, {})
+                found[number] = Action(begun, None, 0)
                 continue
             record = converted(value, Begun | Done | Failed | Settled, path, number)
             if isinstance(record, Begun):
                 begun = Unfinished(path, number, record.at, record.what, record.pid, record.details)
-                open_ones[number] = begun
-            else:
-                open_ones.pop(record.of, None)
+                found[number] = Action(begun, None, 0)
+            elif record.of in found:
+                found[record.of] = Action(found[record.of].begun, _outcome(record), number)
     except FileNotFoundError:
         return []
-    return list(open_ones.values())
+    return list(found.values())
+
+
+def _outcome(record: Done | Failed | Settled) -> str:
+    if isinstance(record, Settled):
+        return record.outcome
+    return DONE if isinstance(record, Done) else FAILED
+
+
+def unfinished_actions(path: Path) -> list[Unfinished]:
+    """Return the actions in an audit log that have no end; otherwise as `read_actions`."""
+    return [each.begun for each in read_actions(path) if each.outcome is None]
 
 
 class AuditLog:
@@ -130,6 +156,10 @@ class AuditLog:
     def cut_bytes(self) -> int:
         """Of a record that was never finished, and that was cut off at opening."""
         return self._journal.cut_bytes
+
+    def last_record(self) -> int:
+        """Return the number of the last record; 0 where there is none."""
+        return self._journal.position().sequence
 
     @contextmanager
     def action(self, what: str, **details: Any) -> Iterator[int]:

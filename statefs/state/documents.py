@@ -139,6 +139,8 @@ def decoded(text: str, path: Path, type_: type[T]) -> T:
         return msgspec.json.decode(text, type=type_)
     except msgspec.DecodeError as error:
         message, offset = _explained(text, type_, error)
+    except RecursionError:
+        message, offset = "it is nested too deeply", 0
     line = text.count("\n", 0, offset) + 1
     if not message.startswith("JSON"):
         message = f"{message[:1].lower()}{message[1:]}"

@@ -164,10 +164,9 @@ def read_journal(path: Path, after: Position = START) -> Iterator[Record]:
     count, end = after
     with open(open_plain(path, os.O_RDONLY), "rb") as file:
         size = os.fstat(file.fileno()).st_size
-        if end:
-            file.seek(end - 1)
-            if file.read(1) != b"\n":
-                raise StateDamaged(f"{path}, line {count}: it does not end where it did")
+        if end > size or (end and os.pread(file.fileno(), 1, end - 1) != b"\n"):
+            raise StateDamaged(f"{path}, line {count}: it does not end where it did")
+        file.seek(end)
         for line in file:
             is_last = end + len(line) >= size
             if is_last and (not line.endswith(b"\n") or b"\0" in line):

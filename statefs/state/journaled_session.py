@@ -58,7 +58,7 @@ state, where snapshots have the others, the last one alone."""
 
 REVISIONS_MAX: Final = 10**9
 """The name of a slot leaves room for so many, though nobody will have them."""
-_NEW: Final = Recovery(0, {}, [], [], [], 0)
+_NEW: Final = Recovery(0, {}, [], [], [], [], 0)
 
 
 class _Encoded(NamedTuple):
@@ -111,6 +111,7 @@ class JournaledSession:
             self._open = stack.pop_all()
         cut_bytes = sum(each.cut_bytes for each in (self._manifest, self._journal, self._audit))
         self.recovery = (recovery or _NEW)._replace(cut_bytes=cut_bytes)
+        self._unsettled = self.recovery.unfinished
         self._positions = {each.sequence: each.position() for each in self.recovery.events}
         self._positions[self._last.events] = after
 
@@ -177,7 +178,8 @@ class JournaledSession:
                 label = None
             elif label is not None:
                 self._mounted.take_snapshot(label)
-            snapshot = Snapshot(self._now(), reason, *position, written, label)
+            actions = self._audit.last_record()
+            snapshot = Snapshot(self._now(), reason, *position, actions, written, label)
             self._append(snapshot)
             self._note(snapshot)
             return number
@@ -241,7 +243,8 @@ class JournaledSession:
             the number of the action.
 
         Raises:
-            UsageError: see `append`; the action is not begun then.
+            UsageError: see `append`; or an action that is the same in word and details was cut
+                short and is not settled. Nothing is begun then.
             OSError: see `AuditLog.action`.
         """
         plain = self._plain({"what": what, "details": details}, "the action", dict[str, Any])
@@ -250,12 +253,22 @@ class JournaledSession:
             with ExitStack() as stack:
                 with self._mutex:
                     self._require_open()
+                    self._require_settled(plain)
                     action = self._audit.action(plain["what"], **plain["details"])
                     number = stack.enter_context(action)
                     self._active.add(number)
                 yield number
         finally:
             self._active.discard(number)
+
+    def _require_settled(self, action: dict[str, Any]) -> None:
+        """Raise UsageError where the same action was cut short, and may have been done."""
+        for each in self._unsettled:
+            if (each.what, each.details) == (action["what"], action["details"]):
+                raise UsageError(
+                    f"the action '{each.what}' was begun before, and may have been done: "
+                    f"look, and settle({each.number}, ...) it first"
+                )
 
     def unfinished(self) -> list[Unfinished]:
         """Return the actions that a crash cut short, and that nobody has settled yet."""
@@ -275,6 +288,7 @@ class JournaledSession:
             if number in self._active:
                 raise UsageError(f"the action {number} is under way")
             self._audit.settle(number, plain)
+            self._unsettled = [each for each in self._unsettled if each.number != number]
 
     def events(self) -> Iterator[Event]:
         """Return all events there are, the oldest first, read from the disk one by one."""

@@ -15,21 +15,62 @@ from statefs.errors import UsageError
 REMOVED: Final = "secret:removed"
 """What stands in place of a secret that was taken out: a reference that leads nowhere."""
 
-_FORMS: Final = {
-    "a private key": r"-----BEGIN [A-Z ]*PRIVATE KEY-----",
-    "a JSON Web Token": r"\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",
-    "an API key": r"\b[sr]k[-_][\w-]*[A-Za-z0-9]{20,}",
-    "a GitHub token": r"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22,})",
-    "a GitLab token": r"\bglpat-[\w-]{20,}",
-    "an AWS key": r"\b(AKIA|ASIA)[A-Z0-9]{16}\b",
-    "a Google key": r"\b(AIza[\w-]{35}|ya29\.[\w-]{20,})",
-    "a Slack token": r"\bxox[abeoprs]-[\w-]{10,}",
-    "a Hugging Face token": r"\bhf_[A-Za-z0-9]{30,}",
-    "a token of a package index": r"\b(npm_[A-Za-z0-9]{36}|pypi-[\w-]{50,})",
-    "a bearer token": r"(?i:\bbearer) +[\w.~+/-]{16,}",
-    "a password in an address": r"\b[a-z][a-z0-9+.-]*://[^\s/:@]*:[^\s/@$]+@",
-}
-_NAMED_FORMS: Final = [(name, re.compile(form)) for name, form in _FORMS.items()]
+
+class _Form(NamedTuple):
+    """What a kind of secret looks like.
+
+    Args:
+        name: for a message, with its article.
+        hints: one of them is in each such secret; found much faster than the form.
+        form: looks at no byte more than some hundred times, for the text may be anybody's.
+    """
+
+    name: str
+    hints: tuple[str, ...]
+    form: re.Pattern[str]
+
+
+_FORMS: Final = [
+    _Form(name, tuple(hints.split()), re.compile(form))
+    for name, hints, form in (
+        ("a private key", "-----BEGIN", r"-----BEGIN [A-Z ]{0,40}PRIVATE KEY-----"),
+        (
+            "a JSON Web Token",
+            "eyJ",
+            r"(?<![\w-])eyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{8,}",
+        ),
+        (
+            "an API key",
+            "sk- sk_ rk- rk_",
+            r"\b(sk-(ant|proj|or|admin)-[\w-]{20,}|[sr]k[-_]((live|test)_)?[A-Za-z0-9]{20,})",
+        ),
+        (
+            "a GitHub token",
+            "ghp_ gho_ ghu_ ghs_ ghr_ github_pat_",
+            r"\b(gh[pousr]_[A-Za-z0-9]{36}|github_pat_\w{22})",
+        ),
+        ("a GitLab token", "glpat-", r"\bglpat-[\w-]{20}"),
+        ("an AWS key", "AKIA ASIA", r"\b(AKIA|ASIA)[A-Z0-9]{16}\b"),
+        ("a Google key", "AIza ya29.", r"\b(AIza[\w-]{35}|ya29\.[\w-]{20,})"),
+        ("a Slack token", "xox", r"\bxox[abeoprs]-[\w-]{10,}"),
+        ("a Hugging Face token", "hf_", r"\bhf_[A-Za-z0-9]{30,}"),
+        (
+            "a token of a package index",
+            "npm_ pypi-",
+            r"\b(npm_[A-Za-z0-9]{36}|pypi-[\w-]{50,})",
+        ),
+        (
+            "a bearer token",
+            "Bearer bearer BEARER",
+            r"\b(Bearer|bearer|BEARER) {1,4}[\w.~+/-]{16,}",
+        ),
+        (
+            "a password in an address",
+            "://",
+            r"://[^\s/:@]{0,200}:[^\s/@$:]{1,200}@",
+        ),
+    )
+]
 
 _SECRET_KEYS: Final = re.compile(
     r"(.*_)?(password|passwd|passphrase|secret|client_secret|credentials?|authorization"
@@ -84,7 +125,7 @@ def suspects_in(value: Any) -> Iterator[Suspect]:
                 yield Suspect(at, looks_like)
         elif isinstance(each, dict):
             for name, member in each.items():
-                yield from (Suspect(at, form) for form in _forms_in(name))
+                yield from (Suspect(at, looks_like) for looks_like in _forms_in(name))
                 waiting.append((f"{at}.{name}".lstrip("."), name, member))
         elif isinstance(each, list):
             waiting += [(f"{at}[{number}]", key, member) for number, member in enumerate(each)]
@@ -110,8 +151,8 @@ def _cleaned(key: str, value: Any) -> Any:
 
 
 def _redacted(text: str) -> str:
-    for _, form in _NAMED_FORMS:
-        text = form.sub(REMOVED, text)
+    for each in _FORMS:
+        text = each.form.sub(REMOVED, text)
     return text
 
 
@@ -126,6 +167,6 @@ def _likeness(key: str, text: str) -> str | None:
 
 
 def _forms_in(text: str) -> Iterator[str]:
-    for looks_like, form in _NAMED_FORMS:
-        if form.search(text):
-            yield looks_like
+    for each in _FORMS:
+        if any(hint in text for hint in each.hints) and each.form.search(text):
+            yield each.name

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import msgspec
 
@@ -22,6 +22,7 @@ from statefs.state.journal import LOST, Position, read_journal
 MANIFEST: Final = "manifest.json"
 MANIFEST_VERSION: Final = 1
 
+Count = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 Status = Literal["running", "unclean", "closed", "finished"]
 
 
@@ -35,9 +36,9 @@ class SlotFile(msgspec.Struct, forbid_unknown_fields=True, frozen=True):
         sha256: of the file, in hexadecimal.
     """
 
-    written: int
+    written: Count
     form: Literal["json", "bytes"]
-    size: int = msgspec.field(name="bytes")
+    size: Count = msgspec.field(name="bytes")
     sha256: str
 
     def holds(self, data: bytes) -> bool:
@@ -69,14 +70,16 @@ class Snapshot(msgspec.Struct, tag_field="event", tag="snapshot", forbid_unknown
         reason: the program's word, such as `turn`.
         events: the number of the last event it has in it.
         end: where that event's line ends in the journal, in bytes.
+        actions: the number of the audit log's last record then.
         slots: all of them, by name.
         label: of the snapshot of the mounted state that was taken with it.
     """
 
     at: str
     reason: str
-    events: int
-    end: int
+    events: Count
+    end: Count
+    actions: Count
     slots: dict[str, SlotFile]
     label: str | None = None
 
@@ -98,7 +101,7 @@ class Finished(msgspec.Struct, tag_field="event", tag="finished", forbid_unknown
 
 
 Revision = Created | Resumed | Snapshot | Closed | Finished
-NO_SNAPSHOT: Final = Snapshot("", "", 0, 0, {})
+NO_SNAPSHOT: Final = Snapshot("", "", 0, 0, 0, {})
 """What a session is resumed from that has none yet: all of its events."""
 
 

@@ -14,7 +14,7 @@ from typing import Any, Final, NamedTuple
 import msgspec
 
 from statefs.errors import NotInStore, StateDamaged
-from statefs.state.audit import Unfinished, unfinished_actions
+from statefs.state.audit import Action, Unfinished, read_actions
 from statefs.state.documents import converted, current_text, decoded, read_bytes
 from statefs.state.journal import LOST, START, Position, read_journal
 from statefs.state.json_store import DocumentType
@@ -74,6 +74,8 @@ class Recovery(NamedTuple):
         slots: of the snapshot, by name.
         events: that came after it, in order; to be applied to the slots.
         unfinished: actions that were begun and of which nobody has said how they ended.
+        actions: all that were not at their end when the snapshot was taken, those among them. One
+            that is `done` is not to be done again, even where no event tells of it.
         lost: numbers of events after the snapshot that a repair could not save.
         cut_bytes: of records that were never finished, and that are cut off.
     """
@@ -82,6 +84,7 @@ class Recovery(NamedTuple):
     slots: dict[str, Any]
     events: list[Event]
     unfinished: list[Unfinished]
+    actions: list[Action]
     lost: list[int]
     cut_bytes: int
 
@@ -130,11 +133,14 @@ def recovered(place: Path, manifest: Manifest, types: SessionTypes) -> Recovery:
     lost: list[int] = []
     events = list(read_events(place, snapshot.position(), types.events, lost))
     revision = next(reversed(manifest.snapshots), 0)
-    return Recovery(revision, slots, events, unfinished_of(place), lost, 0)
+    actions = actions_of(place)
+    unfinished = [each.begun for each in actions if each.outcome is None]
+    recent = [each for each in actions if each.outcome is None or each.end > snapshot.actions]
+    return Recovery(revision, slots, events, unfinished, recent, lost, 0)
 
 
-def unfinished_of(place: Path) -> list[Unfinished]:
-    """Return the actions of a session that have no end.
+def actions_of(place: Path) -> list[Action]:
+    """Return the audited actions of a session, the oldest first.
 
     Raises:
         StateDamaged: the log is broken or missing; the message names file and line.
@@ -142,7 +148,7 @@ def unfinished_of(place: Path) -> list[Unfinished]:
     path = place / ACTIONS
     if not path.exists():
         raise StateDamaged(f"{path} is missing")
-    return unfinished_actions(path)
+    return read_actions(path)
 
 
 def read_events(

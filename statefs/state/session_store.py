@@ -27,10 +27,10 @@ from statefs.state.session_recovery import (
     AUDIT_FOLDER,
     STATE,
     SessionTypes,
+    actions_of,
     read_events,
     recovered,
     require_session,
-    unfinished_of,
 )
 
 SESSIONS: Final = "sessions"
@@ -250,7 +250,7 @@ def state_of(place: Path) -> SessionState | None:
         for event in read_events(place, snapshot.position()):
             changed_at = max(state.changed_at, event.at)
             state = state._replace(events=event.sequence, changed_at=changed_at)
-        unfinished = len(unfinished_of(place))
+        unfinished = sum(each.outcome is None for each in actions_of(place))
     except (StateDamaged, NewerStore, ResumeMismatch) as error:
         return state._replace(damage=str(error))
     status = manifest.status(holder_of(place / LOCK) is not None)

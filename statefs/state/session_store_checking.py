@@ -36,11 +36,11 @@ from statefs.state.session_recovery import (
     JOURNAL,
     STATE,
     SessionTypes,
+    actions_of,
     read_events,
     recovered,
     require_session,
     slot_value,
-    unfinished_of,
 )
 from statefs.state.session_store import REMOVED, SESSIONS, place_of, session_places
 
@@ -109,7 +109,7 @@ def unfinished_in_sessions(folder: Path) -> list[Unfinished]:
     for place in session_places(folder):
         try:
             require_session(place)
-            found += unfinished_of(place)
+            found += [each.begun for each in actions_of(place) if each.outcome is None]
         except _UNREADABLE:
             continue  # a check has named it
     return found
@@ -150,7 +150,7 @@ def check_session(place: Path) -> list[Problem]:
         require_session(place)
     except _UNREADABLE as error:
         return [*found, _problem(place / MANIFEST, error)]
-    for path, read in ((place / JOURNAL, _read_journal), (place / ACTIONS, unfinished_of)):
+    for path, read in ((place / JOURNAL, _read_journal), (place / ACTIONS, actions_of)):
         try:
             read(place)
         except StateDamaged as error:

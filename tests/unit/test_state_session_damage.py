@@ -44,7 +44,7 @@ def no_file(name: str) -> Callable[[Path], None]:
 def snapshot_of(written: int, slot: str = "x") -> dict[str, Any]:
     """Return a revision with one slot."""
     file = {"written": written, "form": "bytes", "bytes": 1, "sha256": ""}
-    return {"event": "snapshot", "at": "", "reason": "", "events": 0, "end": 0,
+    return {"event": "snapshot", "at": "", "reason": "", "events": 0, "end": 0, "actions": 0,
             "slots": {slot: file}, "label": None}  # fmt: skip
 
 
@@ -62,6 +62,12 @@ DAMAGES = {
         "manifest.json", snapshot_of(1, "")
     ),
     r"state/%2E%2E%2Fx\.1 is missing": record_damage("manifest.json", snapshot_of(1, "../x")),
+    r"manifest\.json, line 4: expected `int` >= 0 at end": record_damage(
+        "manifest.json", snapshot_of(1) | {"end": -1}
+    ),
+    r"journal\.log, line 9: it does not end": record_damage(
+        "manifest.json", snapshot_of(1) | {"slots": {}, "events": 9, "end": 2**62}
+    ),
     r"manifest\.json, line 4: invalid value at event": record_damage(
         "manifest.json", {"event": "x"}
     ),

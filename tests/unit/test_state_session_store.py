@@ -93,7 +93,8 @@ def test_the_folder_is_as_the_documents_say(sessions: SessionStore) -> None:
     assert created == {
         "event": "created", "version": 1, "store": "coder", "id": "a/b",
         "at": "2023-11-14T22:13:21Z"}  # fmt: skip
-    assert list(first) == ["event", "at", "reason", "events", "end", "slots", "label"]
+    assert list(first) == [
+        "event", "at", "reason", "events", "end", "actions", "slots", "label"]  # fmt: skip
     assert (first["event"], first["reason"], first["events"]) == ("snapshot", "turn", 1)
     assert first["end"] == (folder / "journal.log").stat().st_size
     assert last["slots"]["plan/1"] == first["slots"]["plan/1"]
@@ -197,6 +198,7 @@ def test_references_to_secrets_and_harmless_words_are_taken(sessions: SessionSto
             {"password": "env:DB_PASSWORD", "api_key": "${OPENAI_KEY}", "secret": "secret:db/1"},
             {"Authorization": "keyring:github", "token": "international", "max_tokens": 100},
             {"passphrase": "***", "credential": "", "access_token": None, "id_token": 7},
+            ["sk-" * 30_000, "eyJ-" * 30_000, "a-" * 50_000, "://a:" * 20_000],
             "the password is in the vault; https://host:80/a@b; sk-learn; task-force-one-two-three",
         ):
             session.append(value)
@@ -301,14 +303,37 @@ def test_an_audited_action_is_durable_before_it_is_done_and_found_if_cut_short(
             with pytest.raises(UsageError, match=r"actions to settle first: 3 \(deploy\)"):
                 session.finish()
     with sessions.resume("one") as session:
+        with (
+            pytest.raises(UsageError, match=r"may have been done: look, and settle\(3, "),
+            session.audit("deploy", commit="abc"),
+        ):
+            pytest.fail("it was done")
         with session.audit("look") as number, pytest.raises(UsageError, match="under way"):
             session.settle(number, "done")
         with pytest.raises(UsageError, match="no action 1 without an end"):
             session.settle(1, "done")
         session.settle(3, "was done")
         assert session.unfinished() == []
-        session.finish()
     assert values(place(sessions) / "audit" / "actions.log")[-1]["outcome"] == "was done"
+
+
+def test_what_was_done_since_the_last_snapshot_is_told_though_no_event_says_so(
+    sessions: SessionStore,
+) -> None:
+    """Done, failed or settled after it; not what had ended before."""
+    with sessions.create("one") as session:
+        with session.audit("before"):
+            pass
+        with session.audit("across"):
+            session.snapshot({"plan": 1})
+        with pytest.raises(ZeroDivisionError), session.audit("after"):
+            session.append(1 / 0)
+    with sessions.resume("one") as session:
+        found = [(each.begun.what, each.outcome) for each in session.recovery.actions]
+        assert found == [("across", "done"), ("after", "failed")]
+        session.snapshot()
+    with sessions.resume("one") as session:
+        assert (session.recovery.actions, session.recovery.unfinished) == ([], [])
 
 
 def test_a_torn_tail_is_cut_and_said(
@@ -405,14 +430,20 @@ def test_the_example_of_an_agent_goes_on_and_does_nothing_twice(tmp_path: Path) 
     assert run().stdout == "step 1 of tidy\n"
     assert run().stdout == "step 1 of tidy\nstep 2 of tidy\n"
 
-    def killed() -> None:
+    def killed(mail_is_done: bool) -> None:
         session = SessionStore(folder, "resumed-agent").resume("tidy")
-        with session.audit("mail", text="step 3 of tidy"):
-            os.kill(os.getpid(), signal.SIGKILL)
+        with session.audit("mail", text=f"step {3 + mail_is_done} of tidy"):
+            if not mail_is_done:
+                os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    os.waitpid(start(killed), 0)
+    os.waitpid(start(lambda: killed(False)), 0)
     refused = run()
     assert refused.returncode == 1
-    assert refused.stderr.endswith("\nwas this mail sent? step 3 of tidy: look, and say so\n")
-    assert run("no").stdout.splitlines()[2:] == ["step 3 of tidy"]
+    assert refused.stderr.endswith(
+        "\nwas this mail sent? step 3 of tidy: look, and say 'done' or 'failed'\n"
+    )
+    assert run("failed").stdout.splitlines()[2:] == ["step 3 of tidy"]
     assert len(mails.read_text().splitlines()) == 3
+    os.waitpid(start(lambda: killed(True)), 0)
+    assert run().stdout.splitlines()[3:] == ["step 4 of tidy", "step 5 of tidy"]

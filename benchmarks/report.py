@@ -20,7 +20,9 @@ from rich.table import Table
 from statefs import __version__
 
 RESULTS: Final = Path(__file__).parent / "results"
-console: Final = Console()
+FILE_WIDTH: Final = 180
+"""Characters of a line in a file or a pipe: the widest table is whole."""
+console: Final = Console(width=None if sys.stdout.isatty() else FILE_WIDTH)
 
 
 def machine() -> dict[str, Any]:

@@ -25,7 +25,7 @@ folder_argument = click.argument("folder", type=FOLDER, metavar="FOLDER")
     no_args_is_help=False,
 )
 def command() -> None:
-    """Look after FOLDER, where a program keeps documents or sessions with statefs.state.
+    """Look after FOLDER, where a program keeps documents, sessions or tasks with statefs.state.
 
     FOLDER is any folder, in a mounted state or not.
     """
@@ -34,13 +34,13 @@ def command() -> None:
 @command.command(
     "list",
     cls=ExplainedCommand,
-    short_help="List the documents, or the sessions.",
+    short_help="List the documents, the sessions or the tasks.",
     examples=["statefs state list ~/.config/shop", "statefs state list app --json"],
 )
 @folder_argument
 @json_option
 def list_(folder: Path, as_json: bool) -> None:
-    """List the documents in FOLDER, broken ones too; or its sessions, the last saved first."""
+    """List the documents in FOLDER, broken ones too, or its sessions, or its tasks."""
     from statefs.cli.state_kinds import kinds_in
 
     listings = [(kind.entries, kind.listed(folder)) for kind in kinds_in(folder)]
@@ -55,7 +55,7 @@ def list_(folder: Path, as_json: bool) -> None:
 
 @command.command(
     cls=ExplainedCommand,
-    short_help="Print one document, or one session.",
+    short_help="Print one document, session, task or report.",
     examples=[
         "statefs state show ~/.config/shop settings",
         "statefs state show app settings theme",
@@ -68,7 +68,8 @@ def show(folder: Path, document: str, key: str | None) -> None:
     """Print the values of DOCUMENT in FOLDER as JSON, or the value of KEY alone; or a session.
 
     A session is named by its id, or by SCOPE/ID where several scopes have one of that id. Of one
-    with a journal, KEY is a slot.
+    with a journal, KEY is a slot. In a folder of tasks, DOCUMENT is the id of a task, a session or
+    a report, and KEY a field of it.
     """
     from statefs.cli.state_kinds import shown
 

@@ -29,9 +29,15 @@ from statefs.state.session_documents import (
 from statefs.state.session_manager import Scope, SessionManager
 from statefs.state.session_recovery import Event, Recovery
 from statefs.state.session_store import SessionState, SessionStore
+from statefs.state.task_async import AsyncStatePersistence
+from statefs.state.task_documents import Report, Task, TaskMetrics, TaskState, WorkSession
+from statefs.state.task_health import PersistenceMetrics, TaskLimits
+from statefs.state.task_migration import rollback_migration
+from statefs.state.task_persistence import StatePersistence
 
 __all__ = [
     "Action",
+    "AsyncStatePersistence",
     "CodeBlock",
     "DeployBackend",
     "DeployState",
@@ -46,7 +52,9 @@ __all__ = [
     "JsonStore",
     "Key",
     "OperationLock",
+    "PersistenceMetrics",
     "Recovery",
+    "Report",
     "Resource",
     "Scope",
     "Session",
@@ -54,13 +62,20 @@ __all__ = [
     "SessionManager",
     "SessionState",
     "SessionStore",
+    "StatePersistence",
     "StatusBlock",
     "Target",
+    "Task",
+    "TaskLimits",
+    "TaskMetrics",
+    "TaskState",
     "TextBlock",
     "ToolBlock",
     "Turn",
     "Unfinished",
     "Usage",
+    "WorkSession",
     "make_key_file",
+    "rollback_migration",
     "without_secrets",
 ]

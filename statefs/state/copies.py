@@ -66,14 +66,17 @@ def keep_copy(path: Path, data: bytes, clock: Clock) -> Path:
 
 def copies_of(path: Path) -> list[Path]:
     """Return the copies of a file, the newest first."""
-    folder, found = path.parent / FOLDER, []
-    if not folder.is_dir():
-        return []
-    for each in folder.iterdir():
+    return stamped_files(path.parent / FOLDER, path.stem, path.suffix)
+
+
+def stamped_files(folder: Path, stem: str, suffix: str) -> list[Path]:
+    """Return the files `STEM.TIME` with a suffix in a folder, the newest first."""
+    found = []
+    for each in folder.iterdir() if folder.is_dir() else ():
         hit = _NAME.fullmatch(each.name)
-        if hit and hit["stem"] == path.stem and (hit["suffix"] or "") == path.suffix:
+        if hit and hit["stem"] == stem and (hit["suffix"] or "") == suffix:
             found.append((hit["time"], each))
-    return [copy for _, copy in sorted(found, reverse=True)]
+    return [path for _, path in sorted(found, reverse=True)]
 
 
 def place_aside(path: Path, clock: Clock) -> Path:

@@ -34,6 +34,10 @@ _ANY: Final = "[...]"
 """How msgspec names a member of a dict: it does not say which."""
 
 
+class NoMigration(StateDamaged):
+    """A document is older than the program, which has nothing to bring it up to date with."""
+
+
 @dataclass(frozen=True)
 class Form(Generic[T]):
     """What a kind of document looks like, and how older ones become that.
@@ -82,6 +86,24 @@ def write_document(path: Path, document: msgspec.Struct) -> None:
     write_file(path, msgspec.json.format(msgspec.json.encode(document)) + b"\n")
 
 
+def encoded(document: msgspec.Struct, what: str) -> bytes:
+    """Return the JSON of a Struct, after a look at whether it can be read again.
+
+    Args:
+        document: whose type says what may be in it.
+        what: it is, for the message.
+
+    Raises:
+        UsageError: something in it has a wrong type.
+    """
+    try:
+        data = msgspec.json.encode(document)
+        msgspec.json.decode(data, type=type(document))
+    except (msgspec.MsgspecError, TypeError, UnicodeEncodeError, RecursionError) as error:
+        raise UsageError(f"{what} cannot be saved: {error}") from None
+    return data
+
+
 def read_bytes(path: Path) -> bytes:
     """Return the bytes of a file; no link is followed, no pipe waited for.
 
@@ -124,7 +146,8 @@ def current_text(data: bytes, path: Path, form: Form[Any]) -> Current:
     for step in range(version, form.version):
         migration = form.migrations.get(step)
         if migration is None:
-            raise StateDamaged(f"{path} has version {step}, from which nothing leads on")
+            kind = StateDamaged if step < 1 else NoMigration
+            raise kind(f"{path} has version {step}, from which nothing leads on")
         document = migration(document) | {"version": step + 1}
     return Current(json.dumps(document, ensure_ascii=False), version)
 

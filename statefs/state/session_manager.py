@@ -19,7 +19,7 @@ import msgspec
 from statefs.clock import Clock, SystemClock, iso_time
 from statefs.durable import sync_folder, write_file
 from statefs.errors import NotInStore, UsageError
-from statefs.state.documents import read_document
+from statefs.state.documents import encoded, read_document
 from statefs.state.identifiers import checked_id, file_name_of
 from statefs.state.json_store import LOCK, made_folder
 from statefs.state.locks import ProcessLock
@@ -173,7 +173,8 @@ class SessionManager:
             listing = self._require_writable()
             path = self._path(session.id)
             session.updated_at = self._now()
-            write_file(path, _file_of(session))
+            data = encoded(session, f"the session '{session.id}'")
+            write_file(path, msgspec.json.format(data) + b"\n")
             self._sessions[session.id] = session
             self._saved[session.id] = _digest(session)
             listing.put(entry_of(session))
@@ -262,20 +263,6 @@ class SessionManager:
         if self._listing is None:
             raise UsageError(f"the sessions in {self.folder} were opened to be read only")
         return self._listing
-
-
-def _file_of(session: Session) -> bytes:
-    """Return the file of a session, after a look at whether it can be read again.
-
-    Raises:
-        UsageError: something in it has a wrong type.
-    """
-    try:
-        data = msgspec.json.encode(session)
-        msgspec.json.decode(data, type=Session)
-    except (msgspec.MsgspecError, TypeError, UnicodeEncodeError) as error:
-        raise UsageError(f"the session '{session.id}' cannot be saved: {error}") from None
-    return msgspec.json.format(data) + b"\n"
 
 
 def _digest(session: Session) -> bytes:

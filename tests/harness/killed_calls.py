@@ -16,7 +16,9 @@ from tests.harness.processes import start
 
 Acknowledge = Callable[[str], None]
 
-CALLS: Final = ("open", "write", "pwrite", "rename", "unlink", "mkdir", "ftruncate", "chmod")
+CALLS: Final = (
+    "open", "write", "pwrite", "rename", "link", "unlink", "mkdir", "ftruncate", "chmod"
+)  # fmt: skip
 SYNCS: Final = ("fsync", "fdatasync")
 
 

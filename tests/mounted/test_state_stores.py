@@ -5,12 +5,32 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from statefs.state import DocumentType, JsonStore
+from statefs.state import (
+    DocumentType,
+    JsonStore,
+    StatePersistence,
+    Task,
+    WorkSession,
+    rollback_migration,
+)
 from statefs.state.checking import repair_documents
 from statefs.state.snapshots import mounted_folder
+from statefs.state.task_backups import SNAPSHOT_SECONDS
+
+
+class FixedClock:
+    """A clock that a test sets."""
+
+    time_ns = 1_700_000_000 * 10**9
+
+    def now_ns(self) -> int:
+        """Return what the test has set."""
+        return self.time_ns
+
 
 EXAMPLES = Path(__file__).parents[2] / "docs" / "examples"
 
@@ -44,6 +64,73 @@ def test_in_a_mounted_state_snapshots_stand_for_copies(state: Path) -> None:
     versions = [json.loads(each.read_text())["version"] for each in repair.snapshots]
     assert versions == [1, 1]
     assert repair.snapshots[0].parent.parent.parent.parent == state / "snapshots"
+
+
+def test_in_a_mounted_state_a_snapshot_stands_for_backups_of_tasks(state: Path) -> None:
+    """One for a process and five minutes, ten at most; state.json is recovered from the newest."""
+    folder = state / "current" / "files" / "shop"
+    clock = FixedClock()
+
+    def labels() -> list[str]:
+        return sorted(each for each in os.listdir(state / "snapshots") if each.startswith("tasks-"))
+
+    with StatePersistence(folder, autosave_seconds=0, clock=clock) as store:
+        for number in range(3):
+            store.save_session(WorkSession(id=f"s{number}"))
+        assert len(labels()) == 1
+        for number in range(12):
+            clock.time_ns += SNAPSHOT_SECONDS * 10**9
+            store.save_task(Task(id=f"t{number}"))
+        assert len(labels()) == store.metrics().backups == 10
+        assert all(check.ok for check in store.health())
+    assert list(folder.glob("state.backup.*")) == []
+    (folder / "state.json").write_text("{")
+    with StatePersistence(folder, autosave_seconds=0, clock=clock) as store:
+        assert len(store.state().tasks) == 12 and len(store.state().sessions) == 3
+        assert store.recovery.source == "backup" and not store.recovery.is_partial
+        assert store.recovery.path is not None
+        assert store.recovery.path.is_relative_to(state / "snapshots")
+
+
+def test_in_a_mounted_state_a_migration_of_tasks_is_rolled_back_from_its_snapshot(
+    state: Path,
+) -> None:
+    """It was taken before the first file was replaced."""
+    folder = state / "current" / "files" / "shop"
+    with StatePersistence(folder, autosave_seconds=0) as store:
+        store.save_task(Task(id="a", data={"n": 1}))
+    before = (folder / "tasks" / "a.json").read_bytes()
+    newer: dict[str, Any] = {"version": 2, "migrations": {1: lambda task: {**task, "title": "new"}}}
+    with StatePersistence(folder, autosave_seconds=0, **newer) as store:
+        assert store.task("a").title == "new"
+    done = rollback_migration(folder)
+    assert done.source.is_relative_to(state / "snapshots") and done.restored == 2
+    assert (folder / "tasks" / "a.json").read_bytes() == before
+    with StatePersistence(folder, autosave_seconds=0) as store:
+        assert store.task("a").data == {"n": 1} and store.recovery.losses == []
+
+
+@pytest.mark.parametrize("place", ["disk", "mount"])
+def test_the_example_of_a_work_list_works(request: pytest.FixtureRequest, place: str) -> None:
+    """On a disk and in a mount: it adds, works, and takes up what a kill has left running."""
+    if place == "disk":
+        folder = request.getfixturevalue("tmp_path") / "work"
+    else:
+        folder = request.getfixturevalue("state") / "current" / "files" / "work"
+    assert example("work_list", folder, "count moths").stdout == "pending: count moths\n"
+    assert example("work_list", folder, "--work").stdout == "completed: count moths\n"
+    with StatePersistence(folder, autosave_seconds=0) as store:
+        store.save_task(Task(id="left", title="left", status="running", data={"step": 2}))
+    assert "running: left" in example("work_list", folder).stdout
+    assert "completed: left" in example("work_list", folder, "--work").stdout
+    with StatePersistence(folder, autosave_seconds=0) as store:
+        assert store.task("left").result == "left: done in 3 steps"
+        [_, session] = store.state().sessions
+        assert store.load_session_log(session.id) == "left: left: done in 3 steps\n"
+        with open(folder / "tasks" / "left.json", "a") as file:
+            file.write("x")
+    assert "left.json, line " in example("work_list", folder).stderr
+    assert example("work_list", folder, "x" * 3).returncode == 0
 
 
 @pytest.mark.parametrize("place", ["disk", "mount"])

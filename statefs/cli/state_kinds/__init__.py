@@ -14,12 +14,13 @@ from statefs.cli.state_kinds.documents import DOCUMENTS
 from statefs.cli.state_kinds.journals import JOURNALS
 from statefs.cli.state_kinds.kind import Kind
 from statefs.cli.state_kinds.sessions import SESSIONS
+from statefs.cli.state_kinds.tasks import TASKS
 from statefs.errors import NotInStore
 from statefs.state.audit import Unfinished
 from statefs.state.checking import Problem, require_folder
 from statefs.state.operation_lock import OperationLock
 
-KINDS: Final = (DEPLOYS, TERRAFORM, DOCUMENTS, SESSIONS, JOURNALS)
+KINDS: Final = (DEPLOYS, TERRAFORM, DOCUMENTS, SESSIONS, JOURNALS, TASKS)
 """In the order in which they are listed, and asked for a name."""
 
 

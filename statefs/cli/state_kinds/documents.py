@@ -11,15 +11,16 @@ from statefs.clock import iso_time
 from statefs.state import checking
 from statefs.state.deploy_checking import is_deploys
 from statefs.state.json_store import SUFFIX
+from statefs.state.task_checking import has_tasks
 from statefs.units import count_text, local_text, size_text
 
 
 def has_documents(folder: Path) -> bool:
     """Return whether there is a document or a keyring, whatever its name and state.
 
-    One of deploy states is none of documents: no program can have a folder open as both.
+    A folder of deploy states or of tasks is none: no program can have a folder open as both.
     """
-    if is_deploys(folder):
+    if is_deploys(folder) or has_tasks(folder):
         return False
     return checking.is_encrypted(folder) or any(folder.glob(f"*{SUFFIX}"))
 

@@ -122,7 +122,7 @@ def repair(folder: Path, as_json: bool) -> int:
     from statefs.cli.state_kinds import kinds_in
 
     repairs = [each for kind in kinds_in(folder) for each in kind.repair(folder)]
-    is_lost = any(each.aside is not None and each.source is None for each in repairs)
+    is_lost = any(each.lost or (each.aside is not None and each.source is None) for each in repairs)
     if as_json:
         print_json({"folder": str(folder), "repairs": [repair_document(each) for each in repairs]})
         return StateDamaged.exit_code if is_lost else 0

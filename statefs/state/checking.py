@@ -20,6 +20,7 @@ from statefs.state.audit import AuditLog, Unfinished, unfinished_actions
 from statefs.state.copies import copies_of, place_aside
 from statefs.state.documents import Form, current_text, decoded, read_bytes, read_document
 from statefs.state.identifiers import file_name_of, name_of_file
+from statefs.state.journal_repair import Salvage, is_broken, salvage_journal
 from statefs.state.json_store import AUDIT, LOCK, SUFFIX, Envelope, document_names
 from statefs.state.keyring import ENCRYPTED_FORM, KEYRING, KEYRING_FORM
 from statefs.state.locks import ProcessLock
@@ -78,6 +79,7 @@ class Repair(NamedTuple):
         aside: where the broken file is now; None where nothing was moved.
         source: the copy that took its place; None where there was none.
         snapshots: paths of good versions in the snapshots of the mounted state, the newest first.
+        lost: whether something could not be saved.
     """
 
     path: Path
@@ -85,6 +87,7 @@ class Repair(NamedTuple):
     aside: Path | None = None
     source: Path | None = None
     snapshots: tuple[Path, ...] = ()
+    lost: bool = False
 
 
 def list_documents(folder: Path) -> list[Entry]:
@@ -230,12 +233,33 @@ def repair_documents(folder: Path, clock: Clock | None = None) -> list[Repair]:
     require_folder(folder)
     clock = clock or SystemClock()
     with ProcessLock(folder / LOCK):
-        problems = check_documents(folder)
-        if not problems:
+        if not check_documents(folder):
             return []
+        done = mended_audit(folder, clock)
         with AuditLog(folder / AUDIT, clock) as audit:
             read = partial(read_values, encrypted=is_encrypted(folder))
-            return [repaired(problem, audit, clock, read) for problem in problems]
+            problems = check_documents(folder)
+            return done + [repaired(problem, audit, clock, read) for problem in problems]
+
+
+def mended_audit(folder: Path, clock: Clock) -> list[Repair]:
+    """Put the audit log of a store right, whose lock is held, so that it can be added to."""
+    path = folder / AUDIT
+    if not path.exists() or not is_broken(path):
+        return []
+    return [repair_of(salvage_journal(path, clock, older_versions(path)))]
+
+
+def repair_of(salvage: Salvage) -> Repair:
+    """Return what was done to a journal as a repair."""
+    source = salvage.source or (None if salvage.lost else salvage.path)
+    return Repair(salvage.path, salvage.text(), salvage.aside, source, lost=bool(salvage.lost))
+
+
+def older_versions(path: Path) -> Iterator[Path]:
+    """Return a file as the snapshots of the mounted state have it, the newest first."""
+    mounted = mounted_folder(path.parent)
+    return iter(()) if mounted is None else mounted.past_of(path.name)
 
 
 def repaired(
@@ -264,9 +288,7 @@ def _replaced(path: Path, clock: Clock, read: Callable[[Path], object]) -> Repai
     """Put a copy in place of a broken file, which is never gone before it lies elsewhere."""
     aside = place_aside(path, clock)
     write_file(aside, read_bytes(path))
-    mounted = mounted_folder(path.parent)
-    past = mounted.past_of(path.name) if mounted is not None else iter(())
-    snapshots = tuple(islice(_good_ones(past, read), SNAPSHOTS_NAMED_MAX))
+    snapshots = tuple(islice(_good_ones(older_versions(path), read), SNAPSHOTS_NAMED_MAX))
     moved = f"{path}: moved to {aside.name}"
     copy = next(_good_ones(copies_of(path), read), None)
     if copy is None:

@@ -175,16 +175,32 @@ def read_journal(path: Path, after: Position = START) -> Iterator[Record]:
             yield Record(count, _value(line, count, path), end)
 
 
+def record_in(line: bytes) -> int | None:
+    """Return the number of the record in a line; None where the line is not whole."""
+    try:
+        number, fits, text = _parts_of(line)
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return number if fits else None
+
+
 def _value(line: bytes, sequence: int, path: Path) -> Any:
     try:
-        number, checksum, text = line.decode().rstrip("\n").split(" ", _FIELDS - 1)
-        if int(checksum, 16) != _checksum(int(number), text):
+        number, fits, text = _parts_of(line)
+        if not fits:
             raise StateDamaged(f"{path}, line {sequence}: the checksum does not fit")
-        if int(number) != sequence:
+        if number != sequence:
             raise StateDamaged(f"{path}, line {sequence}: it has the number {number}")
         return json.loads(text)
     except (ValueError, RecursionError):
         raise StateDamaged(f"{path}, line {sequence}: not a record of a journal") from None
+
+
+def _parts_of(line: bytes) -> tuple[int, bool, str]:
+    """Return the number of a line, whether its checksum fits, and its JSON. Raises ValueError."""
+    number, checksum, text = line.decode().rstrip("\n").split(" ", _FIELDS - 1)
+    return int(number), int(checksum, 16) == _checksum(int(number), text), text
 
 
 def _checksum(sequence: int, text: str) -> int:

@@ -19,6 +19,7 @@ from statefs.state.checking import (
     Problem,
     Repair,
     audit_problems,
+    mended_audit,
     mode_problems,
     repaired,
     require_folder,
@@ -136,11 +137,11 @@ def repair_sessions(folder: Path, clock: Clock | None = None) -> list[Repair]:
     require_folder(folder)
     clock = clock or SystemClock()
     with ProcessLock(folder / LOCK):
-        problems = check_sessions(folder)
-        if not problems:
+        if not check_sessions(folder):
             return []
+        done = mended_audit(folder, clock)
         with AuditLog(folder / AUDIT, clock) as audit:
-            done = [_repaired(problem, audit, clock) for problem in problems]
+            done += [_repaired(problem, audit, clock) for problem in check_sessions(folder)]
         for scope in scopes_of(folder):
             SessionListing(folder / scope.place())
         return done

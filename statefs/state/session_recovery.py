@@ -21,7 +21,6 @@ from statefs.state.json_store import DocumentType
 from statefs.state.session_manifest import (
     Manifest,
     SlotFile,
-    Snapshot,
     read_manifest,
     slot_file_name,
 )
@@ -206,13 +205,3 @@ def read_slot_file(path: Path, file: SlotFile) -> bytes:
     if not file.holds(data):
         raise StateDamaged(f"{path}: it is not what the manifest's line {file.written} says")
     return data
-
-
-def is_whole(place: Path, snapshot: Snapshot) -> bool:
-    """Return whether the files of all slots of a snapshot are as they were written."""
-    try:
-        for slot, file in snapshot.slots.items():
-            read_slot_file(place / STATE / slot_file_name(slot, file), file)
-    except StateDamaged:
-        return False
-    return True

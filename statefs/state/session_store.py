@@ -25,6 +25,7 @@ from statefs.state.locks import ProcessLock, holder_of
 from statefs.state.session_manifest import read_manifest
 from statefs.state.session_recovery import (
     AUDIT_FOLDER,
+    JOURNAL,
     STATE,
     SessionTypes,
     actions_of,
@@ -122,10 +123,14 @@ class SessionStore:
 
         return self._locked(place, begun)
 
-    def resume(self, session_id: str) -> JournaledSession:
+    def resume(self, session_id: str, *, despite_loss: bool = False) -> JournaledSession:
         """Take a session up where it was; its `recovery` has the last snapshot and what came after.
 
         Nothing is changed before all of that has been read and found whole.
+
+        Args:
+            session_id: of the session.
+            despite_loss: whether events may be missing that a repair could not save.
 
         Raises:
             NotInStore: there is no such session.
@@ -142,13 +147,19 @@ class SessionStore:
             manifest = require_session(place, self.name)
             if manifest.status(is_running=False) == "finished":
                 raise UsageError(f"the session '{session_id}' has been finished: create another")
+            recovery = recovered(place, manifest, self._types)
+            if recovery.lost and not despite_loss:
+                raise StateDamaged(
+                    f"{place / JOURNAL}, line {recovery.lost[0]}: the event is lost, and no "
+                    "snapshot has it: 'despite_loss' goes on without it"
+                )
             session = JournaledSession(
                 session_id,
                 place,
                 self._types,
                 lock,
                 self._clock,
-                recovered(place, manifest, self._types),
+                recovery,
                 list(manifest.snapshots.values())[-KEPT_SNAPSHOTS:],
             )
             session.go_on()

@@ -159,7 +159,7 @@ def check_session(place: Path) -> list[Problem]:
 
 
 def _problem(path: Path, error: StatefsError) -> Problem:
-    return Problem(path, str(error), lost=False)
+    return Problem(path, str(error), lost=isinstance(error, StateDamaged))
 
 
 def _read_journal(place: Path) -> None:

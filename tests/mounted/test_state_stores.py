@@ -9,15 +9,19 @@ from typing import Any
 
 import pytest
 
+from statefs.errors import SnapshotExists
 from statefs.state import (
     DocumentType,
     JsonStore,
+    SessionStore,
     StatePersistence,
     Task,
     WorkSession,
     rollback_migration,
 )
 from statefs.state.checking import repair_documents
+from statefs.state.session_store_checking import check_store
+from statefs.state.session_store_repair import repair_store
 from statefs.state.snapshots import mounted_folder
 from statefs.state.task_backups import SNAPSHOT_SECONDS
 
@@ -147,3 +151,51 @@ def test_the_example_of_settings_works(request: pytest.FixtureRequest, place: st
     assert "expected `int`, got `str`" in refused.stderr and "Traceback" not in refused.stderr
     (folder / "settings.json").write_text('{"version": 1, "values": {"colour": "blue"}}')
     assert json.loads(example("settings", folder).stdout) == {"theme": "blue", "font_size": 12}
+
+
+def test_a_session_in_a_mounted_state_has_snapshots_in_place_of_copies(state: Path) -> None:
+    """One file for each slot; a label has the whole state saved; a repair brings back each byte."""
+    folder = state / "current" / "files" / "agent"
+    store = SessionStore(folder, "coder")
+    session = store.create("one")
+    session.append("a")
+    (state / "current" / "files" / "work").write_text("draft")
+    session.snapshot({"seen": "a"}, reason="before deploy", label="before-deploy")
+    saved = state / "snapshots" / "before-deploy" / "files"
+    assert (saved / "work").read_text() == "draft"
+    session.append("b")
+    with pytest.raises(SnapshotExists):
+        session.snapshot({"seen": "?"}, label="before-deploy")
+    session.snapshot({"seen": "ab"})
+    session.append("c")
+    place = session.folder
+    assert os.listdir(place / "state") == ["seen.3"]
+    mounted = mounted_folder(place)
+    assert mounted is not None
+    mounted.take_snapshot("later")
+    session.append("d")
+    session.let_go()
+
+    manifest = (place / "manifest.json").read_text()
+    assert '"label":"before-deploy"' in manifest
+    (place / "state" / "seen.3").write_bytes(b"broken")
+    (place / "manifest.json").write_text(manifest.replace("before-deploy", "before-dinner"))
+    (place / "journal.log").write_text((place / "journal.log").read_text().replace('"b"', '"x"'))
+    repairs = repair_store(folder)
+    assert not any(each.lost for each in repairs) and check_store(folder) == []
+    assert (place / "manifest.json").read_text() == manifest
+    with store.resume("one") as session:
+        assert session.recovery.slots == {"seen": "ab"}
+        assert [each.value for each in session.recovery.events] == ["c", "d"]
+        assert [each.value for each in session.events()] == ["a", "b", "c", "d"]
+
+    before = SessionStore(saved / "agent", "coder").sessions()
+    assert [(each.id, each.events) for each in before] == [("one", 1)]
+
+
+def test_the_example_of_a_resumed_agent_works_in_a_mount(state: Path, tmp_path: Path) -> None:
+    """Two turns, each of them a process."""
+    folder = state / "current" / "files" / "agent"
+    assert example("resumed_agent", folder, tmp_path / "mails", "tidy").returncode == 0
+    done = example("resumed_agent", folder, tmp_path / "mails", "tidy")
+    assert done.stdout == "step 1 of tidy\nstep 2 of tidy\n"

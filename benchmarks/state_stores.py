@@ -22,7 +22,7 @@ from unittest import mock
 
 from benchmarks.report import keep, table
 from statefs.durable import sync_folder
-from statefs.state import EncryptedJsonStore, JsonStore, Key, SessionManager
+from statefs.state import EncryptedJsonStore, JsonStore, Key, SessionManager, SessionStore
 
 VALUE: Final = "x" * 2048
 SETS: Final = 1000
@@ -31,6 +31,9 @@ SESSIONS: Final = (2_500, 5_000, 10_000)
 SESSION_COLUMNS: Final = ("ms per create", "ms to open", "ms to list", "MiB, peak")
 SET_COLUMNS: Final = ("set, ms", "bare, ms", "durable, ms", "set/bare", "set/durable")
 """Bare is write, fsync and rename; durable has the fsync of the folder, too."""
+EVENT: Final = {"text": "x" * 1024}
+EVENTS: Final = 10_000
+JOURNAL_COLUMNS: Final = ("ms, median", "ms, most")
 KEYS: Final = 100
 """Different ones in the growing document, whose file is 2 KB to 200 KB."""
 
@@ -109,21 +112,63 @@ def measure_sets(place: str | None) -> dict[str, list[float]]:
     return found
 
 
+def measure_journal(place: str | None) -> dict[str, list[float]]:
+    """Return what JOURNAL_COLUMNS says of one journaled session: its calls, and resuming it."""
+    took: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory(dir=place) as folder:
+        store = SessionStore(folder, "a benchmark")
+        session = store.create("one")
+        beside = os.open(Path(folder) / "bare", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+        line = b"x" * (session.folder / "journal.log").stat().st_blksize
+
+        def timed(name: str, action: Callable[[], object]) -> None:
+            took.setdefault(name, []).append(seconds(action, session.folder) * 1e3)
+
+        def bare_append() -> None:
+            os.write(beside, line[: len(EVENT["text"]) + 80])
+            os.fdatasync(beside)
+
+        for number in range(SETS):
+            timed("bare write and fdatasync of an event's bytes", bare_append)
+            timed("append of an event of 1 KB", partial(session.append, EVENT))
+            if number % 10 == 0:
+                state = {"plan": number, "memory": VALUE * 50, "raw": bytes(100_000)}
+                timed("snapshot: 3 slots of 200 KB, one changed", partial(session.snapshot, state))
+                with session.audit("look", number=number):
+                    pass
+        os.close(beside)
+        for what in ("without a snapshot after them", "with one"):
+            with mock.patch("os.fdatasync"):
+                for _ in range(EVENTS):
+                    session.append(EVENT)
+            if what == "with one":
+                session.snapshot()
+            session.close()
+            opened = partial(store.resume, "one")
+            began = time.perf_counter()
+            session = opened()
+            found = (time.perf_counter() - began) * 1e3
+            took[f"resume, {EVENTS:,} events {what}"] = [found]
+        session.close()
+    return {name: [statistics.median(each), max(each)] for name, each in took.items()}
+
+
 def main() -> None:
-    """Measure, print two tables and keep the figures."""
+    """Measure, print three tables and keep the figures."""
     place = sys.argv[1] if len(sys.argv) > 1 else None
     sessions = {}
     for count in SESSIONS:
         with tempfile.TemporaryDirectory(dir=place) as folder:
             sessions[f"{count:,}"] = measure_sessions(Path(folder), count)
-    sets = measure_sets(place)
+    sets, journal = measure_sets(place), measure_journal(place)
     for title, columns, found in (
         ("Sessions", SESSION_COLUMNS, sessions),
         (f"{SETS} sets of a 2 KB value: medians, and ratios of the sums", SET_COLUMNS, sets),
+        ("A journaled session", JOURNAL_COLUMNS, journal),
     ):
         rows = [[name, *(f"{each:.2f}" for each in figures)] for name, figures in found.items()]
         table(title, ["", *columns], rows)
-    keep("state_stores", {"sessions": sessions, "sets": sets})
+    keep("state_stores", {"sessions": sessions, "sets": sets, "journal": journal})
 
 
 if __name__ == "__main__":

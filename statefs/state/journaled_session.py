@@ -23,6 +23,7 @@ from statefs.errors import NotInStore, UsageError
 from statefs.state.audit import AuditLog, Unfinished
 from statefs.state.documents import json_text, mismatch_text
 from statefs.state.journal import Journal, Position
+from statefs.state.json_store import DocumentType
 from statefs.state.locks import ProcessLock
 from statefs.state.secret_values import require_no_secret
 from statefs.state.session_manifest import (
@@ -42,7 +43,6 @@ from statefs.state.session_manifest import (
 )
 from statefs.state.session_recovery import (
     ACTIONS,
-    ANY_SLOT,
     JOURNAL,
     STATE,
     Event,
@@ -169,6 +169,8 @@ class JournaledSession:
         """
         encoded = {name: self._encoded(name, value) for name, value in (slots or {}).items()}
         self._plain([reason, label], "the reason or label", list[str | None])
+        if label is not None and ("/" in label or label in ("", ".", "..")):
+            raise UsageError(f"no snapshot can have the label '{label}'")
         with self._mutex:
             self._require_open()
             position = self._position_of(through)
@@ -347,7 +349,7 @@ class JournaledSession:
         if isinstance(value, bytes):
             require_no_secret(value, what)
             return _Encoded("bytes", value)
-        described = self._types.slots.get(slot, ANY_SLOT)
+        described = self._types.slots.get(slot, DocumentType(Any))
         plain = self._plain(value, what, described.values)
         document = {"version": described.version, "values": plain}
         return _Encoded("json", json_text(document, what).encode() + b"\n")

@@ -15,9 +15,9 @@ import msgspec
 
 from statefs.errors import NotInStore, StateDamaged
 from statefs.state.audit import Action, Unfinished, read_actions
-from statefs.state.documents import converted, current_text, decoded, read_bytes
+from statefs.state.documents import Form, converted, current_text, decoded, read_bytes
 from statefs.state.journal import LOST, START, Position, read_journal
-from statefs.state.json_store import DocumentType
+from statefs.state.json_store import DocumentType, Envelope
 from statefs.state.session_manifest import (
     Manifest,
     SlotFile,
@@ -39,10 +39,21 @@ class SessionTypes:
     Args:
         events: a msgspec type for each event, best a union of tagged Structs.
         slots: of JSON slots that are to hold something particular, with their migrations.
+        others: the form of the other slots.
     """
 
     events: Any = Any
     slots: Mapping[str, DocumentType] = field(default_factory=dict)
+    others: Form[Any] = field(default_factory=DocumentType(Any).form)
+
+    def form_of(self, slot: str) -> Form[Any]:
+        """Return what the file of a JSON slot looks like."""
+        described = self.slots.get(slot)
+        return self.others if described is None else described.form()
+
+
+ANY_TYPES: Final = SessionTypes(others=Form(Envelope[Any], version=None))
+"""For who looks at sessions without being the program that made them."""
 
 
 class Event(NamedTuple):
@@ -126,7 +137,7 @@ def recovered(place: Path, manifest: Manifest, types: SessionTypes) -> Recovery:
     """
     snapshot = manifest.snapshot()
     slots = {
-        slot: slot_value(place, slot, file, types.slots.get(slot, ANY_SLOT))
+        slot: slot_value(place, slot, file, types.form_of(slot))
         for slot, file in snapshot.slots.items()
     }
     lost: list[int] = []
@@ -178,8 +189,8 @@ def read_events(
         raise StateDamaged(f"{path} is missing") from None
 
 
-def slot_value(place: Path, slot: str, file: SlotFile, type_: DocumentType = ANY_SLOT) -> Any:
-    """Return what a slot holds: bytes, or a value of its type, brought up to date in memory.
+def slot_value(place: Path, slot: str, file: SlotFile, form: Form[Any]) -> Any:
+    """Return what a slot holds: bytes, or a value of its form, brought up to date in memory.
 
     Raises:
         StateDamaged, NewerStore: see `recovered`.
@@ -188,7 +199,6 @@ def slot_value(place: Path, slot: str, file: SlotFile, type_: DocumentType = ANY
     data = read_slot_file(path, file)
     if file.form == "bytes":
         return data
-    form = type_.form()
     return decoded(current_text(data, path, form).text, path, form.type).values
 
 

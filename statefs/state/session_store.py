@@ -116,8 +116,9 @@ class SessionStore:
                 raise UsageError(f"there is a session '{id_}' already")
             for name in (STATE, AUDIT_FOLDER):
                 make_folder(place / name)
-            sync_folder(place)
             session = JournaledSession(id_, place, self._types, lock, self._clock)
+            for folder in (place / AUDIT_FOLDER, place, place.parent):
+                sync_folder(folder)  # what one that was killed has left may not be durable
             session.begin(self.name)
             return session
 

@@ -29,13 +29,19 @@ from statefs.state.checking import (
 )
 from statefs.state.json_store import LOCK
 from statefs.state.locks import holder_of
-from statefs.state.session_manifest import MANIFEST, Manifest, read_manifest, slot_of_file
+from statefs.state.session_manifest import (
+    MANIFEST,
+    Manifest,
+    read_manifest,
+    slot_file_name,
+    slot_of_file,
+)
 from statefs.state.session_recovery import (
     ACTIONS,
+    ANY_TYPES,
     AUDIT_FOLDER,
     JOURNAL,
     STATE,
-    SessionTypes,
     actions_of,
     read_events,
     recovered,
@@ -76,8 +82,8 @@ def show_session(folder: Path, name: str, slot: str | None = None) -> Any:
     if slot is not None:
         if slot not in slots:
             raise NotInStore(f"the session '{name}' has no slot '{slot}'")
-        return _shown_value(slot_value(place, slot, slots[slot]))
-    found = recovered(place, manifest, SessionTypes())
+        return _shown_value(slot_value(place, slot, slots[slot], ANY_TYPES.form_of(slot)))
+    found = recovered(place, manifest, ANY_TYPES)
     return {
         "id": manifest.created.id,
         "store": manifest.created.store,
@@ -192,9 +198,9 @@ def _state_problems(place: Path, manifest: Manifest) -> list[Problem]:
     found = []
     for slot, file in manifest.snapshot().slots.items():
         try:
-            slot_value(place, slot, file)
-        except (StateDamaged, NewerStore) as error:
-            found.append(_problem(place / STATE, error))
+            slot_value(place, slot, file, ANY_TYPES.form_of(slot))
+        except StateDamaged as error:
+            found.append(_problem(place / STATE / slot_file_name(slot, file), error))
     newer = read_manifest(place)
     if found and newer is not None and newer.number != manifest.number:
         return _state_problems(place, newer)

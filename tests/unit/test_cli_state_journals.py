@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from statefs.state import JsonStore, SessionStore
+from statefs.state import DocumentType, JsonStore, SessionStore
 from statefs.state.journal import Journal
 from tests.harness.processes import start
 from tests.unit.cli_fakes import call
@@ -98,6 +98,16 @@ def test_what_is_wrong_is_named_with_file_and_line(folder: Path, capsys: Capture
     done = call(capsys, "state", "check", folder)
     assert "mode" not in done.out and "removed" not in done.out and "notes" in done.out
     assert (folder / "sessions" / "a:b").is_dir()
+
+
+def test_slots_of_any_version_are_shown_and_sound(folder: Path, capsys: Capture) -> None:
+    """What a version means only the program knows."""
+    store = SessionStore(folder, "coder", slots={"usage": DocumentType(dict[str, int], 7)})
+    with store.resume("one") as session:
+        session.snapshot({"usage": {"tokens": 1}})
+    assert json.loads(call(capsys, "state", "show", folder, "one", "usage").out) == {"tokens": 1}
+    assert call(capsys, "state", "show", folder, "one").exit_code == 0
+    assert call(capsys, "state", "check", folder).exit_code == 0
 
 
 def test_settings_beside_sessions_are_looked_after_too(folder: Path, capsys: Capture) -> None:

@@ -213,6 +213,7 @@ def test_a_kill_at_every_write_of_a_repair_loses_nothing(
     both(flipped("state/seen.3", 1), flipped("journal.log", 2))(folder)
     (folder.parent / ".gone.removed").mkdir()
     before = contents(folder)
+    broken = {before["state/seen.3"], before["journal.log"]}
 
     def work(_acknowledge: Acknowledge) -> None:
         repair_store(sessions.folder)
@@ -220,7 +221,9 @@ def test_a_kill_at_every_write_of_a_repair_loses_nothing(
     kills = 0
     for killed in each_kill(work):
         kills += 1
-        assert set(before.values()) <= set(contents(folder).values()), killed
+        found = contents(folder)
+        assert broken <= set(found.values()), killed
+        assert found["manifest.json"].startswith(before["manifest.json"]), killed
         repair_store(sessions.folder)
         assert check_store(sessions.folder) == [], killed
         assert seen(sessions, despite_loss=True) == "acd", killed

@@ -150,6 +150,9 @@ def test_what_json_does_not_hold_is_refused_and_changes_nothing(sessions: Sessio
                     put({"deep": [value]})
         with pytest.raises(UsageError, match="slot is empty"):
             session.snapshot({"": 1})
+        for label in ("a/b", "..", ""):
+            with pytest.raises(UsageError, match="no snapshot can have the label"):
+                session.snapshot(label=label)
         with pytest.raises(NotInStore, match="no slot 'plan'"):
             session.snapshot(drop=("plan",))
         with pytest.raises(UsageError, match="from 0 to 0, not 4"):

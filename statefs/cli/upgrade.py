@@ -13,7 +13,8 @@ from statefs.cli.explained import ExplainedCommand
 from statefs.cli.options import json_option, state_argument, store_option
 from statefs.cli.output import print_json, print_line
 from statefs.cli.umount import mounted_place
-from statefs.errors import DaemonUnreachable
+from statefs.daemon.spawning import TRIAL_SECONDS
+from statefs.errors import DaemonUnreachable, StatefsError
 from statefs.layout import StoreLayout
 
 if TYPE_CHECKING:
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 TAKEOVER_SECONDS: Final = 90.0
 """Longer than the supervisor waits for a worker to be ready, before it ends the mount."""
+SETTLED_SECONDS: Final = TRIAL_SECONDS + 0.5
+"""A worker that answers for so long stays: one that dies before is followed by the old version."""
 _POLL_SECONDS: Final = 0.02
 
 
@@ -48,7 +51,7 @@ def command(state: Path | None, store: Path | None, as_json: bool) -> None:
     layout = StoreLayout(Path(mount.source))
     with ControlClient(layout) as client:
         before = client.call("status", {})
-        seconds, after = _taken_over(client, layout, before)
+        seconds, after = _taken_over(client, layout, before, mount.mount_point)
     document = {
         "from": before["version"],
         "to": after["version"],
@@ -66,28 +69,40 @@ def command(state: Path | None, store: Path | None, as_json: bool) -> None:
 
 
 def _taken_over(
-    client: ControlClient, layout: StoreLayout, before: dict[str, Any]
+    client: ControlClient, layout: StoreLayout, before: dict[str, Any], mount_point: Path
 ) -> tuple[float, dict[str, Any]]:
-    """Ask for the upgrade and wait for the new worker.
+    """Ask for the upgrade and wait until the new worker has proved itself.
 
     Returns:
         How long nobody answered, and the status that the new one gives.
 
     Raises:
-        StatefsError: it was refused. DaemonUnreachable: nobody serves the mount any more.
+        StatefsError: it was refused, or has failed. DaemonUnreachable: nobody serves the mount any
+            more.
     """
     from statefs.control.client import ControlClient
 
     with suppress(DaemonUnreachable):  # the old worker is gone; it answers only to refuse
         client.call("upgrade", {})
     since = time.monotonic()
+    known, seconds, settled = [before["worker_pid"]], 0.0, since
     while True:
         try:
             with ControlClient(layout, connect_seconds=0.0) as successor:
                 after: dict[str, Any] = successor.call("status", {})
-            if after["worker_pid"] != before["worker_pid"]:
-                return time.monotonic() - since, after
+            if after["worker_pid"] not in known:
+                known.append(after["worker_pid"])
+                seconds = seconds or time.monotonic() - since
+                settled = time.monotonic() + SETTLED_SECONDS
+            if len(known) > 1 and time.monotonic() >= settled:
+                break
         except DaemonUnreachable:
             if time.monotonic() - since > TAKEOVER_SECONDS:
                 raise
         time.sleep(_POLL_SECONDS)
+    if after["restarts"] > before["restarts"] + 1:
+        raise StatefsError(
+            f"the version that is installed did not serve: a worker of statefs {after['version']} "
+            f"serves {mount_point} now; see {layout.log}, install another version, and try again"
+        )
+    return seconds, after

@@ -1,6 +1,7 @@
 """`python -m statefs.daemon STATE STORE OPTIONS`: what `statefs mount` starts in the background.
 
-With --resume and a descriptor it goes on with what it has mounted as an earlier version.
+With --resume and a descriptor it goes on with what it has mounted as an earlier version; with
+--rehearse it only sees whether it could.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from statefs.daemon.spawning import RESUME, Started, start
+from statefs.daemon.spawning import REHEARSE, RESUME, Started, start
 
 if TYPE_CHECKING:
     from statefs.errors import StatefsError
@@ -61,12 +62,25 @@ def go_on(document: int) -> int:
     return 0
 
 
+def rehearse(document: int) -> int:
+    """Do what comes before going on; return the exit code. Args: as of `go_on`."""
+    from statefs.daemon.supervisor import resumed
+
+    resumed(document)
+    return 0
+
+
 def _failed(error: StatefsError) -> int:
     sys.stderr.write(f"statefs: error: {error}\n")
     return error.exit_code
 
 
 if __name__ == "__main__":
-    code = go_on(int(sys.argv[2])) if sys.argv[1] == RESUME else main(start())
+    if sys.argv[1] == RESUME:
+        code = go_on(int(sys.argv[2]))
+    elif sys.argv[1] == REHEARSE:
+        code = rehearse(int(sys.argv[2]))
+    else:
+        code = main(start())
     sys.stderr.flush()
     os._exit(code)  # nothing is left to be done: whoever waits need not wait for Python's clean-up

@@ -58,6 +58,11 @@ class Child:
                 time.sleep(0.001)
         return True
 
+    @property
+    def has_succeeded(self) -> bool:
+        """Whether the process is known to have ended with exit code 0."""
+        return self._code == 0
+
     def ending(self) -> str:
         """Return how the process has ended, in words for a log."""
         if not self.is_reaped(REAP_SECONDS):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import signal
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Final
 
@@ -30,17 +31,21 @@ LOADING_SECONDS: Final = 60.0
 
 
 class Spare:
-    """At most one worker that waits.
+    """At most one worker that waits, and one of the old version while another takes over.
 
-    `worker` is that, `due` says when `attend` has something to do, `is_upgrade` that the one who
-    serves is killed in its favour.
+    `worker` is the one, `fallback` the other; `due` says when `attend` has something to do,
+    `is_upgrade` that the one who serves is killed in favour of `worker`.
 
     Args:
         spawn: starts a worker.
+        refusal: says why the supervisor, with a worker that serves, could not become the version
+            that is installed; "" where it could.
     """
 
-    def __init__(self, spawn: Spawn) -> None:
+    def __init__(self, spawn: Spawn, refusal: Callable[[Worker], str] = lambda _: "") -> None:
         self._spawn = spawn
+        self._refusal = refusal
+        self.fallback: Worker | None = None
         self._is_wanted_by: Worker | None = None
         self.worker: Worker | None = None
         self.due: float | None = None
@@ -59,7 +64,7 @@ class Spare:
         self.due = None
         if self._is_wanted_by is serving:
             self._give_up(serving, f"a new worker was not loaded within {LOADING_SECONDS:.0f} s")
-        elif self.worker is None:
+        elif self.worker is None and self.fallback is None:
             self._start(serving)
 
     def _hear(self, serving: Worker) -> None:
@@ -80,12 +85,22 @@ class Spare:
                 f"({old.basis}): unmount and mount again",
             )
             return
+        if why := self._refusal(serving):
+            self._give_up(serving, f"of statefs {new.version}, which is installed, {why}")
+            return
         log.info("statefs %s is loaded and takes over", new.version)
         self.is_upgrade, self.due = True, None
         serving.signal(signal.SIGKILL)
 
     def upgrade(self, serving: Worker) -> None:
-        """Have a worker of the version that is installed now follow the one that serves."""
+        """Have a worker of the version that is installed now follow the one that serves.
+
+        One that waits is of the version that serves, most times: its code is in memory, whatever is
+        installed now, and it is kept until the new one has proved itself.
+        """
+        if self.worker is not None and self.worker.loaded and self.worker.loaded == serving.loaded:
+            self.drop_fallback()
+            self.fallback = self._take_waiting()
         self.drop()
         self._is_wanted_by = serving
         self.due = time.monotonic() + LOADING_SECONDS
@@ -102,6 +117,7 @@ class Spare:
         """Let go of the worker that waits, for a while; whoever wants an upgrade is told why."""
         wanted_by = self._is_wanted_by
         self.drop()
+        self.worker, self.fallback = self.fallback, None
         self.due = time.monotonic() + RETRY_SECONDS
         if wanted_by is serving:
             self.refuse(serving, why)
@@ -113,14 +129,31 @@ class Spare:
             serving.channel.send(Refused(error_body(StatefsError(why))))
 
     def take(self) -> Worker | None:
-        """Return the worker that waits, who is to serve now; None if none does."""
+        """Return the worker that waits, who is to serve now, or else the old one; None if none."""
+        worker = self._take_waiting()
+        if worker is None and self.fallback is not None:
+            worker, self.fallback = self.fallback, None
+            log.error("what is installed cannot serve: the old version goes on")
+        return worker
+
+    def _take_waiting(self) -> Worker | None:
         worker, self.worker, self.due = self.worker, None, None
         self._is_wanted_by, self.is_upgrade = None, False
         return worker
 
+    def drop_fallback(self) -> None:
+        """End the worker of the old version: it is not needed."""
+        worker, self.fallback = self.fallback, None
+        if worker is not None:
+            self.due = time.monotonic() + SPARE_SECONDS
+            _end(worker)
+
     def drop(self) -> None:
         """End the worker that waits, at once: it has nothing to lose."""
-        worker = self.take()
-        if worker is not None:
-            worker.signal(signal.SIGKILL)
-            worker.end()
+        if (worker := self._take_waiting()) is not None:
+            _end(worker)
+
+
+def _end(worker: Worker) -> None:
+    worker.signal(signal.SIGKILL)
+    worker.end()

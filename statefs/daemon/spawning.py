@@ -17,6 +17,10 @@ Started = tuple[int, socket.socket]
 
 RESUME: Final = "--resume"
 """To the supervisor's program in place of a mount; a descriptor follows (succession.py)."""
+REHEARSE: Final = "--rehearse"
+"""The same, only to see whether that could be done."""
+TRIAL_SECONDS: Final = 1.0
+"""A worker of another version that has served for so long stays."""
 READY_VARIABLE: Final = "STATEFS_READY_FD"
 """Names, in the daemon's environment, the descriptor that it tells of its readiness."""
 LEASH_VARIABLE: Final = "STATEFS_LEASH_FD"

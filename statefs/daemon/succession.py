@@ -11,14 +11,21 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
 
 import msgspec
 
+from statefs.daemon.child import Child
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL
-from statefs.daemon.spawning import RESUME
+from statefs.daemon.spawning import REHEARSE, RESUME
 from statefs.telemetry.lines import TEXT
 
 log = logging.getLogger(__name__)
+
+REHEARSAL_SECONDS: Final = 10.0
+"""Longer than a supervisor takes to be loaded; the worker serves on meanwhile."""
 
 
 class Succession(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,21 +84,52 @@ def succeed(left: Succession) -> None:
 
     Signals wait meanwhile, until the new program listens to them (`read_succession`).
     """
+    with _inheriting(left) as document:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING_SIGNALS, SAVING_SIGNAL))
+        command = _command(RESUME, document)
+        try:
+            os.execv(command[0], command)
+        except OSError as error:
+            log.error("the supervisor stays as it is: %s", error)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDING_SIGNALS, SAVING_SIGNAL))
+
+
+def rehearse(left: Succession) -> str:
+    """Return why the version that is installed could not go on with a mount, "" where it could.
+
+    A process of it does all that `succeed` would have it do first, and ends.
+    """
+    with _inheriting(left) as document:
+        command = _command(REHEARSE, document)
+        try:
+            child = Child(os.posix_spawn(command[0], command, os.environ))
+        except OSError as error:
+            return f"no supervisor could be started: {error.strerror}"
+    if not child.is_reaped(REHEARSAL_SECONDS):
+        child.signal(signal.SIGKILL)
+        child.is_reaped(REHEARSAL_SECONDS)
+        return f"a supervisor was not loaded within {REHEARSAL_SECONDS:.0f} s"
+    return "" if child.has_succeeded else f"a supervisor ended{child.ending()}"
+
+
+def _command(what: str, document: int) -> list[str]:
+    return [sys.executable, "-P", "-m", "statefs.daemon", what, str(document)]
+
+
+@contextmanager
+def _inheriting(left: Succession) -> Iterator[int]:
+    """Have another program find a mount's descriptors, and the document, whose one this gives."""
     document = os.memfd_create("statefs-succession")
-    os.write(document, msgspec.json.encode(left))
-    kept = (document, *left.descriptors)
-    for descriptor in kept:
-        os.set_inheritable(descriptor, True)
-    signal.pthread_sigmask(signal.SIG_BLOCK, (*ENDING_SIGNALS, SAVING_SIGNAL))
-    command = [sys.executable, "-P", "-m", "statefs.daemon", RESUME, str(document)]
     try:
-        os.execv(command[0], command)
-    except OSError as error:
-        log.error("the supervisor stays as it is: %s", error)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (*ENDING_SIGNALS, SAVING_SIGNAL))
-    for descriptor in kept:
-        os.set_inheritable(descriptor, False)
-    os.close(document)
+        os.write(document, msgspec.json.encode(left))
+        kept = (document, *left.descriptors)
+        for descriptor in kept:
+            os.set_inheritable(descriptor, True)
+        yield document
+        for descriptor in kept:
+            os.set_inheritable(descriptor, False)
+    finally:
+        os.close(document)
 
 
 def read_succession(document: int) -> Succession:

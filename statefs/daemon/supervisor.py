@@ -44,8 +44,8 @@ from statefs.daemon.handover import (
 from statefs.daemon.init_system import InitSystem
 from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_process, undisturbed
 from statefs.daemon.spare import SPARE_SECONDS, Spare
-from statefs.daemon.spawning import Spawn, Started, spawn_worker, start
-from statefs.daemon.succession import Succession, read_succession, succeed
+from statefs.daemon.spawning import TRIAL_SECONDS, Spawn, Started, spawn_worker, start
+from statefs.daemon.succession import Succession, read_succession, rehearse, succeed
 from statefs.errors import (
     AlreadyMounted,
     FuseUnavailable,
@@ -73,6 +73,8 @@ log = logging.getLogger(__name__)
 
 TAKEOVER_SECONDS: Final = 60.0
 """Programs wait for so long at most until a successor is ready. It recovers the store before."""
+FALLBACK_SECONDS: Final = 20.0
+"""The same for a worker of another version, where one of this version waits."""
 STEADY_SECONDS: Final = 0.25
 """A worker that served for so long did not die of what it found when it began."""
 FAILURES_MAX: Final = 10
@@ -144,11 +146,21 @@ def resume(document_fd: int) -> None:
     Raises:
         StatefsError: as run_foreground().
     """
+    supervisor, worker = resumed(document_fd)
+    supervisor.go_on(worker)
+
+
+def resumed(document_fd: int) -> tuple[Supervisor, Worker]:
+    """Return the supervisor of a mount that an earlier version has left, and who serves it.
+
+    Args:
+        document_fd: of the document that it has left.
+    """
     prepare_process()
     left = read_succession(document_fd)
     worker = Worker(left.worker_pid, socket.socket(fileno=left.worker_fd))
     worker.loaded = Loaded(left.version, left.basis)
-    Supervisor.resumed(left).go_on(worker)
+    return Supervisor.resumed(left), worker
 
 
 class Supervisor:
@@ -194,7 +206,7 @@ class Supervisor:
         self._dead: list[Child] = []
         self._log_format = TEXT
         self._signals = -1
-        self._spare = Spare(spawn)
+        self._spare = Spare(spawn, lambda worker: rehearse(self._left_with(worker)))
 
     @classmethod
     def resumed(cls, left: Succession) -> Self:
@@ -302,26 +314,40 @@ class Supervisor:
         try:
             with self._signals_noted():
                 while True:
-                    self._listen(worker, None)
+                    if not worker.has_ended:
+                        self._listen(worker, None)
                     if worker.has_ended:
                         worker.end()
                         return
                     dead_since = time.monotonic()
                     if not self._bury(worker):
                         return
-                    is_upgrade = self._spare.is_upgrade
+                    upgraded = self._spare.worker if self._spare.is_upgrade else None
                     worker = self._successor(dead_since)
-                    if is_upgrade and worker.ready_at is not None:
-                        self._become_new(worker)
+                    if worker is upgraded and not self._proves_itself(worker):
+                        continue
+                    self._spare.drop_fallback()
+                    if worker is upgraded:
+                        succeed(self._left_with(worker))
         finally:
             self._manager.stopping()
             with undisturbed():
                 self._leave()
 
-    def _become_new(self, worker: Worker) -> None:
-        """Have this process run the version that is installed; it stays as it is if it cannot."""
+    def _proves_itself(self, worker: Worker) -> bool:
+        """Return whether a worker of another version does not die of what it is first asked."""
+        return worker.ready_at is not None and not self._listen(
+            worker, time.monotonic() + TRIAL_SECONDS
+        )
+
+    def _left_with(self, worker: Worker) -> Succession:
+        """Return what this process would leave to the version that is installed.
+
+        Args:
+            worker: who serves then.
+        """
         assert worker.loaded is not None
-        left = Succession(
+        return Succession(
             state=str(self._state), store=str(self._layout.root), options=self._options.text(),
             since=self._since, restarts=self._restarts, oom_score_adj=self._oom_score_adj,
             init_request=self._greeting.request, init_reply=self._greeting.reply,
@@ -331,7 +357,6 @@ class Supervisor:
             dead=tuple(each.pid for each in self._dead), log_format=self._log_format,
             manager=self._manager.address, watchdog_seconds=self._manager.watchdog_seconds,
         )  # fmt: skip
-        succeed(left)
 
     @contextlib.contextmanager
     def _signals_noted(self) -> Iterator[None]:
@@ -350,17 +375,20 @@ class Supervisor:
             for descriptor in (self._signals, writer):
                 os.close(descriptor)
 
-    def _listen(self, worker: Worker, give_up: float | None) -> None:
-        """Return when a worker has died, or ended, or become ready while `give_up` is set.
+    def _listen(self, worker: Worker, give_up: float | None) -> bool:
+        """Return when a worker has died, or ended, or become ready, or it is time to give up.
 
         Args:
-            give_up: when a worker that is not ready yet is late.
+            give_up: when that is.
+
+        Returns:
+            Whether it has died or ended.
         """
         while True:
             ready = self._something_to_read(worker, give_up)
             self._manager.alive()
             if not ready and give_up is not None and time.monotonic() >= give_up:
-                return
+                return False
             if self._signals in ready:
                 for number in os.read(self._signals, 64):
                     worker.signal(number)
@@ -369,9 +397,9 @@ class Supervisor:
             if worker.channel.fileno() in ready:
                 received = worker.receive()
                 if received is None:
-                    return
+                    return True
                 if self._note(worker, received[0]):
-                    return
+                    return False
 
     def _something_to_read(self, worker: Worker, give_up: float | None) -> list[int]:
         """Wait for the worker, a signal or the spare worker, or until it is time for something."""
@@ -461,7 +489,10 @@ class Supervisor:
             with contextlib.suppress(BrokenPipeError):  # it is dead already
                 worker.channel.send(self._begin(options), [self._lock.fileno(), self._page])
                 worker.channel.send(self._serve(), [self._fuse_fd])
-            self._listen(worker, give_up)
+            limit = give_up
+            if self._spare.fallback is not None:
+                limit = min(limit, time.monotonic() + FALLBACK_SECONDS)
+            self._listen(worker, limit)
             if worker.ready_at is not None:
                 pause = time.monotonic() - dead_since
                 log.info("worker %d serves %s after %.2f s", worker.pid, self._state, pause)
@@ -502,6 +533,7 @@ class Supervisor:
             os.close(self._fuse_fd)  # then the mount answers with errors: nothing hangs
         _unmount_leftover(self._mount)
         self._spare.drop()
+        self._spare.drop_fallback()
         os.close(self._page)
         self._lock.release()
 

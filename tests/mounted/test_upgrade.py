@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -17,7 +21,10 @@ import statefs
 from tests.harness.mounted_state import MountedState, mounted_as, several_users
 
 NEW = "9.9.9"
-EXPECTED = r"upgrade is given up|kept ready|worker \d+ died|^Traceback|^  |^ModuleNotFoundError"
+EXPECTED = (
+    r"upgrade is given up|kept ready|worker \d+ died|what is installed cannot serve"
+    r"|^Traceback|^  |^ModuleNotFoundError|^NameError"
+)
 
 
 class InstalledState(MountedState):
@@ -97,6 +104,8 @@ def test_programs_go_on_through_an_upgrade(installed: InstalledState) -> None:
     ("name", "old", "new", "why"),
     [
         ("daemon/worker.py", "import os\n", "import no_such_module\n", "exit code 1"),
+        ("daemon/supervisor.py", "import os\n", "import no_such_module\n", "a supervisor ended"),
+        ("daemon/supervisor.py", "left = read_", "left = no_such_name_", "a supervisor ended"),
         ("metadata/schema.py", "FORMAT_VERSION: Final = ", "FORMAT_VERSION: Final = 1", "format 1"),
     ],
 )
@@ -113,8 +122,75 @@ def test_what_cannot_go_on_is_refused(
     source.write_text(text)
     assert done.returncode == 1 and why in done.stderr and done.stderr.count("\n") == 1
     assert installed.status()["worker_pid"] == before["worker_pid"]
+    assert installed.status()["supervisor_pid"] == before["supervisor_pid"]
     (installed.files / "f").write_text("x")
     assert installed.save()
+
+
+def wait_for_spare(supervisor: int) -> None:
+    """Return when a supervisor has loaded a worker that waits, beside the one that serves."""
+    children = Path(f"/proc/{supervisor}/task/{supervisor}/children")
+    give_up = time.monotonic() + 60
+    while True:
+        pids = children.read_text().split()
+        if len(pids) == 2 and all(_is_loaded(int(pid)) for pid in pids):
+            return
+        assert time.monotonic() < give_up, "no worker waits"
+        time.sleep(0.05)
+
+
+def _is_loaded(pid: int) -> bool:
+    """Return whether a worker has all its code: it handles SIGTERM from then on (proc(5))."""
+    if b"statefs.daemon.worker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+        return False  # still what it was forked from
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    caught = int(next(line.split()[1] for line in lines if line.startswith("SigCgt")), 16)
+    return bool(caught >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("daemon/lifecycle.py", "    state, layout = Path(begin", "    os._exit(7)\n"),
+        (
+            "fuse/operations.py",
+            "        return self._found(parent, name)\n",
+            "        os._exit(7)\n",
+        ),
+    ],
+    ids=["does not open the store", "dies of the first request"],
+)
+def test_a_version_that_dies_leaves_the_mount_to_the_old_one(
+    name: str, old: str, new: str, installed: InstalledState
+) -> None:
+    """The command says so on one line; supervisor and files stay, the next upgrade works."""
+    before = installed.status()
+    (installed.files / "f").write_text("before")
+    wait_for_spare(before["supervisor_pid"])
+    source = installed.package / name
+    text = source.read_text()
+    assert old in text
+    source.write_text(text.replace(old, f"{new}{old}", 1))
+    installed.install(NEW)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(installed.run, "upgrade", installed.state)
+        for number in itertools.count():
+            if asking.done():
+                break
+            assert not (installed.files / f"no such file {number}").exists()
+            assert (installed.files / "f").read_text() == "before"
+        done = asking.result()
+    source.write_text(text)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1
+    assert "did not serve: a worker of statefs " + statefs.__version__ in done.stderr
+    after = installed.status()
+    assert after["version"] == statefs.__version__
+    assert after["supervisor_pid"] == before["supervisor_pid"]
+    assert after["worker_pid"] != before["worker_pid"]
+    assert installed.save()
+    installed.command("upgrade", installed.state)
+    assert installed.status()["version"] == NEW
+    assert (installed.files / "f").read_text() == "before"
 
 
 def test_a_state_that_is_not_mounted_is_not_upgraded(own_state: MountedState) -> None:

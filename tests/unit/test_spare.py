@@ -121,14 +121,23 @@ def test_a_worker_that_dies_while_it_waits_is_no_harm(
 
 
 def test_an_upgrade_kills_the_worker_when_another_is_loaded(
-    stage: Stage, executed: list[Succession]
+    stage: Stage, executed: list[Succession], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """That one serves, and then the supervisor goes over, too, with all it needs."""
+    marker = stage.layout.root / "executed"
+
+    def succeed(left: Succession) -> None:
+        executed.append(left)
+        marker.touch()
+
+    monkeypatch.setattr(module, "succeed", succeed)
+    monkeypatch.setattr(module, "TRIAL_SECONDS", 0.05)
 
     def follow(channel: Channel) -> None:
         loaded(channel)
         assert begun(channel).restarts == 1
         served(channel)
+        wait_for(marker)
         ended(channel)
 
     stage.lives += [asks_for_an_upgrade, follow]
@@ -137,6 +146,57 @@ def test_an_upgrade_kills_the_worker_when_another_is_loaded(
     assert (left.version, left.basis, left.since) == ("9.9", "format 1", SINCE)
     assert (left.init_request, left.init_reply) == (INIT, b"reply")
     assert stage.kernel.recv(4096) == RESEND
+
+
+def dies_when_it_is_to_serve(channel: Channel) -> None:
+    """Die of the first thing that it is told."""
+    begun(channel)
+    os._exit(7)
+
+
+def dies_when_it_serves(channel: Channel) -> None:
+    """Serve, and die at once."""
+    begun(channel)
+    served(channel)
+    os._exit(7)
+
+
+@pytest.mark.parametrize("new", [dies_when_it_is_to_serve, dies_when_it_serves, waits_for_ever])
+def test_an_upgrade_that_fails_leaves_the_mount_to_a_worker_of_the_old_version(
+    new: Life,
+    stage: Stage,
+    executed: list[Succession],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One that was loaded before the new version was installed."""
+    monkeypatch.setattr(module, "SPARE_SECONDS", 0.0)
+    monkeypatch.setattr(module, "FALLBACK_SECONDS", 0.1)
+    marker = stage.layout.root / "loaded"
+
+    def first(channel: Channel) -> None:
+        loaded(channel)
+        begun(channel)
+        served(channel)
+        wait_for(marker)
+        channel.send(Upgrade())
+        channel.receive()
+
+    def kept(channel: Channel) -> None:
+        loaded(channel)
+        marker.touch()
+        assert begun(channel).restarts == 2
+        served(channel)
+        ended(channel)
+
+    def loaded_new(channel: Channel) -> None:
+        channel.send(Loaded("9.9.1", "format 1"))
+        new(channel)
+
+    stage.lives += [first, kept, loaded_new, waits_for_ever]
+    stage.run()
+    assert "what is installed cannot serve: the old version goes on" in caplog.text
+    assert (executed, stage.done) == ([], ["mounted", "unmounted"])
 
 
 @pytest.mark.parametrize(

@@ -35,10 +35,9 @@ from statefs.state.deploy_documents import (
 )
 from statefs.state.documents import Form, current_text, decoded, read_bytes
 from statefs.state.identifiers import name_of_file
-from statefs.state.json_store import AUDIT, LOCK
-from statefs.state.locks import ProcessLock
+from statefs.state.json_store import AUDIT
 from statefs.state.operation_lock import OperationLock, held_text
-from statefs.state.state_file import TURN_SECONDS, StateFile, lock_path_of, state_of_lock
+from statefs.state.state_file import StateFile, lock_path_of, state_of_lock, turn_in
 from statefs.state.terraform_states import SUFFIX as TERRAFORM_SUFFIX
 from statefs.state.terraform_states import TERRAFORM_FORM, TerraformState
 
@@ -269,9 +268,7 @@ def repair_states(kind: StateKind, folder: Path, clock: Clock | None = None) -> 
     """
     require_folder(folder)
     clock = clock or SystemClock()
-    lock = ProcessLock(folder / LOCK)
-    lock.acquire(TURN_SECONDS)
-    try:
+    with turn_in(folder):
         problems = check_states(kind, folder)
         for problem in problems:
             _require_unlocked(kind, problem, clock)
@@ -282,8 +279,6 @@ def repair_states(kind: StateKind, folder: Path, clock: Clock | None = None) -> 
                 repaired(each, audit, clock, lambda path: read_state(kind, path))
                 for each in problems
             ]
-    finally:
-        lock.release()
 
 
 def _require_unlocked(kind: StateKind, problem: Problem, clock: Clock) -> None:

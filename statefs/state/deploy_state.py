@@ -12,6 +12,7 @@ import logging
 import os
 import re
 import threading
+import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import msgspec
 
 from statefs.clock import Clock, SystemClock, iso_time
 from statefs.durable import write_file
-from statefs.errors import NotInStore, UsageError
+from statefs.errors import NotInStore, OperationLocked, UsageError
 from statefs.state.copies import stamp
 from statefs.state.deploy_documents import (
     DEPLOY_FORM,
@@ -36,12 +37,13 @@ from statefs.state.deploy_documents import (
 )
 from statefs.state.documents import current_text, decoded, json_text
 from statefs.state.identifiers import checked_id, file_name_of
-from statefs.state.json_store import made_folder
 from statefs.state.operation_lock import OperationLock, lock_of_this_process
-from statefs.state.state_file import StateFile
+from statefs.state.state_file import StateFile, turn_in
 
 GITIGNORE: Final = ".gitignore"
 IGNORED: Final = b"# Deploy states hold what nobody should find in a repository.\n*\n"
+POLL_SECONDS: Final = 0.05
+"""Between two looks at a lock that is waited for."""
 _ARTEFACT: Final = re.compile(r"[a-z][a-z0-9-]*-\d{8}T\d{6}\.\d{6}Z\.[a-z0-9]+")
 
 _log = logging.getLogger(__name__)
@@ -139,6 +141,7 @@ class DeployState:
         self.target = target
         self._clock = clock or SystemClock()
         path = self.folder / file_of_target(target)
+        self._is_local = backend is None
         self._backend = backend or StateFile(path, DEPLOY_FORM, clock=self._clock)
         self._mutex = threading.RLock()
         self._held: OperationLock | None = None
@@ -230,7 +233,9 @@ class DeployState:
             return self.adopt(urn, lookup) or self._put(urn, create(urn), adopted=False)
 
     @contextmanager
-    def lock(self, operation: str, info: str = "") -> Iterator[OperationLock]:
+    def lock(
+        self, operation: str, info: str = "", wait_seconds: float = 0.0
+    ) -> Iterator[OperationLock]:
         """Keep every other process away for an operation; threads of this object share the lock.
 
         A lock whose process has ended is taken over, which is logged.
@@ -238,18 +243,14 @@ class DeployState:
         Args:
             operation: for whoever is refused meanwhile, such as `deploy`.
             info: likewise; may be empty.
+            wait_seconds: for another operation's end.
 
         Raises:
             OperationLocked: another operation has it; the message says whose, and since when.
         """
-        with self._mutex:
-            if self._held is None:
-                self._prepare_folder()
-                lock = lock_of_this_process(operation, info, self._clock)
-                self._backend.lock(lock)
-                self._held, self._document = lock, None
-            held = self._held
-            self._users += 1
+        give_up = time.monotonic() + wait_seconds
+        while (held := self._taken(operation, info, time.monotonic() >= give_up)) is None:
+            time.sleep(POLL_SECONDS)
         try:
             yield held
         finally:
@@ -301,9 +302,10 @@ class DeployState:
         name = f"{kind}-{stamp(self._clock)}.{suffix}"
         if not _ARTEFACT.fullmatch(name):
             raise UsageError(f"'{kind}' and '{suffix}' make no name of an artefact: {name}")
-        self._prepare_folder()
         path = self.folder / file_name_of(name, what="artefact")
-        write_file(path, data, 0o700 if suffix == "sh" else 0o600)
+        with turn_in(self.folder):
+            self._hide_folder()
+            write_file(path, data, 0o700 if suffix == "sh" else 0o600)
         return path
 
     def artefacts(self) -> list[Path]:
@@ -329,10 +331,32 @@ class DeployState:
         with mutex:
             yield
 
-    def _prepare_folder(self) -> None:
-        made_folder(self.folder)
+    def _hide_folder(self) -> None:
+        """Keep the folder out of repositories, unless somebody has decided about that."""
         if not (self.folder / GITIGNORE).exists():
             write_file(self.folder / GITIGNORE, IGNORED)
+
+    def _taken(self, operation: str, info: str, is_last: bool) -> OperationLock | None:
+        """Take the lock, or one more share of it; None where another one has it.
+
+        Raises:
+            OperationLocked: another one has it, and this `is_last`.
+        """
+        with self._mutex:
+            if self._held is None:
+                if self._is_local:
+                    with turn_in(self.folder):
+                        self._hide_folder()
+                lock = lock_of_this_process(operation, info, self._clock)
+                try:
+                    self._backend.lock(lock)
+                except OperationLocked:
+                    if is_last:
+                        raise
+                    return None
+                self._held, self._document = lock, None
+            self._users += 1
+            return self._held
 
     def _current(self) -> DeployDocument:
         """Return the state as it is; as it was last written here, while this object has the lock.

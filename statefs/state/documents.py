@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from json.decoder import JSONDecoder
 from pathlib import Path
@@ -30,6 +31,8 @@ _STEP: Final = re.compile(r"\[(\d+)\]|(\[\.\.\.\])|\.([^.\[]+)")
 _QUOTED: Final = re.compile(r"(?<=alue) '.*'(?=$| - at `)", re.DOTALL)
 """What msgspec quotes of the content, which may be a secret: "Invalid enum value '...'"."""
 _UNKNOWN: Final = re.compile(r"unknown field `(.*)`$")
+_LIMITS: Final = (RecursionError, ValueError)
+"""What Python raises for JSON that is nested too deeply, or has a number of too many digits."""
 _ANY: Final = "[...]"
 """How msgspec names a member of a dict: it does not say which."""
 
@@ -160,10 +163,8 @@ def decoded(text: str, path: Path, type_: type[T]) -> T:
     """
     try:
         return msgspec.json.decode(text, type=type_)
-    except msgspec.DecodeError as error:
-        message, offset = _explained(text, type_, error)
-    except RecursionError:
-        message, offset = "it is nested too deeply", 0
+    except (msgspec.DecodeError, *_LIMITS) as error:
+        message, offset = _placed_mistake(text, type_, error)
     line = text.count("\n", 0, offset) + 1
     if not message.startswith("JSON"):
         message = f"{message[:1].lower()}{message[1:]}"
@@ -216,6 +217,14 @@ def mismatch_text(error: msgspec.ValidationError) -> str:
     hit = _AT.search(message)
     message = message if hit is None else _placed(message, hit)
     return message[:1].lower() + message[1:]
+
+
+def _placed_mistake(text: str, type_: Any, error: Exception) -> tuple[str, int]:
+    """Return what is wrong and where in the text; the place is not known beyond Python's limits."""
+    if isinstance(error, msgspec.DecodeError):
+        with suppress(*_LIMITS):
+            return _explained(text, type_, error)
+    return "nested too deeply, or a number of thousands of digits", 0
 
 
 def _explained(text: str, type_: Any, error: msgspec.DecodeError) -> tuple[str, int]:

@@ -52,7 +52,7 @@ from statefs.state.terraform_states import lock_from, lock_info_of, state_file
 
 LOCALHOST: Final = "127.0.0.1"
 PORT: Final = 8390
-"""Of the user's ports, and assigned to nothing."""
+"""One that every user may take."""
 STATES: Final = "/states/"
 """Before the name of a state in its address."""
 
@@ -62,8 +62,10 @@ LOCK_BYTES_MAX: Final = 64 << 10
 CONNECTIONS_MAX: Final = 32
 IDLE_SECONDS: Final = 15.0
 """Between two packets of a request."""
+HEAD_SECONDS: Final = 15.0
+"""For the lines before the body of a request."""
 REQUEST_SECONDS: Final = 60.0
-"""For the body of a request."""
+"""For the body."""
 DRAINED_BYTES_MAX: Final = 1 << 20
 """Of a request that is refused: who closes with bytes unread has the answer lost."""
 _CHUNK_BYTES: Final = 64 << 10
@@ -194,7 +196,24 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = IDLE_SECONDS
     _unread = 0
 
+    def setup(self) -> None:
+        """Have the connection end when the head of its request does not come."""
+        super().setup()
+        self._late = threading.Timer(HEAD_SECONDS, self._hang_up)
+        self._late.daemon = True
+        self._late.start()
+
+    def finish(self) -> None:
+        """Let go of the connection."""
+        self._late.cancel()
+        super().finish()
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):  # its other end was faster
+            self.connection.shutdown(socket.SHUT_RD)
+
     def _answer(self) -> None:
+        self._late.cancel()
         self.close_connection = True
         try:
             reply = self._reply()

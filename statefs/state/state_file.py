@@ -97,7 +97,7 @@ class StateFile:
             OSError: the disk refused; the state is as it was.
         """
         new = self._checked(data)
-        with self._turn():
+        with turn_in(self.path.parent):
             self._require_right(lock_id)
             before = self.read()
             if before == data:
@@ -114,7 +114,7 @@ class StateFile:
         Raises:
             OperationLocked, OSError: see `write`.
         """
-        with self._turn():
+        with turn_in(self.path.parent):
             self._require_right(lock_id)
             before = self.read()
             if before is None:
@@ -137,7 +137,7 @@ class StateFile:
             OperationLocked: another one has it; the message, and `lock` of the error, say who.
             StateDamaged: the lock's file is broken.
         """
-        with self._turn():
+        with turn_in(self.path.parent):
             found = self.holder()
             if found is not None and found.id != lock.id:
                 living = self.living_holder()
@@ -148,10 +148,14 @@ class StateFile:
                     self.path,
                     held_text(found),
                 )
-            write_document(self._lock_path, lock)
-            if lock.process is not None:
-                self._let_go()
-                self._lock_fd = hold(self._lock_path)
+            try:
+                write_document(self._lock_path, lock)
+                if lock.process is not None:
+                    self._let_go()
+                    self._lock_fd = hold(self._lock_path)
+            except OSError:
+                self._drop_lock()  # else nobody would have it, and nobody get it
+                raise
 
     def unlock(self, lock_id: str) -> bool:
         """Give the lock back; return whether there was one.
@@ -159,7 +163,7 @@ class StateFile:
         Raises:
             OperationLocked: another operation has it.
         """
-        with self._turn():
+        with turn_in(self.path.parent):
             found = self.holder()
             if found is not None and found.id != lock_id:
                 raise OperationLocked(f"{self.path} is locked by {held_text(found)}", found)
@@ -179,7 +183,7 @@ class StateFile:
             OperationLocked: the lock has another id.
             StateDamaged: its file is broken, and `lock_id` is not None.
         """
-        with self._turn():
+        with turn_in(self.path.parent):
             try:
                 found = self.holder()
             except (StateDamaged, NewerStore):
@@ -218,16 +222,6 @@ class StateFile:
         """
         found = self.holder()
         return None if found is None or is_left_behind(found, self._lock_path) else found
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        made_folder(self.path.parent)
-        lock = ProcessLock(self.path.parent / LOCK)
-        lock.acquire(TURN_SECONDS)
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _checked(self, data: bytes) -> Versioned:
         try:
@@ -279,6 +273,22 @@ class StateFile:
         if self._lock_fd >= 0:
             os.close(self._lock_fd)
         self._lock_fd = -1
+
+
+@contextmanager
+def turn_in(folder: Path) -> Iterator[None]:
+    """Keep every other process out of a folder, made where there is none, for the moment of a step.
+
+    Raises:
+        StoreLocked: another one is at it for longer than ten seconds.
+    """
+    made_folder(folder)
+    lock = ProcessLock(folder / LOCK)
+    lock.acquire(TURN_SECONDS)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def lock_path_of(path: Path) -> Path:

@@ -80,7 +80,7 @@ def lock_from(data: bytes, clock: Clock) -> OperationLock:
         found = msgspec.json.decode(data, type=LockInfo)
         if found.created:
             msgspec.convert(found.created, datetime)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, RecursionError, ValueError) as error:
         raise UsageError(f"that is no lock: {error}") from None
     return OperationLock(
         id=found.id,

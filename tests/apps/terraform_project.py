@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -12,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import pytest
 
@@ -161,6 +163,18 @@ class Pipes:
         self.go.write_text("go\n")
 
 
+class Served(NamedTuple):
+    """A server that runs.
+
+    Args:
+        url: what stands before the names of states.
+        process: that serves.
+    """
+
+    url: str
+    process: subprocess.Popen[bytes]
+
+
 @dataclass
 class Server:
     """`statefs serve-http`, in a process of its own.
@@ -176,10 +190,10 @@ class Server:
     log: Path
 
     @contextmanager
-    def serving(self) -> Iterator[str]:
-        """Serve until the end of the block; gives what stands before the names of states."""
+    def serving(self, port: int = 0) -> Iterator[Served]:
+        """Serve until the end of the block, or until it is killed there."""
         words: Sequence[Word] = (
-            sys.executable, "-m", "statefs", "serve-http", self.folder, "--port", "0",
+            sys.executable, "-m", "statefs", "serve-http", self.folder, "--port", str(port),
             "--token-file", self.token_file,
         )  # fmt: skip
         with started(*words, log=self.log, stdout=subprocess.PIPE) as process:
@@ -190,13 +204,28 @@ class Server:
                 line = process.stdout.readline().decode()
                 timer.cancel()
             assert "is served at http://" in line, self.log.read_text()
-            yield line.rpartition(" ")[2].strip().removesuffix("NAME")
+            yield Served(line.rpartition(" ")[2].strip().removesuffix("NAME"), process)
             process.terminate()
-            assert process.wait(RUN_SECONDS) == 0
+            assert process.wait(RUN_SECONDS) in (0, -signal.SIGKILL)
 
     def token(self) -> str:
         """Return the token."""
         return self.token_file.read_text().strip()
+
+
+def steady_port() -> int:
+    """Return a free port that stays free while its server is away: the kernel gives it to nobody.
+
+    Source: ip(7), ip_local_port_range, which begins above these.
+    """
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise AssertionError("of a hundred ports none is free")
 
 
 def http_backend(url: str, name: str) -> str:

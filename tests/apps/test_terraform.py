@@ -21,11 +21,12 @@ from tests.apps.terraform_project import (
     Server,
     http_backend,
     needs_terraform,
+    steady_port,
 )
 from tests.harness.mounted_state import MountedState
 
 pytestmark = needs_terraform
-ROUNDS: Final = 10
+ROUNDS: Final = 6
 PARTS: Final = 12
 
 
@@ -80,7 +81,7 @@ def test_init_plan_apply_and_every_version_in_the_log(
     app_state: MountedState, server: Server, disk: Path
 ) -> None:
     """Four releases and a destruction: each version is there, with the release it had."""
-    with server.serving() as url:
+    with server.serving() as (url, _):
         project = checkout(disk / "infra", server, url, RESOURCES)
         plan = project.run("plan", "-var=release=one", "-detailed-exitcode")
         assert plan.returncode == 2, plan.stderr
@@ -109,7 +110,7 @@ def test_init_plan_apply_and_every_version_in_the_log(
 
 def test_of_two_applies_at_a_time_one_is_refused(server: Server, disk: Path, pipes: Pipes) -> None:
     """It is told by whom; nothing of the first one is lost, and the second one can come after."""
-    with server.serving() as url:
+    with server.serving() as (url, _):
         first = checkout(disk / "first", server, url, RESOURCES, pipes.configuration())
         second = checkout(disk / "second", server, url, RESOURCES)
         with first.applying("one") as process:
@@ -131,13 +132,13 @@ def test_the_lock_of_a_killed_apply_stays_until_it_is_forced(
     server: Server, disk: Path, pipes: Pipes
 ) -> None:
     """Also over a restart of the server; `terraform force-unlock` takes it away."""
-    with server.serving() as url:
+    with server.serving() as (url, _):
         project = checkout(disk / "infra", server, url, RESOURCES, pipes.configuration())
         with project.applying("one") as process:
             pipes.wait_until_begun()
             process.kill()
             process.wait(60)
-    with server.serving() as url:
+    with server.serving() as (url, _):
         project = checkout(disk / "again", server, url, RESOURCES)
         refused = project.apply("two", "-lock-timeout=0s")
         found = re.search(r"already locked:\s+ID=(\S+)", refused.stderr)
@@ -152,7 +153,7 @@ def test_the_lock_of_a_killed_apply_stays_until_it_is_forced(
 
 def test_a_wrong_token_is_refused(server: Server, disk: Path) -> None:
     """As is none; the program says which."""
-    with server.serving() as url:
+    with server.serving() as (url, _):
         project = checkout(disk / "infra", server, url, RESOURCES)
         for token, said in (("", "requires auth"), ("another", "invalid auth")):
             project.token = token
@@ -206,6 +207,47 @@ def test_a_local_state_in_a_mount_outlives_kills(app_state: MountedState) -> Non
     for name, data in past.items():
         assert (app_state.snapshots / name / "files/infra/terraform.tfstate").read_bytes() == data
         release_of(json.loads(data))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_served_state_outlives_kills(app_state: MountedState, server: Server, disk: Path) -> None:
+    """The program or the server is killed at random: the state is whole at each look.
+
+    It is that of before, of after, or one between; the next apply goes on from it, after the lock
+    of a killed one was taken away. Every version that was answered for is in the log.
+    """
+    chance, port = random.Random(6), steady_port()
+    with server.serving(port) as (url, _):
+        project = checkout(disk / "infra", server, url, RESOURCES)
+        begun = time.monotonic()
+        assert project.apply("r0").returncode == 0
+        usual_seconds = time.monotonic() - begun
+    for number in range(1, ROUNDS + 1):
+        release, victim = f"r{number}", ("program", "server")[number % 2]
+        with server.serving(port) as (_, serving), project.applying(release) as process:
+            time.sleep(chance.random() * usual_seconds)  # which moment is hit is up to chance
+            if victim == "program":
+                process.kill()
+                code = process.wait(60)
+            else:
+                serving.kill()
+                serving.wait(60)
+                with server.serving(port):
+                    code = process.wait(60)
+        releases = release_of(served_state(server))
+        assert releases <= {f"r{n}" for n in range(number + 1)}
+        assert code != 0 or releases == {release}
+        with server.serving(port):
+            assert project.run("force-unlock", "-force", "any").returncode == 0
+        (project.folder / "errored.tfstate").unlink(missing_ok=True)
+    with server.serving(port):
+        done = project.apply("last")
+        assert done.returncode == 0, done.stderr
+    assert release_of(served_state(server)) == {"last"}
+    versions = list(versions_of(app_state, "files/terraform/shop.tfstate"))
+    assert [each["serial"] for each in versions] == list(range(1, len(versions) + 1))
+    assert all(release_of(each) for each in versions if each["outputs"])
 
 
 def is_whole(data: bytes) -> bool:

@@ -25,7 +25,7 @@ from statefs.state.audit import AuditLog
 from statefs.state.copies import copies_of
 from statefs.state.deploy_documents import target_of_file
 from tests.harness.killed_calls import Acknowledge, each_kill
-from tests.harness.processes import Child, run_as
+from tests.harness.processes import Child, run_as, start
 from tests.unit.engine_store import SteppingClock
 
 AWS = Target("aws", "eu-west-1")
@@ -254,6 +254,39 @@ def test_threads_that_want_one_resource_make_it_once(state: DeployState) -> None
     assert state.holder() is None
 
 
+def test_threads_lose_no_change_of_each_other(state: DeployState, folder: Path) -> None:
+    """Each with a resource of its own, within one lock and without."""
+
+    def work(number: int) -> None:
+        for count in range(5):
+            with state.lock("work"):
+                state.record(f"shop.queue.{number}", str(count))
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert ids(state) == {f"shop.queue.{number}": "4" for number in range(6)}
+    assert state.version()[1] == 30 and state.holder() is None
+
+
+def test_processes_that_wait_for_each_other_lose_no_change(folder: Path) -> None:
+    """Each counts on from what the others have written."""
+
+    def work() -> None:
+        state = DeployState(folder, "shop", AWS)
+        for _ in range(10):
+            with state.lock("count", wait_seconds=60):
+                found = state.get(BUCKET)
+                state.record(BUCKET, str(int(found.id) + 1 if found else 1))
+
+    pids = [start(work) for _ in range(3)]
+    assert [os.waitpid(pid, 0)[1] for pid in pids] == [0, 0, 0]
+    state = DeployState(folder, "shop", AWS)
+    assert (ids(state), state.version()[1]) == ({BUCKET: "30"}, 30)
+
+
 def test_the_lock_says_who_does_what_since_when(state: DeployState, folder: Path) -> None:
     """Nobody else changes the state meanwhile, in this process or another; all may read."""
     other = DeployState(folder, "shop", AWS)
@@ -414,7 +447,7 @@ def test_another_backend_takes_the_place_of_the_file(folder: Path) -> None:
     state = DeployState(folder, "shop", AWS, backend=remote)
     state.record(BUCKET, "b-1")
     assert ids(DeployState(folder, "shop", AWS, backend=remote)) == {BUCKET: "b-1"}
-    assert DeployState(folder, "shop", AWS).list() == [] and remote.held is None
+    assert not folder.exists() and remote.held is None
     remote.data = b"{"
     with pytest.raises(StateDamaged, match=r"^remote:shop, line 1"):
         state.list()
@@ -473,10 +506,11 @@ def test_a_full_disk_leaves_the_state_as_it_was(
     def refuse(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as context:
-        context.setattr("statefs.state.state_file.write_file", refuse)
-        with pytest.raises(OSError, match="No space"):
-            state.record(QUEUE, "q-1")
+    for call in ("write_file", "write_document", "hold"):
+        with monkeypatch.context() as context:
+            context.setattr(f"statefs.state.state_file.{call}", refuse)
+            with pytest.raises(OSError, match="No space"):
+                state.record(QUEUE, "q-1")
     assert ids(state) == {BUCKET: "b-1"} and state.holder() is None
     assert ids(DeployState(folder, "shop", AWS)) == {BUCKET: "b-1"}
 

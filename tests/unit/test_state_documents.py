@@ -30,6 +30,7 @@ class Tasks(msgspec.Struct, forbid_unknown_fields=True):
     by_name: dict[str, Task] = {}
 
 
+TOO_MUCH = "line 1: nested too deeply, or a number of thousands of digits"
 FORM = Form(Tasks, 3, {1: lambda old: {"tasks": old["list"]}, 2: lambda old: old})
 
 
@@ -51,6 +52,8 @@ def damage_of(path: Path, text: str | bytes) -> str:
         ('{\n"version": 3,\n"tasks": nul}', "line 3: JSON is malformed: invalid character"),
         ('{\n"version": 3,\n"tasks": []} x', "line 3: JSON is malformed: trailing characters"),
         (b'{"version": 3,\n"tasks": [],\n"\xff": 1}', "line 3: not UTF-8"),
+        ('{"version": 3, "tasks": ' + "[" * 100_000, TOO_MUCH),
+        (f'{{"version": {"3" * 5000}}}', TOO_MUCH),
         ("[]", "line 1: expected `object`, got `array`"),
         ("{}", "line 1: object missing required field `version`"),
         ('{\n"version": "3"}', "line 2: expected `int`, got `str` at version"),

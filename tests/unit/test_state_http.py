@@ -157,6 +157,9 @@ def test_a_name_leads_nowhere_else(folder: Path, path: str, file: str) -> None:
         (("POST", "/states/shop", b"[]"), 400),
         (("POST", "/states/shop", b"\xff"), 400),
         (("POST", "/states/shop", b'{"version": 4, "serial": 1}'), 400),
+        (("POST", "/states/shop", b'{"x": ' + b"[" * 100_000), 400),
+        (("POST", "/states/shop", terraform_state(7).replace(b"7", b"7" * 5000, 1)), 400),
+        (("LOCK", "/states/shop", b'{"x": ' + b"[" * 10_000), 400),
         (("POST", "/states/shop", terraform_state(-1)), 400),
         (("POST", "/states/shop", terraform_state(1, "")), 400),
         (("LOCK", "/states/shop", b""), 400),
@@ -267,6 +270,26 @@ def test_a_slow_client_is_not_waited_for(folder: Path, monkeypatch: pytest.Monke
             assert status(server, "GET") == 404
             assert head.recv(100) == b""
             assert body.recv(100).split(b" ")[1] == b"408"
+
+
+def test_a_head_that_comes_drop_by_drop_is_cut_off(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However often something comes."""
+    monkeypatch.setattr(http_backend, "HEAD_SECONDS", 0.2)
+    with serving(folder) as server:
+        address = (LOCALHOST, server.server_port)
+        with socket.create_connection(address, timeout=0.01) as head:
+            for _ in range(1000):
+                head.sendall(b"G")
+                try:
+                    assert head.recv(1) == b""
+                    return
+                except TimeoutError:
+                    continue
+                except ConnectionResetError:
+                    return
+        pytest.fail("nobody has ended it")
 
 
 def test_one_connection_too_many_is_closed(

@@ -77,11 +77,22 @@ def show_session(folder: Path, name: str, slot: str | None = None) -> Any:
         place = place_of(folder, name.removeprefix(f"{SESSIONS}/"))
     except UsageError as error:
         raise NotInStore(str(error)) from None
-    manifest = require_session(place)
-    slots = manifest.snapshot().slots
+    while True:
+        manifest = require_session(place)
+        try:
+            return _shown(place, manifest, slot)
+        except StateDamaged:
+            # Its process may have taken a snapshot meanwhile, and removed the files of older ones.
+            if require_session(place).number == manifest.number:
+                raise
+
+
+def _shown(place: Path, manifest: Manifest, slot: str | None) -> Any:
+    snapshot = manifest.snapshot()
+    slots = snapshot.slots
     if slot is not None:
         if slot not in slots:
-            raise NotInStore(f"the session '{name}' has no slot '{slot}'")
+            raise NotInStore(f"the session '{manifest.created.id}' has no slot '{slot}'")
         return _shown_value(slot_value(place, slot, slots[slot], ANY_TYPES.form_of(slot)))
     found = recovered(place, manifest, ANY_TYPES)
     return {
@@ -92,9 +103,9 @@ def show_session(folder: Path, name: str, slot: str | None = None) -> Any:
         "changed_at": found.events[-1].at if found.events else manifest.last.at,
         "snapshot": {
             "revision": found.revision,
-            "reason": manifest.snapshot().reason,
-            "label": manifest.snapshot().label,
-            "events": manifest.snapshot().events,
+            "reason": snapshot.reason,
+            "label": snapshot.label,
+            "events": snapshot.events,
         },
         "slots": {name: _shown_value(value) for name, value in found.slots.items()},
         "events": [ShownEvent(*each[:3])._asdict() for each in found.events],

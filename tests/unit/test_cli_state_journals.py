@@ -8,6 +8,9 @@ import pytest
 
 from statefs.state import DocumentType, JsonStore, SessionStore
 from statefs.state.journal import Journal
+from statefs.state.session_manifest import Manifest
+from statefs.state.session_recovery import require_session
+from statefs.state.session_store_checking import show_session
 from tests.harness.processes import start
 from tests.unit.cli_fakes import call
 from tests.unit.engine_store import SteppingClock
@@ -108,6 +111,26 @@ def test_slots_of_any_version_are_shown_and_sound(folder: Path, capsys: Capture)
     assert json.loads(call(capsys, "state", "show", folder, "one", "usage").out) == {"tokens": 1}
     assert call(capsys, "state", "show", folder, "one").exit_code == 0
     assert call(capsys, "state", "check", folder).exit_code == 0
+
+
+def test_a_session_is_shown_while_its_process_takes_a_snapshot(
+    folder: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The manifest was read, then the files it names gave way to those of two newer snapshots."""
+    reads = 0
+
+    def overtaken(place: Path) -> Manifest:
+        nonlocal reads
+        manifest, reads = require_session(place), reads + 1
+        if reads == 1:
+            session.snapshot({"plan": "new"})
+            session.snapshot({"plan": "newer"})
+        return manifest
+
+    with SessionStore(folder, "coder").resume("one") as session:
+        monkeypatch.setattr(f"{show_session.__module__}.require_session", overtaken)
+        shown = json.loads(call(capsys, "state", "show", folder, "one").out)
+    assert shown["slots"]["plan"] == "newer" and shown["status"] == "running" and reads == 3
 
 
 def test_settings_beside_sessions_are_looked_after_too(folder: Path, capsys: Capture) -> None:

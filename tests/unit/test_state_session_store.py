@@ -389,6 +389,37 @@ def test_a_snapshot_that_the_disk_refuses_leaves_the_session_as_it_was(
     assert sessions.resume("one").recovery.slots == {"plan": "third"}
 
 
+def test_slots_are_durable_before_the_revision_and_an_audit_record_before_its_action(
+    sessions: SessionStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The order that a power cut cannot break."""
+    calls: list[str] = []
+
+    def noted(name: str) -> None:
+        original = getattr(os, name)
+
+        def call(*args: Any) -> Any:
+            place = "" if name == "rename" else os.readlink(f"/proc/self/fd/{args[0]}")
+            calls.append(f"{name} {os.path.basename(place)}".strip())
+            return original(*args)
+
+        monkeypatch.setattr(os, name, call)
+
+    with sessions.create("one") as session:
+        for name in ("write", "fsync", "fdatasync", "rename"):
+            noted(name)
+        session.snapshot({"plan": 1})
+        assert calls == [
+            "write .plan.2.new", "fsync .plan.2.new", "rename", "fsync state",
+            "write manifest.json", "fdatasync manifest.json"]  # fmt: skip
+        calls.clear()
+        with session.audit("mail"):
+            assert calls == ["write actions.log", "fdatasync actions.log"]
+        calls.clear()
+        session.append(1)
+        assert calls == ["write journal.log", "fdatasync journal.log"]
+
+
 @pytest.mark.usefixtures("no_waiting_for_disks")
 def test_threads_append_in_one_order_and_lose_nothing(sessions: SessionStore) -> None:
     """While one of them takes snapshots of what it has seen, and another audits."""

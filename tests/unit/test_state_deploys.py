@@ -24,6 +24,7 @@ from statefs.state import DeployState, Found, OperationLock, Target
 from statefs.state.audit import AuditLog
 from statefs.state.copies import copies_of
 from statefs.state.deploy_documents import target_of_file
+from statefs.state.documents import write_document
 from tests.harness.killed_calls import Acknowledge, each_kill
 from tests.harness.processes import Child, run_as, start
 from tests.unit.engine_store import SteppingClock
@@ -495,6 +496,30 @@ def test_a_kill_at_every_write_leaves_the_old_or_the_new_state(folder: Path) -> 
         for each in folder.glob("state.*"):
             each.unlink()
     assert kills > 30
+
+
+@pytest.mark.usefixtures("no_waiting_for_disks")
+def test_a_kill_at_every_write_of_a_forced_unlock_leaves_the_lock_or_none(folder: Path) -> None:
+    """Never one that nobody can read; the audit log has what was begun, and what was not ended."""
+    state = DeployState(folder, "shop", AWS)
+    state.record(BUCKET, "b-1")
+    path = folder / ".state.aws.eu-west-1.json.lock"
+    lock = OperationLock(id="7", operation="x", holder="ann@elsewhere", created_at="2026-01-01")
+
+    def work(acknowledge: Acknowledge) -> None:
+        assert DeployState(folder, "shop", AWS).force_unlock("7") == lock
+        acknowledge("forced")
+
+    write_document(path, lock)
+    for killed in each_kill(work):
+        assert state.holder() in ((None,) if killed.acknowledged else (None, lock)), killed
+        begun = (folder / ".audit.log").exists() and (folder / ".audit.log").stat().st_size > 0
+        assert state.holder() == lock or begun, killed
+        with AuditLog(folder / ".audit.log") as audit:
+            assert len(audit.unfinished()) <= 1, killed
+        (folder / ".audit.log").unlink()
+        write_document(path, lock)
+    assert state.holder() is None and ids(state) == {BUCKET: "b-1"}
 
 
 def test_a_full_disk_leaves_the_state_as_it_was(

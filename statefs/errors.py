@@ -34,6 +34,7 @@
     ├── ResumeMismatch              exit 32  EINVAL   a session is of another store, or another one
     ├── OperationLocked             exit 34  EBUSY    another operation has a deploy state
     ├── OlderState                  exit 35  ESTALE   what is to be written is not the newest
+    ├── MountEnded                  exit 37  EINTR    a signal ended a mount before it was usable
     └── PosixError                  exit 1   its own  an operation on the tree failed as POSIX says
 
 The drawing is checked against the classes by tests/unit/test_errors.py.
@@ -307,6 +308,13 @@ class OlderState(StatefsError):
 
     exit_code = 35
     errno = _errno.ESTALE
+
+
+class MountEnded(StatefsError):
+    """A signal has ended a mount before it was usable; nothing of it is left."""
+
+    exit_code = 37
+    errno = _errno.EINTR
 
 
 def refusal(error: OSError, place: object = None) -> StatefsError:

@@ -88,6 +88,7 @@ def command(
     where they are missing. Harmless where STATE is mounted already.
     """
     from statefs.control.client import refuse_stopped
+    from statefs.daemon.process import mounting
     from statefs.mounts import MountOptions, find_mount
 
     text = ",".join(option_words)
@@ -96,7 +97,7 @@ def command(
     mount_point = require_state(state)
     if not is_mounted(mount_point, store, repair):
         try:
-            with mount_point_made(mount_point):
+            with mounting(mount_point), mount_point_made(mount_point):
                 chosen = prepare(mount_point, store, options, app_id)
                 if not foreground:
                     mount_in_background(mount_point, chosen, options)

@@ -103,7 +103,10 @@ class Worker(Child):
                 on_working(received[0])
             received = self.receive()
         if received is None:
-            raise StatefsError(f"the worker ended before the mount was usable{self.ending()}")
+            raise StatefsError(
+                f"the worker ended before the mount was usable{self.ending()}: see the end of the "
+                "store's statefs.log, and mount again"
+            )
         message, _ = received
         if isinstance(message, Failed):
             raise raised_error(message.error)

@@ -267,7 +267,10 @@ class MountDaemon:
         with trio.move_on_after(FIRST_ANSWER_SECONDS) as scope:
             await _in_thread(partial(os.stat, self._state / "current"))
         if scope.cancelled_caught:
-            raise StatefsError(f"the mount at {self._state} does not answer")
+            raise StatefsError(
+                f"the mount at {self._state} does not answer: see the end of the store's "
+                "statefs.log, and the kernel's messages ('dmesg'), and mount again"
+            )
         remark = ""
         if self._covered is not None:
             remark = await self._brought_in(self._covered)

@@ -7,8 +7,10 @@ import os
 import resource
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final, NoReturn
 
+from statefs.errors import MountEnded, typed
 from statefs.telemetry.lines import begin_log
 
 ENDING_SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
@@ -30,6 +32,50 @@ def prepare_process() -> None:
 def _leave(number: int, _frame: object) -> NoReturn:
     """End on a signal that comes while the mount is not served, past every clean-up there is."""
     raise SystemExit(128 + number)
+
+
+def ended_by(error: SystemExit | KeyboardInterrupt, state: Path) -> MountEnded:
+    """Return what to tell of a mount that a signal has ended before it was usable.
+
+    Args:
+        error: what `_leave`, or Python for SIGINT, has raised.
+        state: where it would have been mounted.
+    """
+    number = int(signal.SIGINT)
+    if isinstance(error, SystemExit) and isinstance(error.code, int):
+        number = error.code - 128
+    return MountEnded(
+        f"{signal.Signals(number).name} has ended the mount before {state} was usable; nothing of "
+        f"it is left: '{typed('statefs', 'mount', state)}' begins anew"
+    )
+
+
+@contextlib.contextmanager
+def mounting(state: Path) -> Iterator[None]:
+    """Have SIGTERM end the `with` block as Ctrl-C does, and be told. Raises MountEnded."""
+    before = signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    except SystemExit as error:
+        raise ended_by(error, state) from None
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+@contextlib.contextmanager
+def ended_later() -> Iterator[None]:
+    """Have signals that end this process come behind the `with` block, which they would cut."""
+    came: list[int] = []
+    before = {
+        each: signal.signal(each, lambda number, _: came.append(number)) for each in ENDING_SIGNALS
+    }
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, handler)
+        for number in came:
+            os.kill(os.getpid(), number)
 
 
 @contextlib.contextmanager

@@ -42,7 +42,14 @@ from statefs.daemon.handover import (
     Working,
 )
 from statefs.daemon.init_system import InitSystem
-from statefs.daemon.process import ENDING_SIGNALS, SAVING_SIGNAL, prepare_process, undisturbed
+from statefs.daemon.process import (
+    ENDING_SIGNALS,
+    SAVING_SIGNAL,
+    ended_by,
+    ended_later,
+    prepare_process,
+    undisturbed,
+)
 from statefs.daemon.spare import SPARE_SECONDS, Spare
 from statefs.daemon.spawning import TRIAL_SECONDS, Spawn, Started, spawn_worker, start
 from statefs.daemon.succession import Succession, read_succession, rehearse, succeed
@@ -115,6 +122,7 @@ def run_foreground(
 
     Raises:
         AlreadyMounted: the state or the store is mounted.
+        MountEnded: SIGTERM came before the mount was usable.
         StaleMount: a daemon has died at `state`.
         StoreLocked: another process has the store open.
         MountPointNotEmpty: files lie in `state` and are not to be adopted.
@@ -131,6 +139,13 @@ def run_foreground(
         supervisor.run(Worker(*(first or start(spawn))))
     except StatefsError as error:
         notice.fail(error)
+        raise
+    except SystemExit as error:
+        ended = ended_by(error, state)
+        notice.fail(ended)
+        raise ended from None
+    except KeyboardInterrupt as error:
+        notice.fail(ended_by(error, state))
         raise
     except BaseException as error:
         notice.fail(unforeseen(error))
@@ -262,8 +277,9 @@ class Supervisor:
         """Have a worker open the store, mount, and have it serve; return its remark."""
         worker.channel.send(self._begin(self._options), [self._lock.fileno(), self._page])
         worker.expect(Opened, self._tell_working)
-        self._fuse_fd = mount_fuse(self._layout.root, self._state, self._options)
-        self._mount = find_mount(self._state)
+        with ended_later():  # what is mounted must be known, to be unmounted
+            self._fuse_fd = mount_fuse(self._layout.root, self._state, self._options)
+            self._mount = find_mount(self._state)
         self._greeting = Greeting(read_init_request(self._fuse_fd))
         worker.channel.send(self._serve(), [self._fuse_fd])
         ready = worker.expect(Ready, self._tell_working)

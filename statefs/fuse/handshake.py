@@ -57,6 +57,14 @@ REQUEST_BYTES: Final = (1 << 20) + 4096
 HANDSHAKE_SECONDS: Final = 10.0
 """The kernel queues FUSE_INIT inside mount(2), so this only ends a wait that cannot succeed."""
 
+_OF_KERNEL: Final = (
+    "mount it again; should that fail, too, see the kernel's messages ('dmesg') and start the "
+    "machine anew"
+)
+"""What to do when the kernel does not keep to the protocol."""
+_OF_LIBFUSE: Final = "install libfuse3 anew ('apt install --reinstall libfuse3-3') and mount again"
+"""The same of libfuse."""
+
 FUSE_INIT: Final = 26
 NOTIFY_RESEND: Final = 7
 """A notice to the kernel (Linux 6.9): send again what was read and not answered.
@@ -116,7 +124,7 @@ def adjusted_reply(init_request: bytes, reply: bytes) -> bytes:
     """
     offered, readahead_bytes = _offer(init_request)
     if len(reply) < _OUT_HEADER.size:
-        raise FuseUnavailable("libfuse's answer to FUSE_INIT is cut short")
+        raise FuseUnavailable(f"libfuse's answer to FUSE_INIT is cut short: {_OF_LIBFUSE}")
     _, error, _ = _OUT_HEADER.unpack_from(reply)
     if error or len(reply) < _OUT_HEADER.size + _INIT_OUT.size:
         return reply
@@ -136,10 +144,12 @@ def adjusted_reply(init_request: bytes, reply: bytes) -> bytes:
 def _offer(init_request: bytes) -> tuple[int, int]:
     """Return the flags and the readahead (bytes) that the kernel offers."""
     if len(init_request) < _IN_HEADER.size + _INIT_IN.size:
-        raise FuseUnavailable("the kernel's first request is cut short")
+        raise FuseUnavailable(f"the kernel's first request is cut short: {_OF_KERNEL}")
     opcode = _IN_HEADER.unpack_from(init_request)[1]
     if opcode != FUSE_INIT:
-        raise FuseUnavailable(f"the kernel's first request is number {opcode}, not FUSE_INIT")
+        raise FuseUnavailable(
+            f"the kernel's first request is number {opcode}, not FUSE_INIT: {_OF_KERNEL}"
+        )
     _, _, max_readahead, flags = _INIT_IN.unpack_from(init_request, _IN_HEADER.size)
     return flags, max_readahead
 
@@ -153,11 +163,14 @@ def read_init_request(fuse_fd: int) -> bytes:
     poller = select.poll()
     poller.register(fuse_fd, select.POLLIN)
     if not poller.poll(HANDSHAKE_SECONDS * 1000):
-        raise FuseUnavailable("the kernel did not begin the FUSE handshake")
+        raise FuseUnavailable(f"the kernel did not begin the FUSE handshake: {_OF_KERNEL}")
     try:
         request = os.read(fuse_fd, REQUEST_BYTES)
     except OSError as error:
-        raise FuseUnavailable(f"the mount ended in its handshake: {error.strerror}") from error
+        raise FuseUnavailable(
+            f"the mount ended in its handshake ({error.strerror}), as somebody has unmounted it or "
+            "ended its connection: mount it again"
+        ) from error
     _offer(request)
     return request
 
@@ -259,7 +272,7 @@ class Handshake:
         try:
             reply = self._ours.recv(REQUEST_BYTES, socket.MSG_DONTWAIT)
         except BlockingIOError:
-            raise FuseUnavailable("libfuse gave no answer to FUSE_INIT") from None
+            raise FuseUnavailable(f"libfuse gave no answer to FUSE_INIT: {_OF_LIBFUSE}") from None
         reply = adjusted_reply(self._greeting.request, reply)
         if not self._greeting.reply:
             self._tell_kernel(reply)
@@ -276,7 +289,9 @@ class Handshake:
         try:
             os.write(self._fuse_fd, reply)
         except OSError as error:
-            raise FuseUnavailable(f"the kernel refused the handshake: {error.strerror}") from error
+            raise FuseUnavailable(
+                f"the kernel refused the handshake ({error.strerror}): {_OF_KERNEL}"
+            ) from error
 
     def close(self) -> None:
         """Close this side of the socket pair; harmless twice."""

@@ -21,6 +21,7 @@ from typing import IO, Final
 from statefs.errors import HookFailed
 from statefs.hooks.commands import Account, Deadline, end_group, owner_of, run, start
 from statefs.hooks.postgres import program, query, version_of
+from statefs.hooks.postgres_memory import remove_left_segment
 
 SERVER_USER: Final = "postgres"
 """Who runs a server whose data folder belongs to root, which may not."""
@@ -75,9 +76,12 @@ def check_cluster(data: Path, deadline: Deadline, moved: tuple[Path, Path]) -> N
         control = cluster.control()
         cluster.refuse_new_tablespaces(control)
         cluster.write_settings(control)
-        user = cluster.superuser()
-        with cluster.serving():
-            cluster.ask_all_databases(user)
+        try:
+            user = cluster.superuser()
+            with cluster.serving():
+                cluster.ask_all_databases(user)
+        finally:
+            remove_left_segment(data, account.uid if account else os.geteuid())
 
 
 def stranger_to(data: Path, deadline: Deadline) -> str | None:

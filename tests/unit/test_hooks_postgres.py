@@ -19,6 +19,7 @@ from statefs.errors import HookFailed
 from statefs.hooks import postgres
 from statefs.hooks.commands import Account, Deadline, end_group, run, start
 from statefs.hooks.postgres_copy import ClusterDamaged, check_cluster
+from statefs.hooks.postgres_memory import remove_left_segment, segments
 from statefs.hooks.quiesce import Preparation
 from tests.harness.accounts import make_private_folder, postgres_account
 from tests.harness.mounted_state import open_folder
@@ -190,9 +191,28 @@ def test_a_copy_without_its_log_is_damaged(server: Server) -> None:
         data = copied(server)
     for segment in (data / "pg_wal").glob("0*"):
         segment.unlink()
+    before = segments()
     with pytest.raises(ClusterDamaged, match="does not recover"):
         check_cluster(data, Deadline(60), (server.current, server.current.with_name("copy")))
     assert list((data / "pg_dynshmem").iterdir()) != []
+    pid = abs(int((data / "postmaster.pid").read_text().splitlines()[0]))
+    assert [each for each in segments() if each.maker == pid and each not in before] == []
+
+
+def test_a_segment_of_somebody_else_stays(server: Server) -> None:
+    """The lock file of a copy says which one it is, and is believed of its own maker's alone."""
+    with server.serving():
+        lines = (server.data / "postmaster.pid").read_text().splitlines()
+        number = int(lines[6].split()[1])
+        uid = server.account.uid if server.account else os.geteuid()
+        (present,) = [each for each in segments() if each.number == number]
+        assert (present.maker, present.uid) == (int(lines[0]), uid) and present.users
+        data = server.current.with_name("copy")
+        data.mkdir()
+        for lock in ("", "1\n2\n", "\n".join(lines), "\n".join(["1", *lines[1:]])):
+            (data / "postmaster.pid").write_text(lock)
+            remove_left_segment(data, uid)
+            assert present.number in {each.number for each in segments()}
 
 
 def test_shared_memory_of_a_copy_is_its_own(server: Server) -> None:

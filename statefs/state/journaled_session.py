@@ -299,7 +299,7 @@ class JournaledSession:
 
     def close(self) -> None:
         """Let go of the session, which can be resumed; nothing is owed to the disk."""
-        self._end(Closed(self._now()))
+        self._end(Closed)
 
     def finish(self) -> None:
         """End the session for good; it can be read, and not be resumed.
@@ -310,13 +310,14 @@ class JournaledSession:
         open_ones = ", ".join(f"{each.number} ({each.what})" for each in self.unfinished())
         if open_ones:
             raise UsageError(f"the session '{self.id}' has actions to settle first: {open_ones}")
-        self._end(Finished(self._now()))
+        self._end(Finished)
 
-    def _end(self, revision: Closed | Finished) -> None:
+    def _end(self, kind: type[Closed | Finished]) -> None:
         with self._mutex:
             if self._is_open:
                 try:
-                    self._append(revision)
+                    events, actions = self._journal.position().sequence, self._audit.last_record()
+                    self._append(kind(self._now(), events, actions))
                 finally:
                     self.let_go()
 

@@ -89,15 +89,24 @@ class Snapshot(msgspec.Struct, tag_field="event", tag="snapshot", forbid_unknown
 
 
 class Closed(msgspec.Struct, tag_field="event", tag="closed", forbid_unknown_fields=True):
-    """The process has let go of the session, which can be resumed."""
+    """The process has let go of the session, which can be resumed.
+
+    Args:
+        at: ISO 8601 in UTC.
+        events, actions: the numbers of the last record of the journal and of the audit log.
+    """
 
     at: str
+    events: Count
+    actions: Count
 
 
 class Finished(msgspec.Struct, tag_field="event", tag="finished", forbid_unknown_fields=True):
-    """The session has come to its end."""
+    """The session has come to its end; otherwise as `Closed`."""
 
     at: str
+    events: Count
+    actions: Count
 
 
 Revision = Created | Resumed | Snapshot | Closed | Finished
@@ -125,6 +134,17 @@ class Manifest(NamedTuple):
     def snapshot(self) -> Snapshot:
         """Return the newest snapshot."""
         return next(reversed(self.snapshots.values()), NO_SNAPSHOT)
+
+    def records(self) -> tuple[int, int]:
+        """Return how many records the journal and the audit log have at least."""
+        marks = [
+            (each.events, each.actions)
+            for each in (*self.snapshots.values(), self.last)
+            if isinstance(each, Snapshot | Closed | Finished)
+        ]
+        return max((events for events, _ in marks), default=0), max(
+            (actions for _, actions in marks), default=0
+        )
 
     def status(self, is_running: bool) -> Status:
         """Return what has become of the session; `is_running` says whether a process has it."""

@@ -6,7 +6,7 @@ session is said here.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -142,11 +142,34 @@ def recovered(place: Path, manifest: Manifest, types: SessionTypes) -> Recovery:
     }
     lost: list[int] = []
     events = list(read_events(place, snapshot.position(), types.events, lost))
-    revision = next(reversed(manifest.snapshots), 0)
     actions = actions_of(place)
+    require_all(place, manifest, [snapshot.events, *lost, *(each.sequence for each in events)])
+    revision = next(reversed(manifest.snapshots), 0)
     unfinished = [each.begun for each in actions if each.outcome is None]
     recent = [each for each in actions if each.outcome is None or each.end > snapshot.actions]
     return Recovery(revision, slots, events, unfinished, recent, lost, 0)
+
+
+def require_all(place: Path, manifest: Manifest, events: Iterable[int]) -> None:
+    """Refuse a session from whose journals records have gone that the manifest knows of.
+
+    Args:
+        place: the session's folder.
+        manifest: of the session.
+        events: the numbers of the events that are there, the last one among them.
+
+    Raises:
+        StateDamaged: the message names file and line.
+    """
+    known = manifest.records()
+    path = place / ACTIONS
+    actions = (record.sequence for record in read_journal(path)) if path.exists() else iter(())
+    for name, found, expected in (
+        (JOURNAL, max(events), known[0]),
+        (ACTIONS, max(actions, default=0), known[1]),
+    ):
+        if found < expected:
+            raise StateDamaged(f"{place / name}, line {found + 1}: it was there, and is missing")
 
 
 def actions_of(place: Path) -> list[Action]:

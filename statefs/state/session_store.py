@@ -31,6 +31,7 @@ from statefs.state.session_recovery import (
     actions_of,
     read_events,
     recovered,
+    require_all,
     require_session,
 )
 
@@ -259,9 +260,11 @@ def state_of(place: Path) -> SessionState | None:
             snapshots=len(manifest.snapshots),
             events=snapshot.events,
         )
-        for event in read_events(place, snapshot.position()):
+        lost = list[int]()
+        for event in read_events(place, snapshot.position(), lost=lost):
             changed_at = max(state.changed_at, event.at)
             state = state._replace(events=event.sequence, changed_at=changed_at)
+        require_all(place, manifest, [state.events, *lost])
         unfinished = sum(each.outcome is None for each in actions_of(place))
     except (StateDamaged, NewerStore, ResumeMismatch) as error:
         return state._replace(damage=str(error))

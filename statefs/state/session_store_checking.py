@@ -45,6 +45,7 @@ from statefs.state.session_recovery import (
     actions_of,
     read_events,
     recovered,
+    require_all,
     require_session,
     slot_value,
 )
@@ -184,8 +185,9 @@ def _read_journal(place: Path) -> None:
     manifest = require_session(place)
     for _ in read_events(place):
         pass
-    for _ in read_events(place, manifest.snapshot().position()):
-        pass
+    recent = read_events(place, manifest.snapshot().position(), lost=(lost := list[int]()))
+    found = [each.sequence for each in recent]
+    require_all(place, manifest, [manifest.snapshot().events, *lost, *found])
 
 
 def _mode_problems(place: Path) -> Iterator[Problem]:

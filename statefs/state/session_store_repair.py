@@ -99,11 +99,10 @@ class _SessionRepair(NamedTuple):
         done = [*self._journal(MANIFEST)]
         with suppress(StateDamaged, NewerStore, NotInStore, ResumeMismatch):  # named below
             manifest = require_session(self.place)
-            snapshots = manifest.snapshots.values()
+            events, actions = manifest.records()
             is_missing = not (self.place / ACTIONS).exists()  # there may have been some
-            actions = max(manifest.snapshot().actions, int(is_missing))
-            done += self._journal(ACTIONS, actions)
-            done += self._journal(JOURNAL, max((each.events for each in snapshots), default=0))
+            done += self._journal(ACTIONS, max(actions, int(is_missing)))
+            done += self._journal(JOURNAL, events)
             done += self._state(manifest)
         return done + [self._rest(each) for each in check_session(self.place)]
 

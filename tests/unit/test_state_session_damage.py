@@ -36,6 +36,16 @@ def record_damage(name: str, value: Any) -> Callable[[Path], None]:
     return add
 
 
+def without_last_line(name: str) -> Callable[[Path], None]:
+    """Return the removal of what looks like a torn tail."""
+
+    def cut(folder: Path) -> None:
+        lines = (folder / name).read_bytes().splitlines(keepends=True)
+        (folder / name).write_bytes(b"".join(lines[:-1]))
+
+    return cut
+
+
 def no_file(name: str) -> Callable[[Path], None]:
     """Return the removal of a file."""
     return lambda folder: (folder / name).unlink()
@@ -72,6 +82,8 @@ DAMAGES = {
         "manifest.json", {"event": "x"}
     ),
     r"journal\.log, line 2: the checksum": line_damage("journal.log", 2, b"two", b"tow"),
+    r"journal\.log, line 2: it was there, and is missing": without_last_line("journal.log"),
+    r"actions\.log, line 2: it was there, and is missing": without_last_line("audit/actions.log"),
     r"journal\.log is missing": no_file("journal.log"),
     r"journal\.log, line 3: .*`evnet`": record_damage("journal.log", {"at": "", "evnet": 1}),
     r"journal\.log, line 3: expected `object`": record_damage("journal.log", []),

@@ -113,10 +113,10 @@ def test_an_event_that_no_snapshot_has_is_lost_and_nobody_goes_on_unknowingly(
 
 
 @pytest.mark.parametrize("left", [0, 1, 2])
-def test_a_journal_that_has_become_shorter_is_filled_up_to_the_snapshot(
+def test_a_journal_that_has_become_shorter_is_filled_up(
     sessions: SessionStore, folder: Path, left: int
 ) -> None:
-    """Missing or cut; what the snapshot has is not lost."""
+    """Missing or cut; what the snapshot has is not lost, and the session was closed with four."""
     path = folder / "journal.log"
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:left]))
@@ -124,12 +124,14 @@ def test_a_journal_that_has_become_shorter_is_filled_up_to_the_snapshot(
         path.unlink()
     repairs = repair_store(sessions.folder)
     assert repairs[0].lost and check_store(sessions.folder) == []
-    assert seen(sessions) == "abc"
+    with pytest.raises(StateDamaged, match="line 4: the event is lost"):
+        sessions.resume("one")
+    assert seen(sessions, despite_loss=True) == "abc"
     assert values(path) == [json.loads(line[11:]) for line in lines[:left]] + (
-        [{"lost": True}] * (3 - left)
+        [{"lost": True}] * (4 - left)
     )
-    with sessions.resume("one") as session:
-        assert session.append("next") == 4
+    with sessions.resume("one", despite_loss=True) as session:
+        assert session.append("next") == 5
 
 
 NOTHING_HELPS = {

@@ -30,8 +30,8 @@ from statefs.cli.progress import shown_progress
 def command(words: tuple[str, ...], store: Path | None, digest: bool, as_json: bool) -> None:
     """Show the versions of PATH over all snapshots of STATE and current, the newest last.
 
-    PATH is relative to STATE/current: where it is now, or was last. Renames are followed. Each
-    version is shown with the oldest snapshot that has it.
+    PATH is relative to STATE/current: where it is now, or was last. Renames are followed to
+    where nothing stood before. Each version is shown with the oldest snapshot that has it.
     """
     target, path = find_path(words, store)
     with api.open_target(target) as opened, shown_progress(as_json) as told:

@@ -1,9 +1,10 @@
 """The versions of one file or folder, from the newest moment back to the first.
 
-Going back, a version is followed by its inode while there is one, through renames; before that by
-its path, because programs that write a new file and rename it over the old one make a new inode
-each time. Work goes with the number of versions: moments between two versions are passed over,
-since a row says from when on it was true.
+Going back, what stood at the path comes first, whatever its inode: programs that write a new file
+and rename it over the old one make a new inode each time, and a snapshot may have caught that
+under its temporary name. Where nothing stood there the inode is followed through its renames; so
+is a folder always. Work goes with the number of versions: moments between two versions are passed
+over, since a row says from when on it was true.
 """
 
 from __future__ import annotations
@@ -90,7 +91,9 @@ class History:
                 continue
             place = self._place(first)
             yield Version(first.index, Pair(None, place, False, ()))
-            seen = self._last_with(place.path, first.index - 2, first.ino)
+            # One more name of a file that had one before has no version under the other name.
+            has_more = bool(self._side(max(first.index - 1, 0)).links(first.ino))
+            seen = self._last_with(place.path, first.index - 2, 0 if has_more else first.ino)
             if seen is not None:
                 yield Version(seen.index + 1, Pair(self._place(seen), None, False, ()))
 
@@ -116,12 +119,16 @@ class History:
         return None
 
     def _last_name_of(self, seen: _Seen) -> _Seen:
-        """Return the same inode at the newest moment that has it, under whatever name."""
-        path = self._place(seen).path
-        for index in range(len(self._epochs) - 1, seen.index, -1):
+        """Return it at the newest moment that has it, through renames to where nothing stood."""
+        last = len(self._epochs) - 1
+        for index in range(seen.index + 1, last + 1):
+            path = self._place(seen).path
             found = self._named(index, seen.ino, path)
-            if found is not None:
-                return found
+            if found is None:
+                continue
+            if found.link != seen.link and self._predecessor(found) not in (None, seen):
+                return self._last_with(path, last) or seen  # it took the place of another file
+            seen = found
         return seen
 
     def _at(self, index: int, path: bytes) -> _Seen | None:
@@ -136,14 +143,27 @@ class History:
         except PosixError:
             return None
 
-    def _named(self, index: int, ino: int, path: bytes, link: Link | None = None) -> _Seen | None:
-        """Return an inode at a moment, by the name that is nearest to one it had later."""
+    def _stood(self, index: int, link: Link, path: bytes) -> _Seen | None:
+        """Return what stood at a name of a later moment: in the same folder, else at the path."""
         side = self._side(index)
-        links = side.links(ino)
+        if side.folder_path(link[0]) is None:
+            return self._at(index, path)
+        return self._at(index, side.path(link)) or self._at(index, path)
+
+    def _named(
+        self, index: int, ino: int, path: bytes, links: frozenset[Link] | None = None
+    ) -> _Seen | None:
+        """Return an inode at a moment, by the name that is nearest to one it had later.
+
+        Args:
+            links: the names to choose from; by default all that it had.
+        """
+        side = self._side(index)
+        if links is None:
+            links = side.links(ino)
         if not links:
             return None
-        chosen = link if link in links else min(links, key=lambda each: _distance(side, each, path))
-        return _Seen(index, ino, chosen)
+        return _Seen(index, ino, min(links, key=lambda each: _distance(side, each, path)))
 
     def _first_alike(self, seen: _Seen) -> _Seen:
         """Return the same version at the oldest moment that shows it."""
@@ -159,14 +179,23 @@ class History:
         return seen
 
     def _predecessor(self, seen: _Seen) -> _Seen | None:
-        """Return what it was one moment earlier: the same inode, else what had its path."""
-        if seen.index == 0:
+        """Return what it was one moment earlier: what stood there, else what was renamed to it."""
+        index = seen.index - 1
+        if index < 0:
             return None
         if seen.link is None:
-            return _Seen(seen.index - 1, seen.ino, None)
+            return _Seen(index, seen.ino, None)
         path = self._place(seen).path
-        found = self._named(seen.index - 1, seen.ino, path, seen.link)
-        return found or self._at(seen.index - 1, path)
+        stood = self._stood(index, seen.link, path)
+        if stood is not None and (
+            stood.ino == seen.ino or not (self._is_folder(stood) or self._is_folder(seen))
+        ):
+            return stood
+        gone = self._side(index).links(seen.ino) - self._side(seen.index).links(seen.ino)
+        return self._named(index, seen.ino, path, gone) or stood
+
+    def _is_folder(self, seen: _Seen) -> bool:
+        return self._side(seen.index).inode(seen.ino).is_dir
 
     def _difference(self, earlier: _Seen, later: _Seen) -> Pair | None:
         """Return how two versions differ, None where they do not."""

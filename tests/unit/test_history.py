@@ -76,6 +76,74 @@ def test_a_file_that_is_written_anew_each_time_has_one_history(engine: EngineSto
     ]
 
 
+def test_a_file_whose_temporary_name_was_saved_keeps_its_history(engine: EngineStore) -> None:
+    """What stood at the path comes before what the new inode was called; that name has its own."""
+    for name in ("a", "b", "c", "d"):
+        engine.file("tmp", name.encode())
+        if name == "c":
+            engine.save(name="caught")
+        engine.names.rename(TREE_ROOT, b"tmp", TREE_ROOT, b"f")
+        engine.save(name=name)
+    assert log(engine, "f") == [
+        "a added f",
+        "b modified f content mtime",
+        "c modified f content mtime",
+        "d modified f content mtime",
+    ]
+    assert log(engine, "tmp") == ["caught added tmp", "c removed tmp"]
+
+
+def test_a_temporary_name_is_known_as_such_in_a_renamed_folder(engine: EngineStore) -> None:
+    """What stood at a name of a folder did so under the path that the folder had then."""
+    folder = engine.folder("d")
+    engine.file("f", b"1", folder)
+    engine.save(name="a")
+    engine.file("tmp", b"2", folder)
+    engine.save(name="b")
+    engine.names.rename(TREE_ROOT, b"d", TREE_ROOT, b"e")
+    engine.names.rename(folder, b"tmp", folder, b"f")
+    engine.save(name="c")
+    assert log(engine, "e/f") == ["a added d/f", "c modified d/f -> e/f content mtime"]
+
+
+def test_another_name_of_a_file_is_no_rename(engine: EngineStore) -> None:
+    """Neither put over a file, nor where nothing stood; and one that goes is gone."""
+    for name, content in ((b"m1", b"one"), (b"m2", b"second")):
+        engine.file(name.decode(), content)
+    engine.save(name="a")
+    engine.names.unlink(TREE_ROOT, b"m1")
+    ino = int(engine.names.lookup(TREE_ROOT, b"m2").ino)
+    engine.names.link(ino, TREE_ROOT, b"m1")
+    engine.names.link(ino, TREE_ROOT, b"m3")
+    engine.save(name="b")
+    engine.names.rename(TREE_ROOT, b"m3", TREE_ROOT, b"m4")
+    engine.save(name="c")
+    engine.names.unlink(TREE_ROOT, b"m2")
+    engine.save(name="d")
+    assert log(engine, "m1") == ["a added m1", "b modified m1 content mtime"]
+    assert log(engine, "m2") == ["a added m2", "d removed m2"]
+    assert log(engine, "m4") == ["b added m3", "c renamed m3 -> m4"]
+
+
+def test_rotated_files_have_a_history_by_path(engine: EngineStore) -> None:
+    """But where a name is new: that leads back to the one that was renamed to it."""
+    for number, name in enumerate(("a", "b", "c")):
+        for older, newer in ((b"log.1", b"log.2"), (b"log", b"log.1"))[2 - number :]:
+            engine.names.rename(TREE_ROOT, older, TREE_ROOT, newer)
+        engine.file("log", b"x" * (number + 1))
+        engine.save(name=name)
+    assert log(engine, "log") == [
+        "a added log",
+        "b modified log content mtime",
+        "c modified log content mtime",
+    ]
+    assert log(engine, "log.1") == [
+        "a added log",
+        "b renamed log -> log.1",
+        "c modified log.1 content mtime",
+    ]
+
+
 def test_a_folder_has_versions_when_names_come_or_go(engine: EngineStore) -> None:
     """Not when a file in it is written; and the root has some, too."""
     folder = engine.folder("d")
@@ -129,13 +197,30 @@ def test_random_histories(engine: EngineStore, seed: int) -> None:
         last = versions[-1].pair.after
         assert last is not None and last.inode.mode == int(shown["mode"], 8)
         assert last.inode.size == shown["size"]
-        told = {version.index for version in versions}
-        oldest, path = versions[0].index, os.fsencode(text)
-        for index in range(len(moments) - 1, oldest, -1):
-            pair = differences[index - 1].get(path)
-            if pair is not None and pair.after is not None and pair.kind != "added":
-                assert index in told or pair.before is None
-                assert pair.before is not None
-                path = pair.before.path
-            elif index in told:
-                break  # it was another file: told by path, or of a folder's entries
+        told = {version.index: version.pair for version in versions}
+        path = os.fsencode(text)
+        for index in range(len(moments) - 1, versions[0].index, -1):
+            pair, version = differences[index - 1].get(path), told.get(index)
+            if version is not None:
+                assert version.after is None or version.path == path
+                if version.before is None or version.after is None:
+                    break  # there is a gap
+                path = version.before.path
+            elif any(path.startswith(each + b"/") for each in differences[index - 1]):
+                break  # a folder above it may have been renamed: its path was another one
+            elif pair is not None:
+                # What was renamed to the path took the place of what is the same in all.
+                assert pair.kind == "renamed" and pair.before is not None
+                trees = [tree_of(engine, moment) for moment in moments[index - 1 : index + 1]]
+                stood, stands = (tree[os.fsdecode(path)] for tree in trees)
+                for key in (
+                    "mode",
+                    "uid",
+                    "gid",
+                    "rdev",
+                    "mtime_ns",
+                    "xattrs",
+                    "content",
+                    "target",
+                ):
+                    assert stood.get(key) == stands.get(key)

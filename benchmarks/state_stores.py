@@ -15,20 +15,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from functools import partial
+from itertools import pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 from unittest import mock
 
 from benchmarks.report import keep, table
 from statefs.durable import sync_folder
-from statefs.state import EncryptedJsonStore, JsonStore, Key, SessionManager, SessionStore
+from statefs.state import (
+    EncryptedJsonStore,
+    JsonStore,
+    Key,
+    SessionManager,
+    SessionStore,
+    StatePersistence,
+    Task,
+)
 
 VALUE: Final = "x" * 2048
 SETS: Final = 1000
 SESSIONS: Final = (2_500, 5_000, 10_000)
 """The goal is a list of 10,000 within 50 ms, and nothing that grows faster than their number."""
 SESSION_COLUMNS: Final = ("ms per create", "ms to open", "ms to list", "MiB, peak")
+TASKS: Final = (2_500, 5_000, 10_000)
+"""The goal is 10,000 files read within 2 s, and time and memory in proportion to their number."""
+TASK_COLUMNS: Final = ("ms per save", "ms to open", "to load", "its CPU", "to write", "MiB, peak")
 SET_COLUMNS: Final = ("set, ms", "bare, ms", "durable, ms", "set/bare", "set/durable")
 """Bare is write, fsync and rename; durable has the fsync of the folder, too."""
 EVENT: Final = {"text": "x" * 1024}
@@ -94,6 +108,33 @@ def measure_sessions(folder: Path, count: int) -> list[float]:
     return [made / count * 1e3, opened * 1e3, listed * 1e3, memory]
 
 
+def measure_tasks(folder: str, count: int) -> list[float]:
+    """Return what so many tasks cost, as TASK_COLUMNS says; the syncs are left out."""
+    times = [time.perf_counter()]
+    with mock.patch("os.fsync"):
+        tasks = [Task(id=f"task-{number}", data={"text": "x" * 200}) for number in range(count)]
+        with StatePersistence(folder, autosave_seconds=0) as store:
+            for task in tasks:
+                store.save_task(task)
+        times.append(time.perf_counter())
+        with StatePersistence(folder, autosave_seconds=0) as store:
+            times.append(time.perf_counter())
+            busy = time.process_time()
+            assert len(store.load_tasks()) == count
+            busy = time.process_time() - busy
+            times.append(time.perf_counter())
+            store.save_state()
+            times.append(time.perf_counter())
+    saved, opened, loaded, written = [(end - begin) * 1e3 for begin, end in pairwise(times)]
+    return [saved / count, opened, loaded, busy * 1e3, written, peak_mib()]
+
+
+def peak_mib() -> float:
+    """Return the most memory that this process has had since its program began. Source: proc(5)."""
+    status = Path("/proc/self/status").read_text()
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def measure_sets(place: str | None) -> dict[str, list[float]]:
     """Return for each kind of store what SET_COLUMNS says."""
     found = {}
@@ -154,21 +195,30 @@ def measure_journal(place: str | None) -> dict[str, list[float]]:
 
 
 def main() -> None:
-    """Measure, print three tables and keep the figures."""
+    """Measure, print the tables and keep the figures."""
     place = sys.argv[1] if len(sys.argv) > 1 else None
     sessions = {}
     for count in SESSIONS:
         with tempfile.TemporaryDirectory(dir=place) as folder:
             sessions[f"{count:,}"] = measure_sessions(Path(folder), count)
+    tasks = {}
+    for count in TASKS:
+        # Each in a process of its own, whose memory nothing else has grown.
+        with (
+            tempfile.TemporaryDirectory(dir=place) as folder,
+            ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process,
+        ):
+            tasks[f"{count:,}"] = process.submit(measure_tasks, folder, count).result()
     sets, journal = measure_sets(place), measure_journal(place)
     for title, columns, found in (
         ("Sessions", SESSION_COLUMNS, sessions),
+        ("Tasks", TASK_COLUMNS, tasks),
         (f"{SETS} sets of a 2 KB value: medians, and ratios of the sums", SET_COLUMNS, sets),
         ("A journaled session", JOURNAL_COLUMNS, journal),
     ):
         rows = [[name, *(f"{each:.2f}" for each in figures)] for name, figures in found.items()]
         table(title, ["", *columns], rows)
-    keep("state_stores", {"sessions": sessions, "sets": sets, "journal": journal})
+    keep("state_stores", {"sessions": sessions, "tasks": tasks, "sets": sets, "journal": journal})
 
 
 if __name__ == "__main__":

@@ -12,9 +12,8 @@ from typing import Any, Self, TypeVar
 
 from statefs.errors import UsageError
 from statefs.state.task_documents import Report, Task, TaskState, WorkSession
-from statefs.state.task_health import PersistenceMetrics
+from statefs.state.task_health import Check, PersistenceMetrics
 from statefs.state.task_persistence import StatePersistence
-from statefs.telemetry.health import Check
 
 T = TypeVar("T")
 

@@ -67,8 +67,9 @@ def show_task(folder: Path, name: str) -> dict[str, Any]:
     found = list_tasks(folder)
     document: Any = found.tasks.get(name) or found.sessions.get(name)
     if document is None:
+        path = TaskFiles(folder).report(name)
         try:
-            document = read_document(TaskFiles(folder).report(name), REPORT_FORM)
+            document = read_document(path, REPORT_FORM)
         except FileNotFoundError:
             raise NotInStore(
                 f"{folder} has no task, session or report '{name}'; "

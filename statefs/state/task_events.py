@@ -7,10 +7,21 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from statefs.clock import Clock, iso_time
-from statefs.telemetry.events import Event
 
 _log = logging.getLogger(__name__)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True, tag_field="event"):
+    """Something that has happened.
+
+    Args:
+        time: when, ISO 8601 in UTC.
+    """
+
+    time: str
 
 
 class TasksSaved(Event, frozen=True, kw_only=True, tag="state:saved"):

@@ -7,17 +7,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from datetime import datetime
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import msgspec
 
 from statefs.durable import sync_folder, write_file
-from statefs.errors import StateDamaged
-from statefs.state.documents import Migration, current_text, decoded, read_bytes
+from statefs.errors import NotInStore, StateDamaged, UsageError
+from statefs.state.documents import (
+    Migration,
+    current_text,
+    decoded,
+    encoded,
+    read_bytes,
+    read_document,
+)
 from statefs.state.identifiers import file_name_of, name_of_file
 from statefs.state.json_store import made_folder
-from statefs.state.task_documents import Task, TaskState, task_forms
+from statefs.state.task_documents import (
+    REPORT_FORM,
+    REPORT_VERSION,
+    Report,
+    Task,
+    TaskState,
+    task_forms,
+)
 
 STATE: Final = "state.json"
 TASKS: Final = "tasks"
@@ -84,17 +99,17 @@ class TaskFiles:
         """Return the logs of sessions."""
         return sorted(self.logs.glob(f"{_LOG_PREFIX}*.log"))
 
-    def read_task(self, path: Path) -> tuple[Task, int | None]:
-        """Return the task in a file, and the version it was migrated from.
+    def read_task(self, path: Path, task_id: str) -> tuple[Task, int | None]:
+        """Return the task of that id in its file, and the version it was migrated from.
 
         Raises:
             FileNotFoundError: there is none.
-            StateDamaged: it is broken, or of another task than the file's name says.
+            StateDamaged: it is broken, or of another task.
             NewerStore: a newer program has written it.
         """
         text, was_version = current_text(read_bytes(path), path, self._forms.task)
         task = decoded(text, path, Task)
-        if file_name_of(task.id, SUFFIX, "task id") != path.name:
+        if task.id != task_id:
             raise StateDamaged(f"{path} holds another task, '{task.id}'")
         return task, was_version
 
@@ -102,6 +117,20 @@ class TaskFiles:
         """Return what `state.json`, or a backup of it, says; errors as those of `read_task`."""
         text, was_version = current_text(read_bytes(path), path, self._forms.state)
         return decoded(text, path, TaskState), was_version
+
+    def read_report(self, report_id: str) -> Report:
+        """Return a report; errors as those of `read_task`, but for NotInStore: there is none."""
+        try:
+            return read_document(self.report(report_id), REPORT_FORM)
+        except FileNotFoundError:
+            raise NotInStore(f"{self.folder} has no report '{report_id}'") from None
+
+    def read_log(self, session_id: str) -> str:
+        """Return the log of a session. Raises NotInStore: there is none."""
+        try:
+            return read_bytes(self.log(session_id)).decode(errors="replace")
+        except FileNotFoundError:
+            raise NotInStore(f"{self.folder} has no log of the session '{session_id}'") from None
 
     def write_task(self, task_id: str, line: bytes) -> None:
         """Write the file of a task, whose JSON is `line`; it is durable then."""
@@ -130,6 +159,20 @@ class TaskFiles:
         """Remove traces, of tasks of which no other file tells any more."""
         for task_id in task_ids:
             _deleted_path(self.task(task_id)).unlink(missing_ok=True)
+
+
+def report_bytes(report_id: str, report: Any, now: datetime) -> bytes:
+    """Return the file of a report. Raises UsageError: JSON does not hold it."""
+    document = Report(REPORT_VERSION, report_id, now, report)
+    return msgspec.json.format(encoded(document, f"the report '{report_id}'")) + b"\n"
+
+
+def log_bytes(text: str) -> bytes:
+    """Return the file of a log. Raises UsageError: it is not UTF-8."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError:
+        raise UsageError("the log has text that is not UTF-8") from None
 
 
 def _deleted_path(path: Path) -> Path:

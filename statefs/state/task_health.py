@@ -11,11 +11,24 @@ from typing import Final, NamedTuple
 import msgspec
 
 from statefs.state.task_files import TaskFiles
-from statefs.telemetry.health import Check
 from statefs.units import count_text, duration_text, size_text
 
 REMEMBERED_SAVES: Final = 100
 """Of which the failure rate and the average are: an old failure is no reason for an alert."""
+
+
+class Check(msgspec.Struct, frozen=True, kw_only=True):
+    """One thing that can be wrong.
+
+    Args:
+        check: its name.
+        ok: whether it is well.
+        what: how it is, in words.
+    """
+
+    check: str
+    ok: bool
+    what: str
 
 
 class TaskLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

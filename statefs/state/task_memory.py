@@ -58,6 +58,11 @@ class TaskMemory:
         self.changes += 1
         return before is None or before.status != task.status
 
+    def take_read(self, task: Task) -> None:
+        """Take over a task that was read from a file."""
+        self.lines[task.id] = msgspec.json.encode(task)
+        self._tallies[task.id] = tally_of(task)
+
     def take_unsaved(self, other: TaskMemory) -> None:
         """Take over what another memory has not saved yet."""
         for task_id in other.unsaved:

@@ -13,25 +13,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, Self
 
-import msgspec
-
 from statefs.clock import Clock, SystemClock
-from statefs.errors import NotInStore, StatefsError, UsageError
+from statefs.errors import NotInStore, UsageError
 from statefs.state.autosave import Autosave, InterruptibleLock, SaveOnSigterm, SystemTimer, Timer
-from statefs.state.documents import Migration, encoded, read_bytes, read_document
+from statefs.state.documents import Migration
 from statefs.state.json_store import LOCK, made_folder
 from statefs.state.locks import ProcessLock
 from statefs.state.snapshots import mounted_folder
 from statefs.state.task_backups import StateBackups
-from statefs.state.task_documents import (
-    REPORT_FORM,
-    REPORT_VERSION,
-    Report,
-    Task,
-    TaskState,
-    WorkSession,
-    moment_of,
-)
+from statefs.state.task_documents import Report, Task, TaskState, WorkSession, moment_of
 from statefs.state.task_events import (
     AlertsChanged,
     AutosaveBegun,
@@ -39,18 +29,17 @@ from statefs.state.task_events import (
     TaskListener,
     TasksLoaded,
 )
-from statefs.state.task_files import TaskFiles
+from statefs.state.task_files import TaskFiles, log_bytes, report_bytes
 from statefs.state.task_health import (
+    Check,
     PersistenceMetrics,
     TaskLimits,
     alerts_of,
     checks_of,
     metrics_of,
 )
-from statefs.state.task_migration import migrated
-from statefs.state.task_recovery import Recovered, read_beside_a_writer, recovered, set_aside
+from statefs.state.task_loading import load_to_read, load_to_write
 from statefs.state.task_saving import TaskSaving
-from statefs.telemetry.health import Check
 
 PATH_VARIABLE: Final = "STATE_PATH"
 AUTOSAVE_SECONDS: Final = 30.0
@@ -240,7 +229,7 @@ class StatePersistence:
         """
         with self._busy:
             self._require_writable()
-            self._saving.save_file(self._files.log(session_id), _utf8(text))
+            self._saving.save_file(self._files.log(session_id), log_bytes(text))
 
     def load_session_log(self, session_id: str) -> str:
         """Return the log of a session.
@@ -250,10 +239,7 @@ class StatePersistence:
         """
         with self._busy:
             self._require_open()
-        try:
-            return read_bytes(self._files.log(session_id)).decode(errors="replace")
-        except FileNotFoundError:
-            raise NotInStore(f"{self.folder} has no log of the session '{session_id}'") from None
+        return self._files.read_log(session_id)
 
     def save_report(self, report_id: str, report: Any) -> None:
         """Write a report, anything that JSON holds, in place of what it was; it is durable then.
@@ -262,11 +248,10 @@ class StatePersistence:
             UsageError: the id cannot name one, or JSON does not hold it.
             OSError: the disk refused; the report is as it was.
         """
-        path, now = self._files.report(report_id), moment_of(self._clock.now_ns())
-        data = encoded(Report(REPORT_VERSION, report_id, now, report), f"the report '{report_id}'")
+        data = report_bytes(report_id, report, moment_of(self._clock.now_ns()))
         with self._busy:
             self._require_writable()
-            self._saving.save_file(path, msgspec.json.format(data) + b"\n")
+            self._saving.save_file(self._files.report(report_id), data)
 
     def load_report(self, report_id: str) -> Report:
         """Return a report and when it was saved.
@@ -277,10 +262,7 @@ class StatePersistence:
         """
         with self._busy:
             self._require_open()
-        try:
-            return read_document(self._files.report(report_id), REPORT_FORM)
-        except FileNotFoundError:
-            raise NotInStore(f"{self.folder} has no report '{report_id}'") from None
+        return self._files.read_report(report_id)
 
     def autosave(self) -> bool:
         """Save what is unsaved, if anything is, and look for alerts; return whether all is saved.
@@ -292,7 +274,7 @@ class StatePersistence:
                 return True
             if self._saving.unsaved():
                 self._events.tell(AutosaveBegun)
-                self._save_or_log()
+                self._saving.save_or_log()
             alerts = self.alerts()
             if alerts != self._alerts:
                 self._alerts = alerts
@@ -353,16 +335,12 @@ class StatePersistence:
 
     def _load(self) -> None:
         began = time.perf_counter()
+        parts = self._files, self._backups, self._saving
         if self._lock is None:
-            found = read_beside_a_writer(self._files, self._backups)
+            found = load_to_read(*parts)
         else:
-            found = recovered(self._files, self._backups)
-        for loss in found.losses:
-            _log.warning("%s", loss.message)
-        self._saving.adopt(found)
+            found = load_to_write(*parts, self._clock, self._mounted)
         self.recovery = found
-        if self._lock is not None:
-            self._settle(found)
         self._load_seconds = time.perf_counter() - began
         self._events.tell(
             TasksLoaded,
@@ -371,23 +349,6 @@ class StatePersistence:
             losses=tuple(loss.message for loss in found.losses),
             seconds=self._load_seconds,
         )
-
-    def _settle(self, found: Recovered) -> None:
-        """Have the files say what was found in them."""
-        self._files.make_folders()
-        for path, aside in set_aside(found, self._files, self._clock):
-            _log.warning("%s: what it was is in %s", path, aside.name)
-        if found.older:
-            migrated(self._files, found.older, self._saving.save_all, self._clock, self._mounted)
-        elif self._saving.unsaved():
-            self._save_or_log()
-
-    def _save_or_log(self) -> None:
-        """Save all, or leave it in memory for the next time."""
-        try:
-            self._saving.save_all()
-        except (OSError, StatefsError) as error:
-            _log.error("%s: what is unsaved stays in memory: %s", self.folder, error)
 
     def _note(self, task: Task) -> bool:
         self._require_writable()
@@ -421,10 +382,3 @@ def _folder_of(folder: str | os.PathLike[str] | None) -> Path:
     if not str(folder):
         raise UsageError(f"no folder is given: name one, or set {PATH_VARIABLE}")
     return Path(folder)
-
-
-def _utf8(text: str) -> bytes:
-    try:
-        return text.encode()
-    except UnicodeEncodeError:
-        raise UsageError("the log has text that is not UTF-8") from None

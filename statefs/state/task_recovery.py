@@ -24,6 +24,9 @@ from statefs.state.task_backups import StateBackups, link_or_copy
 from statefs.state.task_documents import Task, TaskState, WorkSession
 from statefs.state.task_files import TaskFiles
 
+READS_MAX: Final = 10
+"""Of a folder with losses whose writer never rests; what is lost in all of them is lost."""
+
 _LONG_AGO: Final = datetime.min.replace(tzinfo=UTC)
 
 Source = Literal["state.json", "backup", "task files", "nothing"]
@@ -117,11 +120,12 @@ def _age(task: Task) -> tuple[datetime, str]:
 
 def read_beside_a_writer(files: TaskFiles, backups: StateBackups) -> Recovered:
     """Read a folder that another process may write to; losses are of one state of it."""
-    while True:
+    for _ in range(READS_MAX):
         before = _stamp(files.state)
         found = recovered(files, backups)
         if not found.losses or _stamp(files.state) == before:
-            return found
+            break
+    return found
 
 
 def _stamp(path: Path) -> tuple[int, int] | None:
@@ -173,7 +177,7 @@ def _read_task_files(files: TaskFiles, found: Recovered) -> dict[str, str]:
     broken = {}
     for task_id, path in files.task_files().items():
         try:
-            found.tasks[task_id], was_version = files.read_task(path)
+            found.tasks[task_id], was_version = files.read_task(path, task_id)
         except FileNotFoundError:
             continue  # a program that writes has just deleted it
         except NoMigration:

@@ -6,6 +6,7 @@ what a kill between the two comes to.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from statefs.state.task_files import TaskFiles
 from statefs.state.task_health import Saves, Situation
 from statefs.state.task_memory import TaskMemory
 from statefs.state.task_recovery import Recovered
+
+_log = logging.getLogger(__name__)
 
 
 class TaskSaving:
@@ -59,10 +62,12 @@ class TaskSaving:
         """Take over what the files say; what is unsaved stays as it is."""
         memory = TaskMemory()
         for task in found.tasks.values():
-            memory.put(task)
-        older = {id_ for id_ in found.tasks if self._files.task(id_) in found.older}
+            memory.take_read(task)
+        older = found.tasks if found.older else {}
+        memory.unsaved = {id_ for id_ in older if self._files.task(id_) in found.older}
+        memory.unsaved |= found.unsaved
         memory.sessions, memory.deleted = found.sessions, found.deleted
-        memory.unsaved, memory.changes = found.unsaved | older, int(found.is_late)
+        memory.changes = int(found.is_late)
         memory.take_unsaved(self.memory)
         self.memory, self.last_saved = memory, found.last_saved
 
@@ -72,6 +77,13 @@ class TaskSaving:
             for task_id in sorted(self.memory.unsaved):
                 self._write_task(task_id)
             self._write_state()
+
+    def save_or_log(self) -> None:
+        """Save all; what cannot be saved stays in memory for the next time, which is logged."""
+        try:
+            self.save_all()
+        except (OSError, StatefsError) as error:
+            _log.error("%s: what is unsaved stays in memory: %s", self._files.folder, error)
 
     def save_state(self) -> None:
         """Write `state.json`."""

@@ -35,9 +35,11 @@ def test_each_layer_imports_only_lower_ones() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["statefs.cli", "statefs.__main__", "statefs.control.client"])
+@pytest.mark.parametrize(
+    "module", ["statefs.cli", "statefs.__main__", "statefs.control.client", "statefs.state"]
+)
 def test_the_command_line_starts_without_the_engine(module: str) -> None:
-    """Importing the CLI, or the client of the daemon, loads no database, FUSE or async library."""
+    """Importing the CLI, the daemon's client or the stores loads no database or async library."""
     program = f"import sys, {module}; print(*sys.modules, sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 
 from statefs.state import JsonStore, StatePersistence, Task, WorkSession
+from statefs.state.task_checking import check_tasks, repair_tasks
+from tests.harness.killed_calls import Acknowledge, each_kill
 from tests.unit.cli_fakes import call
 from tests.unit.engine_store import SteppingClock
 from tests.unit.test_state_task_recovery import break_file
@@ -106,6 +109,28 @@ def test_a_task_that_state_json_has_is_no_loss(folder: Path, capsys: Capture) ->
     assert repair["source"] == str(folder / "state.json")
     assert Path(repair["aside"]).exists()
     assert call(capsys, "state", "check", folder).exit_code == 0
+
+
+@pytest.mark.usefixtures("no_waiting_for_disks")
+def test_a_kill_at_every_write_of_a_repair_loses_nothing_more(folder: Path, tmp_path: Path) -> None:
+    """The next repair comes to the end, and each broken file lies aside."""
+    break_file(folder / "state.json")
+    was = break_file(folder / "tasks" / "a.json")
+    (folder / "tasks" / "b%2Fc.json").chmod(0o644)
+    first = tmp_path / "first"
+    shutil.copytree(folder, first)
+
+    def work(_acknowledge: Acknowledge) -> None:
+        repair_tasks(folder)
+
+    for killed in each_kill(work):
+        repair_tasks(folder)
+        assert check_tasks(folder) == [], killed
+        assert was in [path.read_bytes() for path in (folder / "tasks").glob("a.json.*")], killed
+        with opened(folder) as store:
+            assert statuses(store) == {"a": "completed", "b/c": "failed"}, killed
+        shutil.rmtree(folder)
+        shutil.copytree(first, folder)
 
 
 def test_a_report_or_a_backup_that_is_broken_is_named(folder: Path, capsys: Capture) -> None:

@@ -110,12 +110,14 @@ def test_what_cannot_be_read_anywhere_is_lost_and_named(
         assert store.recovery.losses == [] and len(store.load_tasks()) == 2
 
 
-@pytest.mark.parametrize("damage", ["broken", "another", "missing", "folder"])
+@pytest.mark.parametrize("damage", ["broken", "unknown", "another", "missing", "folder"])
 def test_a_task_without_a_good_file_is_as_state_json_has_it(folder: Path, damage: str) -> None:
     """Broken, another task's, removed by hand, or all of them."""
     path = folder / "tasks" / "c.json"
     if damage == "broken":
         break_file(path)
+    elif damage == "unknown":
+        path.write_text(path.read_text().replace('"title"', '"titel"'))
     elif damage == "another":
         path.write_bytes((folder / "tasks" / "b.json").read_bytes())
     elif damage == "missing":
@@ -128,6 +130,8 @@ def test_a_task_without_a_good_file_is_as_state_json_has_it(folder: Path, damage
         assert len(losses) == (3 if damage == "folder" else 1)
         assert all("the task is as state.json has it" in loss.message for loss in losses)
         assert store.recovery.source == "state.json" and not store.recovery.is_partial
+        if damage == "unknown":
+            assert "c.json, line 4: object contains unknown field `titel`" in losses[0].message
     assert path.exists()
     with opened(folder) as store:
         assert store.recovery.losses == [] and store.task("c").data == {"n": 1}

@@ -35,7 +35,7 @@ stop: ## Unmount ./state; its data stays in ./state.store
 test: setup-tests ## Run the test suite (installs the programs that tests drive)
 	@$(PYTEST) $(PYTEST_ARGS)
 
-long: setup-tests ## Run the tests that take minutes each, which `make test` leaves out
+long: setup-tests ## Run the slow tests, with those that `make test` leaves out
 	@STATEFS_LONG_TESTS=1 $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 check: setup-tests ## Lint, types, layers, then the test suite

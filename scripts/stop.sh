@@ -16,5 +16,8 @@ if [ $code -eq $not_mounted ]; then
     echo "nothing to stop: $state is not mounted"
     exit 0
 fi
+if [ $code -ne 0 ]; then
+    echo "$said" >&2
+    exit $code
+fi
 echo "$said"
-exit $code

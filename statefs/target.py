@@ -143,10 +143,22 @@ def _tree_path(target: Target, word: str) -> str:
         place = None
     if place is None or Path(place[0].source) != target.store:
         return word
+    if _is_below_current(place[0].mount_point, word):
+        return word
     top, *below = place[1].parts or ("",)
     if top == "snapshots" and below:
         return "/".join(below[1:]) or "."
     return ("/".join(below) or ".") if top == "current" else word
+
+
+def _is_below_current(mount_point: Path, word: str) -> bool:
+    """Return whether a word typed inside of the state is meant as `statefs diff` prints it.
+
+    That is where its first part is no name in the working directory, and is one in `current/`.
+    """
+    first = next(iter(Path(word).parts), ".")
+    is_elsewhere = first in ("/", "..") or os.path.lexists(first)
+    return not is_elsewhere and os.path.lexists(mount_point / "current" / first)
 
 
 def refuse_store(state: Path | None) -> None:

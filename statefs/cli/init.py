@@ -63,7 +63,8 @@ def require_same_app(state: Path, store: Path, app_id: str | None) -> None:
     with api.open_target(Target(state, store, mount_of_store(store))) as opened:
         present = opened.status().get("app_id")
     if present != app_id:
+        whose = f"belongs to the application '{present}'" if present else "has no application"
         raise UsageError(
-            f"{store} belongs to the application '{present}', not '{app_id}': leave --app-id out, "
+            f"{store} {whose}, not '{app_id}': leave --app-id out, "
             "or name another store with --store DIR"
         )

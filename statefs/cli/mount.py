@@ -109,14 +109,18 @@ def command(
         except (AlreadyMounted, MountPointNotEmpty):
             if not is_mounted(mount_point, store, repair=False):
                 raise
-        # Another command has mounted it meanwhile, and it may not be usable yet.
-        with api.open_target(find_target(mount_point, None)) as opened:
-            opened.status()
     mounted = find_mount(mount_point)
     if mounted is not None:
         refuse_stopped(StoreLayout(Path(mounted.source)))
     refuse_changes(mount_point, options, MountOptions.named(text) - {"adopt"}, app_id)
+    # Another command may have mounted it just now, and it may not be usable yet.
+    with api.open_target(find_target(mount_point, None)) as opened:
+        status = opened.status()
     print_line(f"{mount_point} is already mounted")
+    if status["mounted"] and status["supervisor_pid"] is None:
+        from statefs.telemetry.health import ORPHANED
+
+        warn(f"{mount_point}: {ORPHANED}")
 
 
 def mount_in_background(mount_point: Path, store: Path, options: MountOptions) -> None:

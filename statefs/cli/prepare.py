@@ -86,6 +86,10 @@ def choose_store(state: Path, named: Path | None) -> Path:
             )
         return beside.resolve()
     store = named.resolve()
+    if not store_exists(store) and store_exists(default_store(store)):
+        raise UsageError(
+            f"{store} is a state: its store is '{typed('--store', default_store(store))}'"
+        )
     if (beside.exists() or beside.is_symlink()) and beside.resolve() != store:
         raise UsageError(
             f"{state} has a store already, {beside.resolve()}; "
@@ -95,7 +99,11 @@ def choose_store(state: Path, named: Path | None) -> Path:
 
 
 def refuse_overlap(state: Path, store: Path) -> None:
-    """Raise UsageError where the mount would cover its own store."""
+    """Raise UsageError where the mount would cover its own store, or one of them lie in a store."""
+    for path in (state, store):
+        around = next((parent for parent in path.parents if store_exists(parent)), None)
+        if around is not None:
+            raise UsageError(f"{path} lies in the store {around}: name a place outside of it")
     if store == state or state in store.parents:
         raise UsageError(
             f"the store {store} cannot lie in its own mount point {state}: "

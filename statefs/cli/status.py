@@ -55,10 +55,12 @@ def mounted_text(status: Mapping[str, Any], target: Target) -> str:
 
 def supervisor_text(status: Mapping[str, Any]) -> str:
     """Return who starts another worker when one dies; empty where nothing is mounted."""
+    from statefs.telemetry.health import ORPHANED
+
     if not status["mounted"]:
         return ""
     pid = status["supervisor_pid"]
-    return f"pid {pid}" if pid else "gone: the mount ends with its worker"
+    return f"pid {pid}" if pid else f"gone: {ORPHANED}"
 
 
 def latest_text(status: Mapping[str, Any], now_seconds: float) -> str:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING
 
+from msgspec.structs import replace
+
 from statefs.hooks.process import Ending, Held
 from statefs.hooks.results import VolumeResult
 from statefs.maintenance.steps import Steps
@@ -25,8 +27,11 @@ Save = Callable[[Sequence[VolumeManifest]], Steps[Snapshot]]
 """What is done while the applications are at rest, given what is known of their volumes."""
 
 
-def at_rest(store: Store, reason: str, save: Save) -> Steps[Snapshot]:
+def at_rest(store: Store, reason: str, save: Save) -> Steps[tuple[Snapshot, Sequence[str]]]:
     """Run `save` between preparing and releasing the applications of statefs.toml.
+
+    Returns:
+        The snapshot, and what failed when the applications were released, a line each.
 
     Raises:
         InvalidConfig: statefs.toml is wrong. HookFailed: an application could not be prepared;
@@ -40,8 +45,9 @@ def at_rest(store: Store, reason: str, save: Save) -> Steps[Snapshot]:
         _tell((yield partial(held.release, Ending(snapshot=None, error=str(error)))))
         raise
     else:
-        _tell((yield partial(held.release, Ending(snapshot=snapshot.name))))
-        return snapshot
+        problems: Sequence[str] = yield partial(held.release, Ending(snapshot=snapshot.name))
+        _tell(problems)
+        return snapshot, problems
     finally:
         held.let_go()
 
@@ -55,7 +61,21 @@ def _held(store: Store, reason: str) -> Held:
 
 def _tell(problems: Sequence[str]) -> None:
     for problem in problems:
-        log.warning("releasing an application after a save failed: %s", problem)
+        log.warning("an application was not released after a save: %s", problem)
+
+
+def noted(volumes: Sequence[VolumeManifest], problems: Sequence[str]) -> list[VolumeManifest]:
+    """Return volumes with what failed when they were released.
+
+    Args:
+        problems: a line each, which begins with `volume NAME: ` where it is known of which.
+    """
+    found: list[VolumeManifest] = []
+    for volume in volumes:
+        head = f"volume {volume.name}: "
+        notes = [f"not released: {p.removeprefix(head)}" for p in problems if p.startswith(head)]
+        found.append(replace(volume, notes=[*volume.notes, *notes]) if notes else volume)
+    return found
 
 
 def manifest_of(result: VolumeResult) -> VolumeManifest:

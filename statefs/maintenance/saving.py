@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from statefs.errors import NoSuchSnapshot, PosixError, SnapshotPinned
-from statefs.maintenance.applications import at_rest
+from statefs.maintenance.applications import at_rest, noted
 from statefs.maintenance.steps import Steps
 from statefs.snapshots.catalog import Snapshot
 from statefs.snapshots.documents import AROUND, Operation, VolumeManifest
@@ -45,7 +45,7 @@ def save(
     began = time.monotonic()
     try:
         store.reserve.require()
-        snapshot = yield from at_rest(
+        snapshot, problems = yield from at_rest(
             store,
             reason,
             lambda volumes: _end_epoch(store, reason, message, labels, volumes, operation),
@@ -54,6 +54,8 @@ def save(
         store.events.tell(SaveError, reason=reason, error=str(error))
         raise
     tell_saved(store, snapshot, time.monotonic() - began)
+    if problems:
+        snapshot = yield from amend(store, snapshot, volumes=noted(snapshot.volumes, problems))
     before = _begun(store, operation)
     if operation is None or before is None:
         yield from publish(store)

@@ -126,7 +126,8 @@ def _reached(path: Path) -> tuple[MountInfo | None, Path]:
     def around(place: Path) -> MountInfo | None:
         return next((by_point[each] for each in (place, *place.parents) if each in by_point), None)
 
-    rest = list(reversed(Path.cwd().joinpath(path).parts[1:]))
+    whole = path if path.is_absolute() else Path.cwd() / path  # it may have been removed
+    rest = list(reversed(whole.parts[1:]))
     at, links = Path("/"), 0
     while rest and links <= LINKS_MAX:
         name = rest.pop()

@@ -15,6 +15,8 @@ from statefs.config import Health
 from statefs.units import count_text, duration_text, size_text
 
 HOUR_SECONDS = 3600.0
+ORPHANED = "its supervisor is gone, and the mount ends with its worker: unmount and mount again"
+"""What is said of a mount that nobody would serve any more after its worker."""
 DISK = "disk"
 """The check of the disk's room; it has an event of its own."""
 
@@ -71,6 +73,8 @@ def _mounted(status: Status) -> Check:
     if status.get("stale"):
         what = "stale: its daemon is gone; 'statefs mount --repair' mounts it again"
         return Check(check="mounted", ok=False, what=what)
+    if status.get("worker_pid") and not status.get("supervisor_pid"):
+        return Check(check="mounted", ok=False, what=ORPHANED)
     what = str(status["mount_point"] or "yes") if status["mounted"] else "no"
     return Check(check="mounted", ok=bool(status["mounted"]), what=what)
 

@@ -33,7 +33,7 @@ def test_a_killed_daemon_loses_nothing() -> None:
     for hunt in range(HUNTS_MAX):
         tally.add(hunt_beside(JOBS, SECONDS, ROUNDS_PER_STORE, seed + hunt))
         print(f"STATEFS_CRASH_SEED={seed + hunt}: {tally}")  # noqa: T201 - shown when it fails
-        assert tally.failures == []
+        assert not tally.failures, f"lost: seed {seed + hunt}: {tally.failures}"  # see .ci/run
         if tally.kills >= KILLS_MIN and all(tally.cut.get(kind) for kind in KINDS):
             break
     assert tally.kills >= KILLS_MIN

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import time
@@ -62,10 +63,17 @@ def test_the_mount_goes_on_while_a_command_runs(own_state: MountedState) -> None
 
 
 def test_a_failing_release_is_logged_and_the_snapshot_stays(own_state: MountedState) -> None:
-    """What is saved is saved."""
-    own_state.expected_log = "releasing an application"
-    configure(own_state, "true", "exit 5")
-    own_state.save()
+    """What is saved is saved; whoever saves is warned, and the snapshot says it."""
+    own_state.expected_log = "an application was not released"
+    (own_state.current / "volumes" / "app").mkdir()
+    configure(own_state, "true", "echo still frozen >&2; exit 5")
+    done = own_state.run("save", own_state.state)
+    what = "not released: sh: exit code 5: still frozen"
+    assert (done.returncode, done.stderr) == (0, f"statefs: warning: volume app: {what}\n")
+    [snapshot] = own_state.snapshots.glob("2*")
+    assert json.loads((snapshot / "metadata.json").read_text())["volumeManifests"][0]["notes"] == [
+        what
+    ]
     assert len(own_state.listing()) == 1
     assert any("volume app: sh: exit code 5" in line for line in own_state.log_lines())
 

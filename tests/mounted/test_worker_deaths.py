@@ -330,6 +330,12 @@ def test_a_worker_without_a_supervisor_serves_on(own_state: MountedState) -> Non
     os.kill(own_state.daemon_pid(), signal.SIGKILL)
     eventually(lambda: own_state.status()["supervisor_pid"] is None, "the worker notices")
     (own_state.files / "a").write_text("still")
+    told = "its supervisor is gone, and the mount ends with its worker: unmount and mount again"
+    assert told in own_state.command("status", own_state.state)
+    done = own_state.run("health", own_state.state)
+    assert done.returncode == 28 and told in done.stdout
+    done = own_state.run("mount", "--repair", own_state.state)
+    assert (done.returncode, done.stderr) == (0, f"statefs: warning: {own_state.state}: {told}\n")
     worker = own_state.worker_pid()
     own_state.command("umount", own_state.state)
     wait_until_gone(worker)

@@ -94,6 +94,24 @@ def test_a_store_cannot_lie_in_its_own_mount(tmp_path: Path, store: str) -> None
         refuse_overlap(tmp_path / "state", tmp_path / store)
 
 
+def test_nothing_is_mounted_or_made_in_a_store(tmp_path: Path) -> None:
+    """It would belong to nothing there, and verify would say so."""
+    store = make_empty_store(tmp_path / "state.store")
+    for state, its_store in (
+        (store / "objects" / "q", tmp_path / "other.store"),
+        (tmp_path / "other", store / "q.store"),
+    ):
+        with pytest.raises(UsageError, match=f"lies in the store {store}: name a place outside"):
+            refuse_overlap(state, its_store)
+
+
+def test_a_state_that_is_named_as_a_store_is_told(tmp_path: Path) -> None:
+    """A new store in its empty mount point is not what is meant."""
+    make_empty_store(tmp_path / "old.store")
+    with pytest.raises(UsageError, match=r"its store is '--store .*/old\.store'"):
+        choose_store(tmp_path / "new", tmp_path / "old")
+
+
 def test_a_store_elsewhere_gets_a_link(tmp_path: Path) -> None:
     """STATE.store leads to it; a second time changes nothing."""
     far = make_empty_store(tmp_path / "far")

@@ -55,11 +55,14 @@ def test_init_twice_is_harmless(state: Path, capsys: Capture) -> None:
 
 
 def test_init_for_another_application_is_refused(state: Path, capsys: Capture) -> None:
-    """The same one is fine."""
+    """The same one is fine; a store that has none is told of, too."""
     assert call(capsys, "init", state, "--app-id", "com.example.shop").exit_code == 0
     done = call(capsys, "init", state, "--app-id", "other")
     assert done.exit_code == 2
     assert "belongs to the application 'com.example.shop', not 'other'" in done.err
+    assert call(capsys, "init", state.with_name("second")).exit_code == 0
+    done = call(capsys, "init", state.with_name("second"), "--app-id", "other")
+    assert done.exit_code == 2 and "second.store has no application, not 'other'" in done.err
 
 
 def test_init_elsewhere_leaves_a_link(tmp_path: Path, capsys: Capture) -> None:

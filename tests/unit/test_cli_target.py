@@ -151,6 +151,10 @@ def test_a_link_to_a_state_is_followed(tmp_path: Path) -> None:
         ("state/current/files", "a", "files/a"),
         ("state/current/files", "../b", "b"),
         ("state/current/files", ".", "files"),
+        ("state/current/files", "files/a", "files/a"),  # as `diff` prints it
+        ("state/current", "files", "files"),
+        ("state/current/files", "gone", "files/gone"),
+        ("state/snapshots/clean/files", "files/a", "files/a"),
         ("state/snapshots/clean/files", "a", "files/a"),
     ],
 )
@@ -169,7 +173,7 @@ def test_a_path_into_the_mount_is_one_of_the_tree(
     monkeypatch.chdir(tmp_path / cwd)
     target, words = find_target_of_paths(tmp_path / "state", None, [word])
     assert (target.store, words) == (store, [meant])
-    if meant != word:
+    if meant != word and not word.startswith("files"):
         absolute = str(tmp_path / cwd / word)
         assert find_target_of_paths(None, store, [absolute]) == (target, [meant])
 
@@ -233,3 +237,15 @@ def test_completion_offers_names_and_labels(tmp_path: Path) -> None:
         '{"snapshots": [{"name": "2025", "labels": {"name": "old"}}, {"name": "2026"}]}'
     )
     assert known_snapshot_names(Path("state"), None) == ["latest", "2026", "2025", "old"]
+
+
+def test_a_working_directory_that_is_gone_matters_to_relative_paths_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An absolute one leads where it always did."""
+    store = make_empty_store(tmp_path / "state.store")
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert find_target(tmp_path / "state", None).store == store

@@ -43,6 +43,7 @@ def test_a_state_that_is_well_fails_no_check() -> None:
     [
         ({"mounted": False}, "mounted", "no"),
         ({"mounted": False, "stale": True}, "mounted", "statefs mount --repair"),
+        ({"worker_pid": 7, "supervisor_pid": None}, "mounted", "unmount and mount again"),
         ({"writable": False, "not_writable": "the disk is full"}, "writable", "the disk is full"),
         ({"free_bytes": 10**7}, "disk", "min_free is 95 MiB"),
         ({"unsealable": 1}, "seals", "1 cannot be sealed"),

@@ -19,10 +19,11 @@ from statefs.maintenance import steps
 from statefs.maintenance.backups import copies, copy_database
 from statefs.maintenance.repair import repair
 from statefs.maintenance.repair.losses import Report
+from statefs.maintenance.repair.schema_pages import BEGINNINGS
 from statefs.metadata.schema import PAGE_BYTES
 from tests.fixtures.make_store import EXPECTED, encode, golden, shown
 from tests.unit.engine_store import EngineStore, mirror
-from tests.unit.test_golden_stores import unpacked
+from tests.unit.test_golden_stores import VERSIONS, unpacked
 from tests.unit.test_repair import content, problems, trees, zero
 from tests.unit.test_verify import BIG, Damage, damage, sound  # noqa: F401
 
@@ -288,6 +289,32 @@ def test_a_page_that_tells_where_tables_begin(damage: Damage, has_copy: bool) ->
     report = repair(damage.layout, read_data=True)
     assert report.source == "salvage" and report.losses == []
     assert trees(damage.layout) == whole
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_where_tables_begin_in_a_store_that_was_migrated(version: int, tmp_path: Path) -> None:
+    """That depends on the format it was made with; without any copy nothing is lost, either."""
+    layout = StoreLayout(unpacked(version, tmp_path))
+    whole = trees(layout)
+    shutil.rmtree(layout.backups, ignore_errors=True)
+    connection = apsw.Connection(str(layout.meta_db))
+    tables = "SELECT name, rootpage FROM sqlite_schema WHERE type = 'table'"
+    begin: dict[str, int] = dict(connection.execute(tables).fetchall())  # type: ignore[arg-type]
+    leaves: list[Any] = connection.execute(
+        "SELECT pageno FROM dbstat WHERE name = 'sqlite_schema'"
+    ).fetchall()
+    pages = [page for (page,) in leaves]
+    connection.close()
+    assert any(begin.items() >= each.items() for each in BEGINNINGS)
+    assert len(pages) > 1
+    before = layout.meta_db.read_bytes()
+    for page in pages:
+        layout.meta_db.write_bytes(before)
+        shutil.rmtree(layout.backups, ignore_errors=True)
+        zero(layout, page - 1)
+        report = repair(layout, read_data=True)
+        assert (report.source, report.losses) == ("salvage", []), (page, report)
+        assert trees(layout) == whole
 
 
 def test_snapshots_since_the_copy_are_told_of_what_is_older(grown: Grown, tmp_path: Path) -> None:

@@ -33,11 +33,11 @@ from statefs.maintenance.repair.losses import Loss, Report
 from statefs.maintenance.repair.moments import Moments
 from statefs.maintenance.repair.object_files import Objects
 from statefs.maintenance.repair.rebuilding import Rebuilding
+from statefs.maintenance.repair.schema_pages import has_schema, put_schema_back
 from statefs.maintenance.repair.sealed import search, settle
 from statefs.maintenance.replacing import end_replacement, replace_database
 from statefs.maintenance.store import open_store
 from statefs.maintenance.verify import Problem, verify
-from statefs.metadata.connection import create_database
 from statefs.metadata.schema import APPLICATION_ID, FORMAT_VERSION
 from statefs.snapshots.documents import ChangedPaths, decode
 
@@ -130,15 +130,11 @@ class _SoundCopy(NamedTuple):
 
     Args:
         name: of its file.
-        database: a copy of it, brought to the current format.
         rows: a plain database of its rows (salvage.py), indexed.
-        is_of_this_format: whether it was of the current format before.
     """
 
     name: str
-    database: Path
     rows: Path
-    is_of_this_format: bool
 
 
 class _Repair:
@@ -267,18 +263,9 @@ class _Repair:
                 f"the store has format {version}, this statefs knows up to {FORMAT_VERSION}:"
                 " install a newer statefs"
             )
-        if (identity, version) == (0, 0) or not salvage.has_schema(path):
-            self._put_schema_back(path)
+        if (identity, version) == (0, 0) or not has_schema(path):
+            put_schema_back(path)
         return [] if found == ["ok"] else found
-
-    def _put_schema_back(self, path: Path) -> None:
-        """Take what tells of tables from a sound copy of this format, or from a new database."""
-        if self._sound_copy is not None and self._sound_copy.is_of_this_format:
-            good = self._sound_copy.database
-        else:
-            good = self._work / "empty.db"
-            create_database(good)
-        salvage.put_schema_back(path, good)
 
     @cached_property
     def _sound_copy(self) -> _SoundCopy | None:
@@ -310,8 +297,7 @@ class _Repair:
             plain.close()
         if read.troubles:
             raise CorruptStore(read.troubles[0])
-        is_of_this_format = copy.version == FORMAT_VERSION
-        return _SoundCopy(copy.path.name, layout.meta_db, rows, is_of_this_format)
+        return _SoundCopy(copy.path.name, rows)
 
     # The new database.
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import errno
 import os
-import struct
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -23,12 +22,6 @@ from statefs.snapshots.catalog import Snapshot
 
 PROBES_MAX: Final = 5_000_000
 """Numbers looked up one by one between two damaged places: some ten seconds."""
-_COUNTS: Final = slice(28, 40)
-"""Of the first page: the number of pages, the first free one, the number of those."""
-_BTREE: Final = 100
-"""Where the tree begins on the first page, after the header of the file."""
-_INTERIOR: Final = 5
-"""The kind of a page that leads to others."""
 ROWS_TOGETHER: Final = 1000
 NUMBER_MIN: Final = -(1 << 63)
 NUMBER_MAX: Final = (1 << 63) - 1
@@ -71,6 +64,7 @@ _OTHERS: Final[dict[str, Table]] = {
     "store": Table(("key", "value"), ("key",), ""),
     "snapshots": Table(Snapshot._fields, ("id",), "id"),
 }
+ALL_TABLES: Final = TABLES | _OTHERS
 _INDEXES: Final = (
     ("inodes", "ino"), ("entries", "ino"), ("entries", "parent"), ("xattrs", "ino"),
     ("extents", "ino"), ("extents", "object"), ("inline", "ino"), ("digests", "ino"),
@@ -170,7 +164,7 @@ def salvage(path: Path, plain: apsw.Connection) -> Salvaged:
     source = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
     try:
         with plain:
-            for name in (*TABLES, "store", "snapshots"):
+            for name in ALL_TABLES:
                 rows = _Reader(source, plain, name, found).read()
                 found = found._replace(rows=found.rows + rows)
     finally:
@@ -180,7 +174,7 @@ def salvage(path: Path, plain: apsw.Connection) -> Salvaged:
 
 def all_lost(trouble: str) -> Salvaged:
     """Return that nothing could be read, and why."""
-    gaps = [Gap(name, NUMBER_MIN, NUMBER_MAX) for name in (*TABLES, *_OTHERS)]
+    gaps = [Gap(name, NUMBER_MIN, NUMBER_MAX) for name in ALL_TABLES]
     return Salvaged(0, [trouble], gaps)
 
 
@@ -200,7 +194,7 @@ class _Reader:
         self._source = source
         self._name = name
         self._found = found
-        self._columns, self._order, self._number = (TABLES | _OTHERS)[name]
+        self._columns, self._order, self._number = ALL_TABLES[name]
         marks = ", ".join("?" * len(self._columns))
         self._insert: Callable[[list[tuple[Any, ...]]], object] = lambda rows: plain.executemany(
             f"INSERT INTO {name} VALUES ({marks})", rows
@@ -294,47 +288,3 @@ class _Reader:
             isinstance(value, bytes | None) if column in blobs else isinstance(value, int)
             for column, value in zip(self._columns, row, strict=True)
         )
-
-
-def has_schema(path: Path) -> bool:
-    """Return whether a database tells of its tables."""
-    try:
-        connection = apsw.Connection(str(path))
-        try:
-            return bool(connection.execute("SELECT count(*) FROM sqlite_schema").get)
-        finally:
-            connection.close()
-    except apsw.Error:
-        return False
-
-
-def put_schema_back(damaged: Path, good: Path) -> None:
-    """Give a database that does not tell of its tables the pages that do of another one.
-
-    They say where each table begins, which changes with the format only. The first one also says
-    how many pages there are and which of them are free, which SQLite finds out by itself where it
-    is not said. Source: sqlite.org/fileformat2.html, 1.3.7 and 1.5.
-
-    Args:
-        good: of the same format.
-    """
-    with good.open("rb") as source, damaged.open("r+b") as target:
-        for number in _schema_pages(source.read(PAGE_BYTES)):
-            source.seek((number - 1) * PAGE_BYTES)
-            page = bytearray(source.read(PAGE_BYTES))
-            if number == 1:
-                page[_COUNTS] = bytes(_COUNTS.stop - _COUNTS.start)
-            target.seek((number - 1) * PAGE_BYTES)
-            target.write(page)
-
-
-def _schema_pages(first: bytes) -> list[int]:
-    """Return the pages of the table of tables, which is small: the first, and leaves below it.
-
-    Source: sqlite.org/fileformat2.html, 1.6, "B-tree Pages".
-    """
-    if first[_BTREE] != _INTERIOR:
-        return [1]
-    cells, last = struct.unpack_from(">3xH3xI", first, _BTREE)
-    places = struct.unpack_from(f">{cells}H", first, _BTREE + 12)
-    return [1, *(struct.unpack_from(">I", first, place)[0] for place in places), last]

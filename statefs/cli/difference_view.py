@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from statefs.cli.output import Column, print_table
+from statefs.errors import NoSuchPath, UsageError
 from statefs.units import count_text, local_text, printable, size_text
 
 if TYPE_CHECKING:
@@ -100,15 +101,27 @@ def summary(comparison: Comparison) -> str:
 def print_contents(state: State, comparison: Comparison) -> None:
     """Print a text diff of each file whose content differs, or that one side alone has."""
     is_terminal = sys.stdout.isatty()
+    # What took the place of such a file is shown with it, as one change of what the path leads to.
+    removed = {
+        (each.path, each.raw_path)
+        for each in comparison.differences
+        if each.kind == "removed" and each.type == "file"
+    }
     for each in comparison.differences:
         is_file = each.type == "file" and each.type_before is None
+        if each.kind != "removed" and (each.path, each.raw_path) in removed:
+            continue
         if is_file and ("content" in each.changed or each.kind in ("added", "removed")):
             for line in content_lines(state, comparison, each):
                 click.echo(_coloured(line) if is_terminal else line)
 
 
 def content_lines(state: State, comparison: Comparison, each: Difference) -> Iterator[str]:
-    """Yield the lines of one file's unified diff, or one that says why there is none."""
+    """Yield the lines of one file's unified diff, or one that says why there is none.
+
+    What was added or removed is compared with what else the other side has at the path, if any:
+    where a file was renamed over another, that was removed.
+    """
     import difflib
 
     from statefs.snapshots.reports import path_bytes
@@ -118,15 +131,18 @@ def content_lines(state: State, comparison: Comparison, each: Difference) -> Ite
     if each.path_before is not None:
         before = path_bytes(each.path_before, each.raw_path_before)
     name = printable(each.path)
-    if max(each.size or 0, each.size_before or 0) > TEXT_BYTES_MAX:
+    is_large = max(each.size or 0, each.size_before or 0) > TEXT_BYTES_MAX
+    contents = []
+    if not is_large:
+        contents = [
+            _content_at(state, comparison.older, before, each.kind == "added"),
+            _content_at(state, comparison.newer, path, each.kind == "removed"),
+        ]
+        is_large = max(map(len, contents)) > TEXT_BYTES_MAX
+    if is_large:
         yield f"{name}: larger than {size_text(TEXT_BYTES_MAX)}, not compared line by line"
         return
-    texts = [
-        [] if each.kind == missing else text_of(b"".join(state.read(moment, where)))
-        for missing, moment, where in (
-            ("added", comparison.older, before), ("removed", comparison.newer, path),
-        )
-    ]  # fmt: skip
+    texts = [text_of(content) for content in contents]
     if texts[0] is None or texts[1] is None:
         yield f"{name}: binary files differ"
         return
@@ -139,6 +155,27 @@ def content_lines(state: State, comparison: Comparison, each: Difference) -> Ite
         is_text = number >= _HEADER_LINES and not line.startswith("@@")
         if is_text and not line.endswith("\n"):
             yield _NO_NEWLINE
+
+
+def _content_at(state: State, moment: str, path: bytes, may_be_missing: bool) -> bytes:
+    """Return a file's bytes, of a large one only so many as show that it is.
+
+    Args:
+        may_be_missing: return nothing where the path leads to no file.
+
+    Raises:
+        As `State.read`.
+    """
+    content = bytearray()
+    try:
+        for part in state.read(moment, path):
+            content += part
+            if len(content) > TEXT_BYTES_MAX:
+                break
+    except (NoSuchPath, UsageError):
+        if not may_be_missing:
+            raise
+    return bytes(content)
 
 
 def text_of(data: bytes) -> list[str] | None:

@@ -155,6 +155,42 @@ def test_diff_content(state: Path, capsys: Capture) -> None:
     assert refused.exit_code == 2 and "without --json" in refused.err
 
 
+def test_diff_of_a_file_that_another_one_was_renamed_over(state: Path, capsys: Capture) -> None:
+    """Renamed and removed in the list; the text diff is that of what the path leads to."""
+    with engine_of(state) as engine:
+        files = int(engine.names.lookup(TREE_ROOT, b"files").ino)
+        engine.file("f", b"old\n", files)
+        engine.file("tmp", b"new\n", files)
+        engine.save(name="b")
+        engine.names.rename(files, b"tmp", files, b"f")
+        engine.save(name="c")
+        older, newer = (each.name for each in engine.store.catalog.snapshots[-2:])
+    assert call(capsys, "diff", state, "b", "c").out.splitlines() == [
+        "D  files/f",
+        "R  files/tmp -> files/f",
+    ]
+    told = json.loads(call(capsys, "diff", state, "b", "c", "--json").out)["differences"]
+    assert [(each["kind"], each["path"], each["pathBefore"]) for each in told] == [
+        ("removed", "files/f", None), ("renamed", "files/f", "files/tmp"),
+    ]  # fmt: skip
+    assert call(capsys, "diff", state, "b", "c", "--content").out.splitlines() == [
+        f"--- {older}/files/f", f"+++ {newer}/files/f", "@@ -1 +1 @@", "-old", "+new",
+    ]  # fmt: skip
+    assert call(capsys, "diff", state, "c", "b", "--content").out.splitlines() == [
+        f"--- {newer}/files/f", f"+++ {older}/files/f", "@@ -1 +1 @@", "-new", "+old",
+    ]  # fmt: skip
+    with engine_of(state) as engine:
+        engine.data.write(engine.names.lookup(files, b"f").ino, 0, b"later")
+    assert call(capsys, "diff", state, "b", "--content").out.splitlines()[2:] == [
+        "@@ -1 +1 @@", "-old", "+later", "\\ No newline at end of file",
+    ]  # fmt: skip
+    with engine_of(state) as engine:
+        engine.data.truncate(engine.names.lookup(files, b"f").ino, 2 << 20)
+    assert call(capsys, "diff", state, "b", "--content").out == (
+        "files/f: larger than 1.0 MiB, not compared line by line\n"
+    )
+
+
 def test_what_is_text() -> None:
     """UTF-8 without zeros; each line keeps its newline, and carriage returns stay in the line."""
     assert text_of(b"a\r\nb") == ["a\r\n", "b"]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final
 
 import click
+import msgspec
 
 from statefs import api
 from statefs.api import State
@@ -91,6 +92,7 @@ def command(
     explained = list(map(explain, ending.failures))
     failed = "; ".join(text for text, _ in explained) or None
     if as_json:
+        before = ending.linked(before)
         document = {"before": plain(before), "after": ending.after and plain(ending.after)}
         document |= {"rolledBack": ending.told, "exitCode": exit_code, "error": failed}
         print_json(document, err=True)
@@ -125,6 +127,13 @@ class Ending:
             self.after = state.save(message, "try", operation=operation)
         except (StatefsError, OSError) as error:
             self.failures.append(error)
+
+    def linked(self, before: SnapshotDocument) -> SnapshotDocument:
+        """Return the snapshot before the command as it is now: it knows the one after it."""
+        if self.after is None or before.operation is None:
+            return before
+        operation = msgspec.structs.replace(before.operation, other=self.after.snapshot_id)
+        return msgspec.structs.replace(before, operation=operation)
 
     def put_back(
         self, state: State, before: SnapshotDocument, on_progress: OnProgress | None

@@ -76,6 +76,14 @@ def test_json_tells_why_there_is_no_snapshot_after_the_command(own_state: Mounte
     assert "volume app: false" in told["error"]
 
 
+def test_json_has_both_snapshots_as_they_know_each_other(own_state: MountedState) -> None:
+    """Also the first one, which was taken before there was a second."""
+    told = json.loads(own_state.run("try", own_state.state, "--json", "--", "true").stderr)
+    before, after = told["before"], told["after"]
+    assert before["operation"]["other"] == after["snapshotId"]
+    assert after["operation"]["other"] == before["snapshotId"]
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_reaches_the_command_and_what_comes_after_it_is_done(
     own_state: MountedState, number: signal.Signals

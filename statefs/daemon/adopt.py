@@ -15,6 +15,7 @@ import shutil
 import stat
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Final, Self
 
@@ -85,12 +86,13 @@ class CoveredFiles:
         return (self._fd,)
 
     def size(self) -> int:
-        """Return how many bytes the files have."""
+        """Return how many bytes the files have, as far as this user may look."""
         found = 0
         for _, _, names, folder in os.fwalk(".", dir_fd=self._fd):
             for name in names:
-                status = os.stat(name, dir_fd=folder, follow_symlinks=False)
-                found += status.st_size if stat.S_ISREG(status.st_mode) else 0
+                with suppress(OSError):  # what is wrong with it is told when it is copied
+                    status = os.stat(name, dir_fd=folder, follow_symlinks=False)
+                    found += status.st_size if stat.S_ISREG(status.st_mode) else 0
         return found
 
     def bring_in(self) -> str:

@@ -36,8 +36,11 @@ READY_SECONDS: Final = 60.0
 """How long a daemon may take to start, or to say that it is still at it: that takes a second."""
 CLOSE_SECONDS: Final = 60.0
 """How long a daemon on a leash may take to unmount and to close the store."""
-END_SECONDS: Final = 10.0
-"""How long a daemon that was not ready in time may take to end before it is killed."""
+END_SECONDS: Final = 60.0
+"""How long a daemon that was not ready in time may take to end before it is killed.
+
+More than it takes itself to end a worker that hangs, and to unmount (child.END_SECONDS, twice).
+"""
 LOG_BYTES_MAX: Final = 8 << 20
 """A log larger than this is set aside as statefs.log.1 when a daemon starts."""
 _DAEMON: Final = (sys.executable, "-P", "-m", "statefs.daemon")

@@ -19,6 +19,7 @@ at the other end is dead, even if the kernel has not let go of it yet.
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -77,7 +78,7 @@ class Working(msgspec.Struct, tag=True, frozen=True, kw_only=True):
         what: is done meanwhile, in words.
         done: how much of that.
         total: how much there is to do, None where that is not known.
-        unit: of both: `s`, `bytes`.
+        unit: of both: `seconds`, `bytes`.
     """
 
     what: str
@@ -161,9 +162,13 @@ class Channel:
         """Send a message, and descriptors that the other process gets as its own.
 
         Raises:
-            OSError: the other end is closed.
+            BrokenPipeError: the other end is closed.
+            OSError: it cannot be sent.
         """
-        socket.send_fds(self._socket, [_encoder.encode(message)], descriptors)
+        try:
+            socket.send_fds(self._socket, [_encoder.encode(message)], descriptors)
+        except ConnectionResetError as error:  # closed with something unread in it
+            raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE)) from error
 
     def receive(self) -> tuple[Message, list[int]] | None:
         """Return the next message and its descriptors, None when the other end is closed. Blocks.

@@ -46,7 +46,7 @@ class InitSystem:
         self._say(f"READY=1\nSTATUS={status}")
 
     def wait(self, seconds: float) -> None:
-        """Say that the start, or the end, goes on: it may take so long from now."""
+        """Say that the start goes on: it may take so long from now."""
         self._say(f"EXTEND_TIMEOUT_USEC={seconds * 1e6:.0f}")
 
     def alive(self) -> None:

@@ -132,7 +132,7 @@ class Tasks:
         table = self._store.volume.table
         table.forget_replaced()
         while self._store.freeing(table.reap_closed):
-            await self._give_way()
+            await self._let_others_go_first()
         if self._store.owes_documents and self._store.reserve.is_held:
             await self._alone(self._documents())  # saves and deletes write the same file
         if not self._store.reserve.hold():
@@ -157,12 +157,15 @@ class Tasks:
             await self._give_way()
         await in_threads(merging.merge_all(self._store))
 
+    async def _let_others_go_first(self) -> None:
+        await trio.sleep(FREEING_PAUSE_SECONDS if self._is_busy() else 0)
+
     async def _give_way(self) -> None:
         """Let others go first, and a long log be started anew: nobody waits for what is in it then.
 
         What is committed beside the last checkpoint is moved by it while all commits wait.
         """
-        await trio.sleep(FREEING_PAUSE_SECONDS if self._is_busy() else 0)
+        await self._let_others_go_first()
         if self._store.database.wal_pages > WAL_PAGES_RESTART:
             self._long_log.ring()
             await self._log_moved.heard()

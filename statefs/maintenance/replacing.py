@@ -61,6 +61,7 @@ def end_replacement(layout: StoreLayout) -> None:
     if not put_away or is_on_read_only(layout.root):
         return
     if layout.meta_db.exists():
+        sync_folder(layout.root)  # the new one's name first
         _note_done(layout)
         return
     for path in reversed(put_away):

@@ -118,14 +118,21 @@ class SaveOnSigterm:
             raise UsageError("only the main thread of a program can handle SIGTERM")
         self._lock = lock
         self._save = save
+        self._pid = os.getpid()
         self._handler = self._handle  # one object, to be known again
         self._previous: Any = signal.signal(signal.SIGTERM, self._handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self._lock.when_free(partial(self._save_and_go_on, number, frame))
+        if self._pid == os.getpid():
+            self._lock.when_free(partial(self._save_and_go_on, number, frame))
+        else:  # a forked child: what it remembers is old, and not its own
+            self._go_on(number, frame)
 
     def _save_and_go_on(self, number: int, frame: FrameType | None) -> None:
         self._save()
+        self._go_on(number, frame)
+
+    def _go_on(self, number: int, frame: FrameType | None) -> None:
         if callable(self._previous):
             self._previous(number, frame)
         elif self._previous != signal.SIG_IGN:

@@ -213,7 +213,9 @@ def unfinished_in(folder: Path) -> list[Unfinished]:
 
 
 def mode_problems(path: Path, mode: int) -> Iterator[Problem]:
-    """Return that others get at a file or folder, where they do."""
+    """Return that others get at a file or folder, where they do. A link has no mode of its own."""
+    if path.is_symlink():
+        return
     found = stat.S_IMODE(path.stat().st_mode)
     if found & ~mode & 0o077:
         message = f"{path}: its mode is {found:04o}, so that others get at it; {mode:04o} is right"
@@ -278,8 +280,9 @@ def repaired(
         if problem.lost:
             return _replaced(path, clock, read)
         mode = FOLDER_MODE if path.is_dir() else FILE_MODE
-        if stat.S_IMODE(path.stat().st_mode) & ~mode & 0o077:
-            os.chmod(path, mode)
+        is_link = path.is_symlink()  # what it leads to is not ours to change
+        if not is_link and stat.S_IMODE(path.stat().st_mode) & ~mode & 0o077:
+            os.chmod(path, mode, follow_symlinks=True)
             return Repair(path, f"{path}: its mode is {mode:04o} now")
         return Repair(path, f"{path}: left as it is; move it away, or put back what it was")
 

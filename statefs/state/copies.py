@@ -69,6 +69,17 @@ def copies_of(path: Path) -> list[Path]:
     return stamped_files(path.parent / FOLDER, path.stem, path.suffix)
 
 
+def all_copies(folder: Path, suffix: str) -> dict[str, list[Path]]:
+    """Return the copies in a folder by the stem of the file that each was of, there or not."""
+    found: dict[str, list[Path]] = {}
+    kept = folder / FOLDER
+    for each in sorted(kept.iterdir()) if kept.is_dir() else ():
+        hit = _NAME.fullmatch(each.name)
+        if hit and (hit["suffix"] or "") == suffix:
+            found.setdefault(hit["stem"], []).append(each)
+    return found
+
+
 def stamped_files(folder: Path, stem: str, suffix: str) -> list[Path]:
     """Return the files `STEM.TIME` with a suffix in a folder, the newest first."""
     found = []

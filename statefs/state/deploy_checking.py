@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -21,6 +22,7 @@ from statefs.state.checking import (
     Problem,
     Repair,
     audit_problems,
+    mended_audit,
     mode_problems,
     repaired,
     require_folder,
@@ -274,11 +276,10 @@ def repair_states(kind: StateKind, folder: Path, clock: Clock | None = None) -> 
             _require_unlocked(kind, problem, clock)
         if not problems:
             return []
+        done = mended_audit(folder, clock)
         with AuditLog(folder / AUDIT, clock) as audit:
-            return [
-                repaired(each, audit, clock, lambda path: read_state(kind, path))
-                for each in problems
-            ]
+            read = partial(read_state, kind)
+            return done + [repaired(each, audit, clock, read) for each in problems]
 
 
 def _require_unlocked(kind: StateKind, problem: Problem, clock: Clock) -> None:

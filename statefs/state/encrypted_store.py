@@ -18,9 +18,10 @@ from statefs.clock import Clock
 from statefs.durable import write_file
 from statefs.errors import NotInStore, StateDamaged
 from statefs.state.audit import AuditLog
-from statefs.state.copies import copies_of
+from statefs.state.copies import all_copies
 from statefs.state.documents import current_text, decoded, read_bytes
-from statefs.state.json_store import AUDIT, DocumentType, JsonStore
+from statefs.state.identifiers import name_of_file
+from statefs.state.json_store import AUDIT, SUFFIX, DocumentType, JsonStore
 from statefs.state.keyring import (
     ENCRYPTED_FORM,
     KEYRING,
@@ -136,12 +137,13 @@ class EncryptedJsonStore(JsonStore):
         self._documents.clear()
 
     def _files(self) -> Iterator[tuple[str, Path]]:
-        """Return (document, file) of all documents and copies."""
+        """Return (document, file) of all documents and copies, those of removed documents, too."""
         for document in self.names():
-            path = self._path(document)
-            yield document, path
-            for copy in copies_of(path):
-                yield document, copy
+            yield document, self._path(document)
+        for stem, copies in all_copies(self.folder, SUFFIX).items():
+            named = name_of_file(stem + SUFFIX, SUFFIX)
+            for copy in copies if named is not None else ():
+                yield str(named), copy
 
     def _sealed(self, document: str, data: bytes) -> bytes:
         return _encrypted_file(self._keyring.keys[0], document, data)

@@ -315,7 +315,11 @@ class JsonStore:
 
 def document_names(folder: Path) -> list[str]:
     """Return the names of the documents in a folder, in the order of the alphabet."""
-    names = (name_of_file(each.name, SUFFIX) for each in os.scandir(folder) if each.is_file())
+    names = (
+        name_of_file(each.name, SUFFIX)
+        for each in os.scandir(folder)
+        if each.is_file(follow_symlinks=False)
+    )
     return sorted(name for name in names if name is not None)
 
 

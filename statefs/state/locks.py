@@ -52,6 +52,7 @@ class ProcessLock:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._fd: int | None = None
+        self._pid = 0
 
     def acquire(self, wait_seconds: float = 0.0) -> None:
         """Take the lock, waiting at most so long; what a process that is gone has left is taken.
@@ -88,14 +89,15 @@ class ProcessLock:
         except BaseException:
             os.close(fd)
             raise
-        self._fd = fd
+        self._fd, self._pid = fd, os.getpid()
 
     def release(self) -> None:
-        """Let go of the lock; harmless when it is not held."""
+        """Let go of the lock; harmless when it is not held, and in a forked child."""
         if self._fd is None:
             return
-        os.ftruncate(self._fd, 0)
-        fcntl.flock(self._fd, fcntl.LOCK_UN)  # for a forked child that has a copy, too
+        if self._pid == os.getpid():
+            os.ftruncate(self._fd, 0)
+            fcntl.flock(self._fd, fcntl.LOCK_UN)  # for a forked child that has a copy, too
         os.close(self._fd)
         self._fd = None
 

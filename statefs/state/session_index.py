@@ -100,7 +100,7 @@ def session_files(folder: Path) -> dict[str, Path]:
     found = {}
     for each in os.scandir(folder):
         id_ = None if each.name == INDEX else name_of_file(each.name, SUFFIX)
-        if id_ is not None and each.is_file():
+        if id_ is not None and each.is_file(follow_symlinks=False):
             found[id_] = folder / each.name
     return found
 

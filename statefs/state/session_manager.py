@@ -207,9 +207,19 @@ class SessionManager:
         """Save the sessions that differ from what was last saved or loaded."""
         with self._mutex:
             self._require_writable()
+            failures: list[Exception] = []
             for session in list(self._sessions.values()):
-                if _digest(session) != self._saved[session.id]:
-                    self.save(session)
+                try:
+                    if _digest(session) != self._saved[session.id]:
+                        self.save(session)
+                except (
+                    OSError,
+                    UsageError,
+                    TypeError,
+                ) as error:  # the others are saved all the same
+                    failures.append(error)
+            if failures:
+                raise failures[0]
 
     def close(self) -> None:
         """Save what has changed and let go of the folder."""

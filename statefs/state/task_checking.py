@@ -18,6 +18,7 @@ from statefs.state.checking import (
     Problem,
     Repair,
     audit_problems,
+    mended_audit,
     mode_problems,
     repaired,
     require_folder,
@@ -130,8 +131,9 @@ def repair_tasks(folder: Path, clock: Clock | None = None) -> list[Repair]:
         problems = check_tasks(folder)
         if not problems:
             return []
+        done = mended_audit(folder, clock)
         with AuditLog(folder / AUDIT, clock) as audit:
-            done = _recovered(folder, audit, clock)
+            done += _recovered(folder, audit, clock)
             read = partial(read_document, form=REPORT_FORM)
             known = {repair.path for repair in done}
             rest = [problem for problem in problems if problem.path not in known]

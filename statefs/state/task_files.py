@@ -87,7 +87,7 @@ class TaskFiles:
         found = {}
         for each in os.scandir(self.tasks) if self.tasks.is_dir() else ():
             id_ = name_of_file(each.name, SUFFIX)
-            if id_ is not None and each.is_file():
+            if id_ is not None and each.is_file(follow_symlinks=False):
                 found[id_] = self.tasks / each.name
         return found
 

@@ -269,3 +269,28 @@ def test_importing_the_stores_needs_no_anyio() -> None:
     """It is an extra."""
     program = "import sys, statefs.state; sys.exit('anyio' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+@pytest.mark.usefixtures("sigterm")
+def test_a_forked_child_that_is_ended_saves_nothing(folder: Path) -> None:
+    """What it remembers is older than what its parent has saved since."""
+    reader, writer = os.pipe()
+
+    def child() -> None:
+        os.write(writer, b"ready")
+        while True:
+            signal.pause()
+
+    with opened(folder) as store:
+        store.save_on_sigterm()
+        store.save_task(Task(id="a", data={"n": 1}))
+        store.update_task(Task(id="a", data={"n": 2}))
+        pid = start(child)
+        assert os.read(reader, 9) == b"ready"
+        store.update_task(Task(id="a", data={"n": 3}))
+        store.save_state()
+        os.kill(pid, signal.SIGTERM)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGTERM
+        assert on_disk(folder) == {"a": 3}
+    os.close(reader)
+    os.close(writer)

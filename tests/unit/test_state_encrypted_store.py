@@ -83,6 +83,21 @@ def test_what_was_set_comes_back_and_no_file_shows_it(folder: Path, key: Key) ->
         assert path.stat().st_mode & 0o777 == 0o600
 
 
+def test_a_rotation_takes_the_copies_of_removed_documents_along(folder: Path, key: Key) -> None:
+    """Put back, they are opened by the new key."""
+    for number in range(2):
+        with EncryptedJsonStore(folder, key) as store:
+            store.set("a/b", "token", number)
+    with EncryptedJsonStore(folder, key) as store:
+        path = next(each for each in folder.glob("*.json"))
+        store.remove("a/b")
+        store.rotate(other_key())
+    for copy, value in zip(copies_of(path), (1, 0), strict=True):
+        copy.rename(path)
+        with EncryptedJsonStore(folder, other_key(), read_only=True) as store:
+            assert store.all("a/b") == {"token": value}
+
+
 def test_the_same_value_is_another_text_each_time(folder: Path, key: Key) -> None:
     """Nobody sees that a token is the old one again."""
     with EncryptedJsonStore(folder, key) as store:

@@ -12,6 +12,7 @@ import pytest
 
 from statefs.errors import NewerStore, NotInStore, StateDamaged, StoreLocked, UsageError
 from statefs.state import DocumentType, JsonStore
+from statefs.state.checking import check_documents, repair_documents
 from statefs.state.copies import copies_of
 from statefs.state.journal import Journal
 from tests.harness.killed_calls import Acknowledge, each_kill
@@ -318,3 +319,18 @@ def test_a_kill_during_a_migration_leaves_the_old_or_the_new_document(folder: Pa
         for copy in copies_of(path):
             copy.unlink()
         path.write_text(old)
+
+
+def test_a_link_is_no_document_and_what_it_leads_to_is_left_alone(tmp_path: Path) -> None:
+    """Neither opening nor a repair follows it, as its modes are somebody else's."""
+    folder, victim = tmp_path / "shop", tmp_path / "victim"
+    victim.write_text("{}")
+    victim.chmod(0o644)
+    with JsonStore(folder) as store:
+        store.set("settings", "a", 1)
+    (folder / "evil.json").symlink_to(victim)
+    with JsonStore(folder) as store:
+        assert store.names() == ["settings"]
+    folder.chmod(0o755)
+    assert repair_documents(folder) != [] and check_documents(folder) == []
+    assert victim.stat().st_mode & 0o777 == 0o644

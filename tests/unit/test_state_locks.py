@@ -134,3 +134,15 @@ def test_a_lock_that_a_child_of_a_dead_process_keeps_is_explained(tmp_path: Path
             ProcessLock(path).acquire()
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_a_forked_child_has_no_lock_to_let_go_of(tmp_path: Path) -> None:
+    """What it unwinds leaves the lock with its parent, who still writes."""
+    path = tmp_path / ".lock"
+    with ProcessLock(path) as lock:
+        pid = start(lock.release)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+        holder = holder_of(path)
+        assert holder is not None and holder.pid == os.getpid()
+        with pytest.raises(StoreLocked):
+            ProcessLock(path).acquire()

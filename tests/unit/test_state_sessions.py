@@ -308,3 +308,15 @@ def test_the_example_of_a_session_works(tmp_path: Path) -> None:
     with SessionManager(tmp_path / "agents", SHOP) as sessions:
         [entry] = sessions.list()
         assert sessions.get(entry.id).turns[1].response == [TextBlock("niaga")]
+
+
+def test_a_session_that_cannot_be_saved_keeps_no_other_from_being_saved(folder: Path) -> None:
+    """What the program gets to know is of the first that failed."""
+    sessions = SessionManager(folder)
+    bad, good = sessions.create("agent"), sessions.create("agent")
+    bad.title = 5  # type: ignore[assignment]  # what a program may do
+    good.title = "changed"
+    with pytest.raises(UsageError):
+        sessions.close()
+    with SessionManager(folder, read_only=True) as sessions:
+        assert sessions.load(good.id).title == "changed"

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -375,3 +376,14 @@ def test_only_our_own_mount_is_cleared_away_at_the_end(
     monkeypatch.setattr(module, "unmount", unmount)
     module._unmount_leftover(ours)
     assert unmounted == ([mount_point] if is_unmounted else [])
+
+
+def test_an_end_that_is_closed_with_something_unread_is_a_broken_pipe() -> None:
+    """As any other closed end: a worker may be killed before it has read what it was sent."""
+    ours, end = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    channel = Channel(ours)
+    channel.send(Opened())
+    end.close()
+    with pytest.raises(BrokenPipeError):
+        channel.send(Opened())
+    channel.close()

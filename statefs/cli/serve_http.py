@@ -30,7 +30,7 @@ TOKEN_LENGTH_MIN: Final = 16
     short_help="Serve a folder of Terraform or OpenTofu states over HTTP.",
     examples=[
         "statefs serve-http state/current/files/terraform --token-file ~/.tf-token",
-        "TF_HTTP_USERNAME=me TF_HTTP_PASSWORD=$(cat ~/.tf-token) terraform init",
+        "statefs serve-http /srv/terraform --token-file /etc/statefs/token --port 8090",
     ],
 )
 @click.argument("folder", type=FOLDER, metavar="FOLDER")

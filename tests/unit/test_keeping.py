@@ -88,12 +88,12 @@ async def test_an_autosave_that_fails_is_tried_again(
     """After another period, also when it failed after the epoch had ended; the mount goes on."""
     sync, calls = engine.store.sync, 0
 
-    def failing_first() -> None:
+    def failing_first(*objects: Any) -> None:
         nonlocal calls
         calls += 1
         if calls == 1:
             raise OSError(5, "the disk is gone")
-        sync()
+        sync(*objects)
 
     monkeypatch.setattr(engine.store, "sync", failing_first)
     async with keeping(engine, "autosave = true\n"):

@@ -362,10 +362,10 @@ def test_it_plans_again_where_something_has_changed(
     arguments = {"snapshot": "a", "paths": [], "force": False, "dry_run": False}
     sync, late = engine.store.sync, list[str]()
 
-    def change_and_sync() -> None:
+    def change_and_sync(*objects: Any) -> None:
         while late:
             engine.file(late.pop())
-        sync()
+        sync(*objects)
 
     monkeypatch.setattr(engine.store, "sync", change_and_sync)
     for wanted, names in ((1, []), (2, ["late"])):
